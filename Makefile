@@ -1,0 +1,102 @@
+# The verbs of the book; `make` alone lists them. All that is installed goes to .venv.
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:  # two steps at once would only fight over the cores, and mix their words
+
+VENV := .venv
+PY := $(VENV)/bin/python
+READY := $(VENV)/.ready
+BENCH_READY := $(VENV)/.ready-bench
+SITE := _build/html
+PORT ?= 8000
+
+# The first Python that is new enough; `make PYTHON=/path/to/python3` chooses another.
+PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
+	if $$python -c "$(NEW_ENOUGH)" 2>/dev/null; then echo $$python; break; fi; done)
+NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
+
+.PHONY: help book test execute tangle serve lab lint clean bench
+.PHONY: check-tangle unit chapters site pages
+
+help: ## List the verbs
+	@echo "make VERB, where VERB is one of"
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1	\2/p' $(MAKEFILE_LIST) | expand -t 12
+
+book: tangle site ## Install, write attention/, build the site, tell where it lies
+	@echo "The book is $(CURDIR)/$(SITE)/index.html"
+	@echo "Open that file in a browser, or run 'make serve'."
+
+test: lint check-tangle unit chapters site pages ## Verify all that CI verifies, in CI's order
+	@echo "All of the book is verified."
+
+execute: $(READY) ## Run the chapters and store their outputs (CHAPTERS="..." for some)
+	@$(PY) book/execute.py $(CHAPTERS)
+
+tangle: $(READY) ## Write attention/ and the README's picture from the chapters
+	@$(PY) book/tangle.py
+	@$(PY) book/_ext/first_map.py
+
+serve: $(READY) ## Serve the built site on this machine (PORT=8000)
+	@test -f $(SITE)/index.html || $(MAKE) --no-print-directory book
+	@echo "http://127.0.0.1:$(PORT)/  (Ctrl-C stops)"
+	@$(PY) -m http.server --bind 127.0.0.1 --directory $(SITE) $(PORT)
+
+lab: $(READY) ## Open the chapters in JupyterLab
+	@$(PY) -m jupyterlab book
+
+lint: $(READY) ## Check format, style and the workflows
+	@$(PY) -m ruff format --check --quiet . \
+		|| { echo "Run '$(PY) -m ruff format .' to format these files:"; \
+		     $(PY) -m ruff format --check . ; exit 1; }
+	@$(PY) -m ruff check --quiet .
+	@$(VENV)/bin/zizmor --offline --quiet .github
+	@echo "lint: format, style and workflows are clean"
+
+clean: ## Remove what was built (.venv stays)
+	@rm -rf _build build dist *.egg-info .pytest_cache .ruff_cache
+	@find attention book tests benchmarks -name __pycache__ -prune -exec rm -rf {} + \
+		2>/dev/null || true
+
+bench: $(BENCH_READY) ## Time MultiHeadAttention beside its peers (ARGS=--quick)
+	@$(PY) benchmarks/multi_head.py $(ARGS)
+
+# The other steps of `make test`; each can be called alone.
+
+check-tangle: $(READY)
+	@$(PY) book/tangle.py --check
+
+unit: $(READY)
+	@$(PY) -m pytest tests --ignore tests/site --quiet \
+		--jaxtyping-packages=attention,beartype.beartype
+
+chapters: $(READY)
+	@$(PY) -m pytest --nbval book -n 2 --dist loadscope -p no:cacheprovider --quiet
+
+site: $(READY)
+	@rm -rf _build
+	@$(VENV)/bin/jupyter-book build . -W -n --keep-going --quiet >/dev/null
+	@echo "site: built without a warning"
+
+pages: $(READY)
+	@$(PY) -m pytest tests/site --quiet
+
+# What the steps stand on: remade when the pins or the package's settings change.
+
+$(READY): requirements.txt pyproject.toml
+	@test -n "$(PYTHON)" && $(PYTHON) -c "$(NEW_ENOUGH)" 2>/dev/null || { \
+		echo "Python 3.11 or newer is needed; found: $(or $(PYTHON),none)." \
+		     "Name one: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(PYTHON) -c "import ensurepip, venv" 2>/dev/null || { \
+		echo "$(PYTHON) cannot make environments." \
+		     "On Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+	@echo "Installing into $(VENV), which takes a minute or more the first time."
+	@$(PY) -c "" 2>/dev/null || $(PYTHON) -m venv --clear $(VENV)
+	@$(PY) -m pip install -qq --disable-pip-version-check -r requirements.txt
+	@$(PY) -m pip install -qq --disable-pip-version-check \
+		--no-deps --no-build-isolation --editable .
+	@$(PY) -m pip check
+	@touch $@
+
+$(BENCH_READY): $(READY) benchmarks/requirements.txt
+	@$(PY) -m pip install -qq --disable-pip-version-check -r benchmarks/requirements.txt
+	@touch $@
