@@ -1,0 +1,406 @@
+"""Write the package from the book: book/core/causal.ipynb -> attention/core/causal.py.
+
+    python book/tangle.py           write every module
+    python book/tangle.py --check   write nothing; exit 1 unless every module is in step
+
+A chapter's cells tagged `export`, in order, are its module. Nothing is rewritten:
+imports rise to the top, the chapter's title and lead become the docstring, ruff
+formats the result. What would not make a sound package is refused, by file and cell,
+before any file changes.
+"""
+
+import argparse
+import ast
+import json
+import os
+import re
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+# Modules are tidied outside the tree, so the settings that matter are stated here.
+RUFF = [sys.executable, "-m", "ruff"]
+SETTINGS = ["--isolated", "--no-cache", "--no-respect-gitignore", "--quiet"]
+SETTINGS += ["--target-version=py311"]
+SORT = ["--select=F401,I,RUF022", "--config=lint.isort.known-first-party=['attention']"]
+LEAKS = ["--select=F821", "--ignore-noqa", "--output-format=json"]
+
+
+class Refusal(Exception):
+    """One line: where, and what must hold there."""
+
+
+@dataclass
+class Cell:
+    """An exported cell; `place` is how a refusal names it."""
+
+    place: str
+    source: str
+    tree: ast.Module
+
+
+@dataclass
+class Chapter:
+    """What a module is made of; `name` is like core/causal."""
+
+    name: str
+    title: str
+    lead: str
+    cells: list[Cell]
+
+
+def main(root: Path = ROOT, check: bool = False) -> int:
+    """Write the package, or only check it; 0 if all is well."""
+    try:
+        modules, refusals = tangle(root)
+        was = {path: path.read_bytes() if path.exists() else None for path in modules}
+        stale = [path for path in modules if was[path] != modules[path].encode()]
+        if not (check or refusals):
+            write({path: modules[path] for path in stale})
+    except (Refusal, OSError, UnicodeError) as error:
+        refusals, stale = [str(error)], []
+    for line in refusals:
+        print("refused:", line, file=sys.stderr)
+    for path in stale:
+        if check:
+            why = difference(was[path], modules[path])
+            print(f"stale: {path.relative_to(root)}{why}", file=sys.stderr)
+        elif not refusals:
+            print("wrote:", path.relative_to(root))
+    return int(bool(refusals or (check and stale)))
+
+
+def tangle(root: Path) -> tuple[dict[Path, str], list[str]]:
+    """The text of every module that the book writes, and all that speaks against it."""
+    captions = contents(root)
+    chapters, refusals = [], unlisted(root, captions)
+    for name in captions:
+        try:
+            chapters.append(read_chapter(root, name))
+        except Refusal as refusal:
+            refusals.append(str(refusal))
+    chapters = [chapter for chapter in chapters if chapter.cells]
+    refusals += [*twice(chapters), *strays(chapters, list(captions)), *leaks(chapters)]
+    if refusals:
+        return {}, refusals
+    drafts = {}
+    for chapter in chapters:
+        part, caption = chapter.name.split("/")[0], captions[chapter.name]
+        about = f"{caption}: one module for each chapter of `book/{part}`."
+        drafts.setdefault(f"{part}/__init__.py", docstring(about))
+        drafts[f"{chapter.name}.py"] = draft(chapter)
+    modules = {root / "attention" / name: text for name, text in tidy(drafts).items()}
+    return modules, orphans(root, modules)
+
+
+# Reading the book
+
+
+def contents(root: Path) -> dict[str, str]:
+    """The pages that `_toc.yml` lists (core/causal), in order, with their captions."""
+
+    def pages(node: object, caption: str) -> Iterator[tuple[str, str]]:
+        for entry in node if isinstance(node, list) else [node]:
+            if not isinstance(entry, dict):
+                raise Refusal(f"_toc.yml: must hold `key: value`, holds {entry!r}")
+            below = str(entry.get("caption", caption))
+            if page := entry.get("root") or entry.get("file"):
+                yield re.sub(r"^book/|\.(ipynb|md)$", "", str(page)), below
+            for key in ("parts", "chapters", "sections"):
+                yield from pages(entry.get(key) or [], below)
+
+    try:
+        toc = yaml.safe_load((root / "_toc.yml").read_text("utf-8"))
+    except (yaml.YAMLError, UnicodeError) as error:
+        raise Refusal(f"_toc.yml: not YAML: {' '.join(str(error).split())}") from None
+    return dict(pages(toc, ""))
+
+
+def unlisted(root: Path, listed: dict[str, str]) -> list[str]:
+    """A refusal for each notebook that the story leaves out."""
+    paths = [path.relative_to(root) for path in (root / "book").rglob("*.ipynb")]
+    paths = [path for path in sorted(paths) if ".ipynb_checkpoints" not in path.parts]
+    names = [path.relative_to("book").with_suffix("").as_posix() for path in paths]
+    return [
+        f"{path}: missing from _toc.yml"
+        for path, name in zip(paths, names, strict=True)
+        if name not in listed
+    ]
+
+
+def load(path: Path, root: Path = ROOT) -> dict:
+    """The notebook at `path`, each source as one string; a Refusal if it is none."""
+    file = path.relative_to(root)
+    try:
+        book = json.loads(path.read_text("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise Refusal(f"{file}: not JSON: {error}") from None
+    cells = book.get("cells") if isinstance(book, dict) else None
+    if not isinstance(cells, list) or book.get("nbformat") != 4:
+        raise Refusal(f"{file}: not a notebook: must be format 4 with a list of cells")
+    for number, cell in enumerate(cells, start=1):
+        if not is_cell(cell):
+            must = "must hold its type, id, metadata, source and, if code, outputs"
+            raise Refusal(f"{file}, cell {number}: not a cell: {must}")
+        cell["source"] = "".join(map(str, cell["source"]))
+    return book
+
+
+def is_cell(cell: object) -> bool:
+    """Does it hold all that the tools read?"""
+    kinds = {"cell_type": str, "id": str, "metadata": dict, "source": str | list}
+    if not isinstance(cell, dict):
+        return False
+    if cell.get("cell_type") == "code":
+        kinds["outputs"] = list
+    whole = all(isinstance(cell.get(key), kind) for key, kind in kinds.items())
+    return whole and isinstance(tags(cell), list)
+
+
+def tags(cell: dict) -> list[str]:
+    return cell["metadata"].get("tags", [])
+
+
+def place(file: Path, number: int, cell: dict) -> str:
+    """How messages name a cell; cells are counted from 1, Markdown included."""
+    return f"{file}, cell {number} ({cell['id']})"
+
+
+def read_chapter(root: Path, name: str) -> Chapter:
+    """The chapter `name`; without cells if it exports none."""
+    path = root / f"book/{name}.ipynb"
+    file = path.relative_to(root)
+    if not path.is_file():
+        if path.with_suffix(".md").is_file():
+            return Chapter(name, "", "", [])
+        raise Refusal(f"_toc.yml: lists book/{name}, but there is no such file")
+    cells = load(path, root)["cells"]
+    head = cells[0]["source"] if cells and cells[0]["cell_type"] == "markdown" else ""
+    title = re.match(r"# +(.+)", head)
+    lead = re.search(r"\n\n((?:> *\S.*(?:\n|$))+)", head)
+    if not (title and lead and lead.start() == title.end()):
+        must = "must begin with `# Title`, an empty line and a lead, `> one sentence`"
+        raise Refusal(f"{file}, cell 1: {must}")
+    exported = [
+        exported_cell(place(file, number, cell), cell)
+        for number, cell in enumerate(cells, start=1)
+        if "export" in tags(cell)
+    ]
+    if exported and not re.fullmatch(r"[a-z]\w*/[a-z]\w*", name):
+        raise Refusal(f"{file}: exports, so must be book/<part>/<chapter>.ipynb")
+    lines = re.sub(r"(?m)^> *", "", lead[1])
+    return Chapter(name, title[1].strip(), " ".join(lines.split()), exported)
+
+
+def exported_cell(place: str, cell: dict) -> Cell:
+    source = cell["source"]
+    if cell["cell_type"] != "code":
+        raise Refusal(f"{place}: tagged `export`, so must be a code cell")
+    try:
+        tree = ast.parse(source, place)
+        compile(source, place, "exec", dont_inherit=True)
+    except (SyntaxError, ValueError, RecursionError) as error:
+        why = getattr(error, "msg", str(error))
+        line = f", line {error.lineno}" if getattr(error, "lineno", None) else ""
+        raise Refusal(f"{place}: does not parse: {why}{line}") from None
+    rising = lines_of(filter(rises, tree.body))
+    if rising & lines_of(node for node in tree.body if not rises(node)):
+        raise Refusal(f"{place}: an import must not share its line with other code")
+    return Cell(place, source, tree)
+
+
+# Writing a module
+
+
+def draft(chapter: Chapter) -> str:
+    """The module as it goes to ruff."""
+    edit = f"Written by `book/{chapter.name}.ipynb`: read and change it there."
+    imports, guarded, body = [], [], []
+    for cell in chapter.cells:
+        lines = dict(enumerate(cell.source.split("\n"), start=1))
+        for node in filter(rises, cell.tree.body):
+            text = "\n".join(lines.pop(n, "") for n in sorted(lines_of([node])))
+            (guarded if isinstance(node, ast.If) else imports).append(text)
+        body.append("\n".join(lines.values()).strip("\n"))
+    public = [name for _, name in names(chapter) if not name.startswith("_")]
+    head = docstring(chapter.title, chapter.lead, edit)
+    return "\n\n".join(
+        [head, "\n".join(imports + guarded), f"__all__ = {public}", *body]
+    )
+
+
+def docstring(*paragraphs: str) -> str:
+    filled = [textwrap.fill(text, 84, break_long_words=False) for text in paragraphs]
+    text = "\n\n".join(filled) + ("\n" if len(filled) > 1 else "")
+    raw = "r" if "\\" in text else ""
+    return f'{raw}"""{text}"""\n'
+
+
+def rises(node: ast.stmt) -> bool:
+    """Does it go to the module's top: an import, or imports for the type checker?"""
+    if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+        return all(map(rises, node.body)) and not node.orelse
+    return isinstance(node, ast.Import | ast.ImportFrom)
+
+
+def lines_of(nodes: Iterator[ast.stmt]) -> set[int]:
+    return {n for node in nodes for n in range(node.lineno, node.end_lineno + 1)}
+
+
+def names(chapter: Chapter) -> Iterator[tuple[Cell, str]]:
+    """What the module defines at its top level, imports aside."""
+    for cell in chapter.cells:
+        for node in cell.tree.body:
+            for name in bound(node):
+                yield cell, name
+
+
+def bound(node: ast.stmt) -> list[str]:
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        return [node.name]
+    if not isinstance(node, ast.Assign | ast.AnnAssign):
+        return []
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+    leaves = [leaf for target in targets for leaf in ast.walk(target)]
+    leaves = [leaf for leaf in leaves if isinstance(leaf, ast.Name)]
+    return [leaf.id for leaf in leaves if isinstance(leaf.ctx, ast.Store)]
+
+
+def tidy(drafts: dict[str, str]) -> dict[str, str]:
+    """The drafts with imports sorted, unused ones dropped, all of it formatted."""
+    with TemporaryDirectory() as folder:
+        write({Path(folder, "attention", name): text for name, text in drafts.items()})
+        ruff("check", "--fix", *SORT, folder)
+        ruff("format", folder)
+        return {
+            name: Path(folder, "attention", name).read_text("utf-8") for name in drafts
+        }
+
+
+def ruff(*arguments: str) -> str:
+    command, *rest = arguments
+    check = ["--exit-zero"] if command == "check" else []
+    run = subprocess.run(
+        [*RUFF, command, *SETTINGS, *check, *rest], capture_output=True, text=True
+    )
+    if run.returncode:
+        raise Refusal(f"ruff {command}: {' '.join(run.stderr.split())}")
+    return run.stdout
+
+
+def write(texts: dict[Path, str]) -> None:
+    """Write these files whole; if one cannot be written, write none."""
+    drafts = {path: path.with_name(f".{path.name}.{os.getpid()}") for path in texts}
+    try:
+        for path, draft in drafts.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            draft.write_bytes(texts[path].encode())
+        for path, draft in drafts.items():
+            os.replace(draft, path)
+    finally:
+        for draft in drafts.values():
+            draft.unlink(missing_ok=True)
+
+
+# What is refused
+
+
+def twice(chapters: list[Chapter]) -> Iterator[str]:
+    """A public name is exported once in the book, a private one once in its chapter."""
+    first = {}
+    for chapter in chapters:
+        for cell, name in names(chapter):
+            key = (chapter.name if name.startswith("_") else "", name)
+            if key in first:
+                yield f"{cell.place}: exports `{name}` again, after {first[key]}"
+            first.setdefault(key, cell.place)
+
+
+def strays(chapters: list[Chapter], order: list[str]) -> Iterator[str]:
+    """Imports name what they take, and take it from earlier chapters."""
+    for chapter in chapters:
+        earlier = order[: order.index(chapter.name)]
+        for cell in chapter.cells:
+            for node in ast.walk(cell.tree):
+                if isinstance(node, ast.Import | ast.ImportFrom):
+                    if any(alias.name == "*" for alias in node.names):
+                        yield f"{cell.place}: star import: must name what it takes"
+                    for module in imported(node):
+                        if must := unreachable(module, earlier, order):
+                            yield f"{cell.place}: imports `{module}`: must be {must}"
+
+
+def imported(node: ast.Import | ast.ImportFrom) -> list[str]:
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    return ["." * node.level + (node.module or "")]
+
+
+def unreachable(module: str, earlier: list[str], order: list[str]) -> str:
+    """What the imported module must be instead; nothing if it will do."""
+    top, *path = module.split(".")
+    name = "/".join(path)
+    if top not in ("attention", "") or name in earlier:
+        return ""
+    if name in order:
+        return "of an earlier chapter, in the order of _toc.yml"
+    return "a chapter's, `attention.<part>.<chapter>`"
+
+
+def leaks(chapters: list[Chapter]) -> Iterator[str]:
+    """What exported cells read, exported cells define: no other cell, nor IPython."""
+    with TemporaryDirectory() as folder:
+        for number, chapter in enumerate(chapters):
+            source = "\n".join(cell.source for cell in chapter.cells)
+            Path(folder, f"{number}.py").write_text(source, "utf-8")
+        faults = json.loads(ruff("check", *LEAKS, folder) or "[]")
+    for fault in faults:
+        cells = chapters[int(Path(fault["filename"]).stem)].cells
+        row, message = fault["location"]["row"], fault["message"]
+        for cell in cells:
+            lines = cell.source.split("\n")
+            if row <= len(lines):
+                break
+            row -= len(lines)
+        if fault["code"] == "F821":
+            name = message.split("`")[1]
+            message = f"reads `{name}`, which no exported cell defines"
+            if f'"{name}"' in lines[row - 1]:  # jaxtyping's way to tell it from a type
+                message += f'; a shape of one axis starts with a space: " {name}"'
+        yield f"{cell.place}: {message}"
+
+
+def orphans(root: Path, modules: dict[Path, str]) -> list[str]:
+    """Modules that no chapter writes."""
+    package = root / "attention"
+    known = {package / "__init__.py", *modules}  # the former is written by hand
+    return [
+        f"{path.relative_to(root)}: no chapter writes it: delete it, or add its chapter"
+        for path in sorted(package.rglob("*.py"))
+        if path not in known
+    ]
+
+
+def difference(was: bytes | None, text: str) -> str:
+    """Where a stored module leaves its chapter, for the reader of an error."""
+    if was is None:
+        return ": missing"
+    old, new = was.decode(errors="replace").split("\n"), text.split("\n")
+    for number, (a, b) in enumerate(zip_longest(old, new), start=1):
+        if a != b:
+            return f", line {number}: is {a!r}, its chapter gives {b!r}"
+    return ": differs in its line ends or encoding"
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--check", action="store_true", help="write nothing")
+    sys.exit(main(check=parser.parse_args().check))
