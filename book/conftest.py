@@ -1,0 +1,141 @@
+"""How close a re-run output must be to the stored one.
+
+nbval compares outputs letter by letter, and skips pictures. Here every output is
+compared, and only floating-point numbers may differ, by rounding.
+"""
+
+import math
+import re
+from collections.abc import Iterable, Iterator
+from decimal import Decimal
+from importlib.metadata import version
+from itertools import zip_longest
+
+import pytest
+from nbval.plugin import IPyNbCell
+
+NBVAL = "0.11.0"
+RTOL, ATOL = 1e-4, 2e-4
+SVG = "image/svg+xml"
+
+# A number stands alone or before a unit; the digits in `#3b3fa0`, `0x7f`, `layer1` and
+# `2.13.0` belong to words. Matplotlib's minus is not the keyboard's.
+NUMBER = (
+    r"(?<![\w#.])[-+−]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
+    r"(?!\.\d)(?:(?!\w)|(?=(?:p[tx]|[mµn]?s|[xkMG])(?!\w)))"
+)
+TOKEN = re.compile(rf"(?P<number>{NUMBER})|\w+|\S")
+# Matplotlib names the parts of a picture by a hash of their coordinates.
+HASHED = re.compile(r"\b[A-Za-z]\w*?[0-9a-f]{10}\b")
+
+
+def pytest_configure() -> None:
+    if version("nbval") != NBVAL:
+        raise pytest.UsageError(
+            f"book/conftest.py replaces how nbval {NBVAL} compares; installed is "
+            f"{version('nbval')}: install {NBVAL}, or see that the two still fit"
+        )
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """nbval takes a cell that was never run to have the right outputs."""
+    if isinstance(item, IPyNbCell) and item.cell.execution_count is None:
+        pytest.fail("this cell was never executed: run `make execute`", pytrace=False)
+
+
+def compare_outputs(self, test: Iterable, ref: Iterable, skip_compare=None) -> bool:
+    """Takes the place of nbval's method: same call, same place for the reasons."""
+    self.comparison_traceback = list(differences(ref, test))
+    return not self.comparison_traceback
+
+
+IPyNbCell.compare_outputs = compare_outputs
+
+
+def differences(ref: Iterable[dict], new: Iterable[dict]) -> Iterator[str]:
+    """What tells the stored outputs of a cell from those of the run."""
+    ref, new = list(flat(ref)), list(flat(new))
+    kinds, new_kinds = ([kind for kind, _ in outputs] for outputs in (ref, new))
+    for kind in dict.fromkeys(kinds + new_kinds):
+        if kind.startswith("image/") and kind != SVG:
+            yield f"{kind}: a figure must be SVG, which can be compared"
+    if kinds != new_kinds:
+        yield f"stored are {listed(kinds)}; the run gives {listed(new_kinds)}"
+        return
+    for (kind, stored), (_, given) in zip(ref, new, strict=True):
+        if reason := difference(stored, given, kind):
+            yield f"{kind}: {reason}"
+
+
+def flat(outputs: Iterable[dict]) -> Iterator[tuple[str, object]]:
+    """What a cell gave, piece by piece, each with its kind."""
+    for output in outputs:
+        if output["output_type"] == "stream":
+            yield output["name"], output["text"]
+        elif output["output_type"] == "error":
+            yield "error", f"{output['ename']}: {output['evalue']}"
+        else:
+            yield from sorted(output["data"].items())
+
+
+def listed(kinds: list[str]) -> str:
+    return ", ".join(kinds) or "no outputs"
+
+
+def difference(stored: object, given: object, kind: str = "text/plain") -> str | None:
+    """What tells two outputs of one kind apart; None if it is rounding alone."""
+    if stored == given:
+        return None
+    if not (isinstance(stored, str) and isinstance(given, str)):
+        return f"stored is {stored!r}; the run gives {given!r}"
+    if kind == SVG:
+        stored, given = numbered(stored), numbered(given)
+    ref, new = (list(TOKEN.finditer(text)) for text in (stored, given))
+    if not any(is_float(token) for token in ref + new):
+        if stored == given:
+            return None
+        letters = enumerate(zip_longest(stored, given))
+        at = next(at for at, (a, b) in letters if a != b)
+        return apart(stored, at, given, at)
+    for a, b in zip_longest(ref, new):
+        if a is None or b is None or not same(a, b, kind):
+            ends = len(stored), len(given)
+            i, j = (
+                t.start() if t else end for t, end in zip((a, b), ends, strict=True)
+            )
+            return apart(stored, i, given, j)
+    return None  # how wide its columns are printed follows from a tensor's numbers
+
+
+def numbered(svg: str) -> str:
+    """The picture with its hashed names replaced by numbers, in order."""
+    names = {}
+    return HASHED.sub(lambda m: names.setdefault(m[0], f"id-{len(names)}"), svg)
+
+
+def is_float(token: re.Match) -> bool:
+    return token["number"] is not None and not token[0].lstrip("-+−").isdigit()
+
+
+def same(ref: re.Match, new: re.Match, kind: str = "text/plain") -> bool:
+    """Words and integers are equal, floats close; a picture writes 2.0 as 2, too."""
+    if ref[0] == new[0]:
+        return True
+    if not (ref["number"] and new["number"]):
+        return False
+    if kind != SVG and is_float(ref) != is_float(new):
+        return False
+    a, b = (token[0].replace("−", "-") for token in (ref, new))
+    if re.fullmatch(r"[-+]?\d+\.?", a) and re.fullmatch(r"[-+]?\d+\.?", b):
+        return Decimal(a) == Decimal(b)
+    return math.isclose(
+        float(a), float(b), rel_tol=0, abs_tol=ATOL + RTOL * abs(float(a))
+    )
+
+
+def apart(stored: str, i: int, given: str, j: int) -> str:
+    """Both texts around the place where they part."""
+    old, new = (
+        text[max(at - 40, 0) : at + 40] for text, at in ((stored, i), (given, j))
+    )
+    return f"stored is {old!r}; the run gives {new!r}"

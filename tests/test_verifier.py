@@ -1,0 +1,318 @@
+"""What must stay true of the verifier: rounding passes, and nothing else does."""
+
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SPEC = importlib.util.spec_from_file_location("verifier", ROOT / "book/conftest.py")
+verifier = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(verifier)
+
+SVG = "image/svg+xml"
+
+
+def differ(stored: str, given: str, kind: str = "text/plain") -> bool:
+    """Are they told apart, whichever of the two is stored?"""
+    answers = {
+        verifier.difference(stored, given, kind) is not None,
+        verifier.difference(given, stored, kind) is not None,
+    }
+    assert len(answers) == 1
+    return answers.pop()
+
+
+# What one text may differ in from another
+
+CLOSE = {
+    "the last digit of a float": ("0.1234", "0.1235"),
+    "a float of any size, by 1 in 10,000": ("in all 12345.6 ms", "in all 12346.5 ms"),
+    "how a float is written": ("1e-05 and 0.5000", "0.00001 and .5"),
+    "the sign of a tiny float": ("-1.0e-08", "1.0e-08"),
+    "the sign of zero": ("tensor([-0., 1.])", "tensor([0., 1.])"),
+    "the width of a tensor's columns": (
+        "tensor([[ 0.1000,  2.0000],\n        [ 0.3000, 10.0000]])",
+        "tensor([[0.1, 2.], [0.3, 10.]])",
+    ),
+    "the exponent that all of a tensor shares": (
+        "tensor([1.0000e+00, 1.0000e-08])",
+        "tensor([1., 0.])",
+    ),
+    "a float before its unit": (
+        "12.5pt, 1.50x, 3.10 ms",
+        "12.5001pt, 1.5001x, 3.1001 ms",
+    ),
+    "a float with matplotlib's minus": ("−0.25", "−0.25001"),
+    "the ends of a range": ("0.1234-0.5678", "0.1235-0.5679"),
+    "a float in HTML": (
+        '<td style="opacity:0.1234">',
+        '<td style="opacity:0.1235">',
+    ),
+}
+
+
+@pytest.mark.parametrize(("stored", "given"), CLOSE.values(), ids=CLOSE)
+def test_outputs_may_differ_in(stored, given):
+    assert stored != given
+    assert not differ(stored, given)
+
+
+APART = {
+    "a digit that rounding cannot change": ("0.1234", "0.1244"),
+    "the sign of a float": ("0.1234", "-0.1234"),
+    "an integer": ("2 heads, 0.5", "3 heads, 0.5"),
+    "a large integer by one": ("2360064 of 0.5", "2360065 of 0.5"),
+    "an integer at the end of a sentence": ("0.5 of 2360064.", "0.5 of 2360065."),
+    "an integer that became a float": ("tensor([1, 0])", "tensor([1., 0.])"),
+    "a size": ("torch.Size([2, 30000]) 0.5", "torch.Size([2, 30001]) 0.5"),
+    "a word": ("cat 0.5", "mat 0.5"),
+    "infinity": ("tensor([0.5, inf])", "tensor([0.5, -inf])"),
+    "a number that is none": ("tensor([0.5, nan])", "tensor([0.5, 0.])"),
+    "infinity and a large number": ("0.5 inf", "0.5 1e30"),
+    "a colour": ("#3b3fa0 0.5", "#3b3fa1 0.5"),
+    "a colour that could be a number": ("#0000e1 0.5", "#0000e2 0.5"),
+    "a name with a number": ("DejaVuSans-30 0.5", "DejaVuSans-31 0.5"),
+    "an address": ("0x7f1234 0.5", "0x7f1235 0.5"),
+    "a version": ("1000.5.0 and 0.5", "1000.6.0 and 0.5"),
+    "punctuation": ("[0.5, 0.5]", "[0.5 0.5]"),
+    "how many numbers there are": ("0.5 0.5", "0.5 0.5 0.5"),
+    "the space in a text without floats": ("if x:\n    y", "if x:\n  y"),
+    "a line in a text without floats": ("a\nb", "a b"),
+}
+
+
+@pytest.mark.parametrize(("stored", "given"), APART.values(), ids=APART)
+def test_outputs_must_not_differ_in(stored, given):
+    assert not differ(stored, stored)
+    assert differ(stored, given)
+
+
+def test_a_picture_may_round_its_coordinates_to_integers():
+    assert not differ('<path d="M 10 20"/>', '<path d="M 10.00001 19.99999"/>', SVG)
+    assert not differ('<path d="M -0 2.5"/>', '<path d="M 0 2.5"/>', SVG)
+    assert differ('<path d="M 10 20"/>', '<path d="M 10.1 20"/>', SVG)
+    assert differ('<path d="M 10 20"/>', '<path d="M 11 20"/>', SVG)
+
+
+def test_a_picture_may_name_its_parts_by_another_hash_but_not_mix_them_up():
+    two = '<path id="m0123456789" d="M 0.5"/><path id="pabcdef0123"/><use href="#%s"/>'
+    renamed = two.replace("m0123456789", "mfedcba9876")
+    assert not differ(two % "m0123456789", renamed % "mfedcba9876", SVG)
+    assert differ(two % "m0123456789", renamed % "pabcdef0123", SVG)
+
+
+@pytest.mark.parametrize("change", [("#3b3fa0", "#3b3fa1"), (">cat<", ">mat<")])
+def test_a_picture_must_keep_its_colours_and_words(change):
+    picture = '<path style="fill: #3b3fa0" d="M 1.5"/><text>cat</text>'
+    assert differ(picture, picture.replace(*change), SVG)
+
+
+def test_what_is_not_text_must_be_equal():
+    assert verifier.difference({"a": 1.0}, {"a": 1.0}) is None
+    assert verifier.difference({"a": 1.0}, {"a": 1.00001}) is not None
+
+
+def test_a_difference_is_shown_where_it_is():
+    text = "x" * 99 + " 0.5 and 0.25."
+    reason = verifier.difference(text, text.replace("0.25", "0.75"))
+    before = "x" * 31 + " 0.5 and "
+    assert reason == f"stored is '{before}0.25.'; the run gives '{before}0.75.'"
+
+
+# What the outputs of a cell may differ in
+
+
+def stream(text: str, name: str = "stdout") -> dict:
+    return {"output_type": "stream", "name": name, "text": text}
+
+
+def shown(**data: str) -> dict:
+    kinds = {"plain": "text/plain", "svg": SVG, "png": "image/png"}
+    data = {kinds[kind]: text for kind, text in data.items()}
+    return {"output_type": "display_data", "metadata": {}, "data": data}
+
+
+def reasons(stored: list[dict], given: list[dict]) -> list[str]:
+    return list(verifier.differences(stored, given))
+
+
+def test_equal_outputs_give_no_reason():
+    outputs = [stream("0.5\n"), shown(plain="A map.", svg="<svg/>")]
+    assert reasons(outputs, outputs) == reasons([], []) == []
+
+
+def test_a_missing_output_is_told():
+    assert reasons([], [stream("0.5")]) == [
+        "stored are no outputs; the run gives stdout"
+    ]
+    assert reasons([stream("0.5")], []) == [
+        "stored are stdout; the run gives no outputs"
+    ]
+
+
+def test_a_new_warning_is_told():
+    warned = [stream("0.5"), stream("Warning!", "stderr")]
+    assert reasons([stream("0.5")], warned) == [
+        "stored are stdout; the run gives stdout, stderr"
+    ]
+
+
+def test_another_error_is_told():
+    errors = [
+        {"output_type": "error", "ename": name, "evalue": "no", "traceback": []}
+        for name in ("ValueError", "TypeError")
+    ]
+    assert len(reasons(errors[:1], errors[1:])) == 1
+
+
+def test_a_changed_picture_is_told():
+    old, new = shown(svg='<path d="M 1.5"/>'), shown(svg='<path d="M 2.5"/>')
+    assert reasons([old], [new])[0].startswith("image/svg+xml: stored is ")
+
+
+def test_a_changed_description_is_told():
+    old, new = shown(svg="<svg/>", plain="One."), shown(svg="<svg/>", plain="Two.")
+    assert reasons([old], [new])[0].startswith("text/plain: stored is ")
+
+
+def test_a_picture_that_cannot_be_compared_is_refused_even_if_equal():
+    picture = [shown(png="iVBORw0KGgo=")]
+    assert reasons(picture, picture) == [
+        "image/png: a figure must be SVG, which can be compared"
+    ]
+
+
+def test_another_nbval_is_refused(monkeypatch):
+    monkeypatch.setattr(verifier, "NBVAL", "0.10.0")
+    with pytest.raises(pytest.UsageError, match=r"replaces how nbval 0\.10\.0"):
+        verifier.pytest_configure()
+
+
+# The whole verifier, on a copy of the book that is spoiled in one place
+
+LEFT_OUT = shutil.ignore_patterns(
+    ".git", ".venv", "_build", "build", "dist", "*.egg-info", "__pycache__", ".*_cache"
+)
+TEST = ["-m", "pytest", "-q", "-p", "no:cacheprovider"]
+TANGLE = ["book/tangle.py", "--check"]
+UNIT = [*TEST, "tests/test_book.py"]
+
+
+class Copy:
+    """The book in a folder of its own, and its chapter that runs fastest."""
+
+    def __init__(self, root: Path):
+        self.root = root
+        shutil.copytree(ROOT, root, ignore=LEFT_OUT)
+        pictured = [p for p in root.glob("book/*/*.ipynb") if "<svg" in p.read_text()]
+        self.chapter = min(pictured, key=lambda path: path.stat().st_size)
+        place = self.chapter.relative_to(root / "book").with_suffix(".py")
+        self.module = root / "attention" / place
+
+    def run(self, command: list[str]) -> tuple[bool, str]:
+        """Is this step of `make test` green, and what does it say?"""
+        env = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
+        done = subprocess.run(
+            [sys.executable, *command],
+            cwd=self.root,
+            env=env | {"PYTHONPATH": str(self.root)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        return done.returncode == 0, done.stdout
+
+    def run_chapter(self) -> tuple[bool, str]:
+        return self.run([*TEST, "--nbval", str(self.chapter), "-x"])
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory):
+    return Copy(tmp_path_factory.mktemp("copy") / "book")
+
+
+@pytest.fixture
+def spoil(copy):
+    """Change one stored output of the chapter, for one test."""
+    stored = copy.chapter.read_text()
+
+    def spoil(kind: str, change) -> None:
+        book = json.loads(stored)
+        for cell in book["cells"]:
+            for output in cell.get("outputs", []):
+                texts = output if output.get("name") == kind else output.get("data", {})
+                key = "text" if output.get("name") == kind else kind
+                text = "".join(texts.get(key, ""))
+                if text and (new := change(text)) != text:
+                    texts[key] = new
+                    if not new:
+                        cell["outputs"].remove(output)
+                    copy.chapter.write_text(json.dumps(book))
+                    return
+        pytest.fail(f"{copy.chapter.name} has no {kind} to spoil")
+
+    yield spoil
+    copy.chapter.write_text(stored)
+
+
+def another_digit(text: str, before: str = "") -> str:
+    """Another digit in the place of the first, or of the first after `before`."""
+    return re.sub(
+        rf"({before})(\d)", lambda m: m[1] + str(9 - int(m[2])), text, count=1
+    )
+
+
+def test_an_unspoiled_copy_is_green(copy):
+    for green, said in map(copy.run, (TANGLE, UNIT)):
+        assert green, said
+    green, said = copy.run_chapter()
+    assert green, said
+
+
+def test_one_changed_digit_turns_the_run_red(copy, spoil):
+    spoil("stdout", another_digit)
+    green, said = copy.run_chapter()
+    assert not green
+    assert re.search(r"stdout: stored is '.*'; the run gives '", said), said
+
+
+def test_one_changed_picture_turns_the_run_red(copy, spoil):
+    spoil(SVG, lambda svg: another_digit(svg, before=r'<path d="M '))
+    green, said = copy.run_chapter()
+    assert not green
+    assert re.search(r"image/svg\+xml: stored is '.*'; the run gives '", said), said
+
+
+def test_one_removed_output_turns_the_run_red(copy, spoil):
+    spoil("stdout", lambda text: "")
+    green, said = copy.run_chapter()
+    assert not green
+    assert "stored are no outputs; the run gives stdout" in said
+
+
+def test_a_cell_that_was_never_run_turns_the_run_red(copy, spoil):
+    spoil("stdout", lambda text: "")
+    text = copy.chapter.read_text()
+    copy.chapter.write_text(re.sub(r'("execution_count": )\d+', r"\1null", text))
+    green, said = copy.run_chapter()
+    assert not green
+    assert "this cell was never executed: run `make execute`" in said
+
+
+def test_one_edited_module_turns_the_run_red(copy):
+    stored = copy.module.read_text()
+    copy.module.write_text(stored + "# edited by hand\n")
+    try:
+        green, said = copy.run(TANGLE)
+    finally:
+        copy.module.write_text(stored)
+    assert not green
+    assert f"stale: {copy.module.relative_to(copy.root)}, line " in said
+    assert "is '# edited by hand', its chapter gives ''" in said
