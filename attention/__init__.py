@@ -1,0 +1,32 @@
+"""Attention, built: every mechanism is written by a chapter of *Building Attention*.
+
+Words are the same everywhere: `queries`, `keys`, `values`; `scores` before softmax and
+`weights` after it; `mask` is boolean and True where a query may see a key; `bias` is
+added to scores; `context` is what comes out.
+
+Letters stand for axes in einops strings and formulas:
+
+    b  batch        h  heads           g  key/value heads
+    i  queries      j  keys            d  head_dim            e  value dim
+"""
+
+from attention.core.causal import CausalAttention, causal_mask, future_leak
+from attention.core.multi_head import MultiHeadAttention, StackedHeads
+from attention.core.scaled_dot_product import SelfAttention, attend, attention_weights
+from attention.idea.attention_map import describe, show_weights
+from attention.idea.simple import simple_self_attention, softmax
+
+__all__ = [
+    "CausalAttention",
+    "MultiHeadAttention",
+    "SelfAttention",
+    "StackedHeads",
+    "attend",
+    "attention_weights",
+    "causal_mask",
+    "describe",
+    "future_leak",
+    "show_weights",
+    "simple_self_attention",
+    "softmax",
+]

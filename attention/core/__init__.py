@@ -1,0 +1,1 @@
+"""The core: one module for each chapter of `book/core`."""

@@ -1,0 +1,1 @@
+"""The idea: one module for each chapter of `book/idea`."""
