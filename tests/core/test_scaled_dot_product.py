@@ -1,0 +1,408 @@
+"""Scaled dot-product attention: the oracle, the fused call, and the module."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from attention import SelfAttention, attend, attention_weights
+
+
+def some_tensors(dtype=torch.float32, batch=(2, 3)):
+    """Queries, keys and values with another prime size on every axis."""
+    queries = torch.randn(*batch, 5, 11, dtype=dtype)
+    keys = torch.randn(*batch, 7, 11, dtype=dtype)
+    values = torch.randn(*batch, 7, 13, dtype=dtype)
+    return queries, keys, values
+
+
+def some_mask(*shape):
+    """A random mask in which every query sees at least its first key."""
+    mask = torch.rand(*shape) < 0.5
+    mask[..., 0] = True
+    return mask
+
+
+def by_loops(queries, keys, values):
+    """Equation 1 with nothing but numbers, for one sequence."""
+
+    def dot(a, b):
+        return sum(x * y for x, y in zip(a, b, strict=True))
+
+    contexts = []
+    for q in queries.tolist():
+        powers = [math.exp(dot(q, k) / math.sqrt(len(q))) for k in keys.tolist()]
+        shares = [p / sum(powers) for p in powers]
+        columns = zip(*values.tolist(), strict=True)
+        contexts.append([dot(shares, column) for column in columns])
+    return torch.tensor(contexts)
+
+
+def by_torch(queries, keys, values, **options):
+    return F.scaled_dot_product_attention(queries, keys, values, **options)
+
+
+def test_the_oracle_equals_plain_loops():
+    queries, keys, values = some_tensors(torch.float64, batch=())
+    context = attention_weights(queries, keys) @ values
+    expected = by_loops(queries, keys, values)
+    torch.testing.assert_close(context.float(), expected)
+
+
+def test_the_oracle_equals_pytorch():
+    queries, keys, values = some_tensors()
+    context = attention_weights(queries, keys) @ values
+    torch.testing.assert_close(context, by_torch(queries, keys, values))
+
+
+def test_rows_of_weights_sum_to_one():
+    queries, keys, _ = some_tensors()
+    sums = attention_weights(queries, keys).sum(dim=-1)
+    torch.testing.assert_close(sums, torch.ones(2, 3, 5))
+
+
+OPTIONS = {
+    "plain": {},
+    "mask": {"mask": some_mask(2, 3, 5, 7)},
+    "mask for all heads": {"mask": some_mask(2, 1, 5, 7)},
+    "mask for all queries": {"mask": some_mask(7)},
+    "causal": {"causal": True},
+    "causal and mask": {"causal": True, "mask": some_mask(5, 7)},
+    "bias": {"bias": torch.randn(3, 5, 7)},
+    "bias and causal": {"bias": torch.randn(3, 5, 7), "causal": True},
+    "bias and mask": {"bias": torch.randn(3, 5, 7), "mask": some_mask(5, 7)},
+    "scale": {"scale": 0.3},
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
+def test_fused_equals_by_hand(options):
+    queries, keys, values = some_tensors()
+    context = attention_weights(queries, keys, **options) @ values
+    torch.testing.assert_close(attend(queries, keys, values, **options), context)
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
+def test_fused_and_by_hand_have_the_same_gradients(options):
+    tensors = [t.requires_grad_() for t in some_tensors()]
+    queries, keys, values = tensors
+    fused = attend(queries, keys, values, **options).pow(2).sum()
+    by_hand = (attention_weights(queries, keys, **options) @ values).pow(2).sum()
+    gradients = [torch.autograd.grad(y, tensors) for y in (fused, by_hand)]
+    torch.testing.assert_close(*gradients)
+
+
+def test_the_gradient_is_right():
+    tensors = [t.requires_grad_() for t in some_tensors(torch.float64, batch=())]
+    mask = some_mask(5, 7)
+    assert torch.autograd.gradcheck(
+        lambda q, k, v: attention_weights(q, k, mask) @ v, tensors
+    )
+    assert torch.autograd.gradcheck(lambda q, k, v: attend(q, k, v, mask), tensors)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_in_half_precision_fused_errs_no_more_than_twice_by_hand(dtype):
+    tensors = some_tensors(torch.float64)
+    exact = attend(*tensors)
+    queries, keys, values = (t.to(dtype) for t in tensors)
+    fused = (attend(queries, keys, values) - exact).abs().mean()
+    by_hand = (attention_weights(queries, keys) @ values - exact).abs().mean()
+    assert fused <= 2 * by_hand
+
+
+@pytest.mark.parametrize("options", [{}, {"causal": True}, {"mask": some_mask(5, 7)}])
+def test_extreme_scores_stay_finite(options):
+    queries, keys, values = some_tensors()
+    queries, keys = 100 * queries, 100 * keys
+    assert attend(queries, keys, values, **options).isfinite().all()
+    assert attention_weights(queries, keys, **options).isfinite().all()
+
+
+def blind_mask():
+    mask = some_mask(5, 7)
+    mask[2] = False
+    return mask
+
+
+@pytest.mark.parametrize("bias", [None, torch.randn(5, 7)])
+def test_a_query_that_sees_no_key_gets_zeros_and_a_zero_gradient(bias):
+    tensors = [t.requires_grad_() for t in some_tensors()]
+    queries, keys, values = tensors
+    mask = blind_mask()
+    context = attend(queries, keys, values, mask, bias=bias)
+    weights = attention_weights(queries, keys, mask, bias=bias)
+    assert (context[:, :, 2] == 0).all()
+    assert (weights[:, :, 2] == 0).all()
+    torch.testing.assert_close(context, weights @ values)
+    for result in (context, weights):
+        for gradient in torch.autograd.grad(result.pow(2).sum(), tensors[:2]):
+            assert gradient.isfinite().all()
+            assert (gradient[:, :, 2] == 0).all() or gradient.shape == keys.shape
+
+
+def test_what_is_masked_changes_nothing():
+    queries, keys, values = some_tensors()
+    mask = torch.ones(7, dtype=torch.bool)
+    mask[4:] = False
+    seen = attend(queries, keys[..., :4, :], values[..., :4, :])
+    torch.testing.assert_close(attend(queries, keys, values, mask), seen)
+    weights = attention_weights(queries, keys, mask)
+    assert (weights[..., 4:] == 0).all()
+
+
+def test_causal_queries_are_the_last_of_the_keys():
+    queries, keys, values = some_tensors()
+    last = attend(queries[..., -1:, :], keys, values)
+    context = attend(queries, keys, values, causal=True)
+    torch.testing.assert_close(context[..., -1:, :], last)
+
+
+def test_permuted_keys_change_nothing():
+    queries, keys, values = some_tensors()
+    order = torch.randperm(7)
+    permuted = attend(queries, keys[..., order, :], values[..., order, :])
+    torch.testing.assert_close(permuted, attend(queries, keys, values))
+
+
+def test_leading_axes_broadcast():
+    queries, keys, values = some_tensors()
+    shared = attend(queries, keys[:, :1], values[:, :1])
+    repeated = attend(
+        queries, keys[:, :1].repeat(1, 3, 1, 1), values[:, :1].repeat(1, 3, 1, 1)
+    )
+    torch.testing.assert_close(shared, repeated)
+    weights = attention_weights(queries, keys[:, :1])
+    torch.testing.assert_close(shared, weights @ values[:, :1])
+
+
+def test_no_keys_give_zeros():
+    queries, keys, values = some_tensors()
+    assert (attend(queries, keys[..., :0, :], values[..., :0, :]) == 0).all()
+    assert attention_weights(queries, keys[..., :0, :]).shape == (2, 3, 5, 0)
+
+
+def test_an_empty_batch_stays_empty():
+    queries, keys, values = (t[:0] for t in some_tensors())
+    assert attend(queries, keys, values).shape == (0, 3, 5, 13)
+
+
+def test_dropout_keeps_the_expected_context():
+    queries, keys, values = some_tensors(batch=())
+    expected = attend(queries, keys, values)
+    draws = [attend(queries, keys, values, dropout_p=0.3) for _ in range(4000)]
+    mean = torch.stack(draws).mean(dim=0)
+    # the spread of a mean of 4000 draws is about 0.01 here
+    torch.testing.assert_close(mean, expected, atol=0.06, rtol=0)
+    assert not torch.equal(draws[0], draws[1])
+
+
+def test_another_score_is_not_scaled_unless_asked():
+    queries, keys, _ = some_tensors()
+
+    def distance(queries, keys):
+        return -torch.cdist(queries, keys)
+
+    expected = torch.softmax(distance(queries, keys), dim=-1)
+    weights = attention_weights(queries, keys, score=distance)
+    torch.testing.assert_close(weights, expected)
+
+
+def test_inputs_are_left_alone():
+    tensors, mask = some_tensors(), blind_mask()
+    before = [t.clone() for t in (*tensors, mask)]
+    attend(*tensors, mask, causal=True)
+    attention_weights(*tensors[:2], mask, causal=True)
+    for was, now in zip(before, (*tensors, mask), strict=True):
+        assert torch.equal(was, now)
+
+
+def change(**changes):
+    queries, keys, values = some_tensors()
+    return {"queries": queries, "keys": keys, "values": values} | changes
+
+
+BAD = {
+    "widths differ": (
+        change(keys=torch.randn(2, 3, 7, 2)),
+        "queries and keys must have one width, came 11 and 2",
+    ),
+    "no width": (
+        change(queries=torch.randn(2, 3, 5, 0), keys=torch.randn(2, 3, 7, 0)),
+        "one width, came 0 and 0",
+    ),
+    "lengths differ": (
+        change(values=torch.randn(2, 3, 2, 13)),
+        "keys and values must have one length, came=7 and 2",
+    ),
+    "batches differ": (
+        change(queries=torch.randn(5, 3, 5, 11)),
+        r"must broadcast, came=\(5, 3\), \(2, 3\), \(2, 3\)",
+    ),
+    "dtypes differ": (
+        change(keys=torch.randn(2, 3, 7, 11, dtype=torch.float64)),
+        "keys must be torch.float32 on cpu like the queries, came=torch.float64",
+    ),
+    "devices differ": (
+        change(values=torch.randn(2, 3, 7, 13, device="meta")),
+        r"values must be torch.float32 on cpu .*\(2, 3, 7, 13\) on meta",
+    ),
+    "whole numbers": (
+        change(queries=torch.ones(2, 3, 5, 11, dtype=torch.int64)),
+        r"queries must be floats \(..., length, dim\), came=torch.int64",
+    ),
+    "one axis": (
+        change(values=torch.randn(7)),
+        r"values must be floats .* came=torch.float32 \(7,\)",
+    ),
+    "mask of numbers": (
+        change(mask=torch.ones(5, 7)),
+        r"mask must be boolean \(True may see\) on cpu, came=torch.float32 \(5, 7\)",
+    ),
+    "mask on another device": (
+        change(mask=torch.ones(5, 7, dtype=torch.bool, device="meta")),
+        "on cpu, came=torch.bool .* on meta",
+    ),
+    "mask the wrong way round": (
+        change(mask=torch.ones(7, 5, dtype=torch.bool)),
+        r"mask must broadcast to \(2, 3, 5, 7\), came=\(7, 5\)",
+    ),
+    "mask with too many axes": (
+        change(mask=torch.ones(2, 2, 3, 5, 7, dtype=torch.bool)),
+        r"mask must broadcast to \(2, 3, 5, 7\)",
+    ),
+    "bias the wrong way round": (
+        change(bias=torch.randn(7, 5)),
+        r"bias must broadcast to \(2, 3, 5, 7\), came=\(7, 5\)",
+    ),
+    "bias of another dtype": (
+        change(bias=torch.randn(5, 7, dtype=torch.float64)),
+        "bias must be torch.float32 like the queries, came torch.float64",
+    ),
+    "more queries than keys": (
+        change(queries=torch.randn(2, 3, 11, 11), causal=True),
+        "no more queries than keys, came 11 and 7",
+    ),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD.values(), ids=BAD.keys())
+def test_attend_refuses_a_misfit_and_names_both_sides(as_importer, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        attend(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [pair for pair in BAD.values() if "values" not in pair[1]],
+    ids=[key for key, pair in BAD.items() if "values" not in pair[1]],
+)
+def test_the_oracle_refuses_the_same(as_importer, arguments, message):
+    message = message.replace(r"\(2, 3\), \(2, 3\)", "")
+    with pytest.raises(ValueError, match=message):
+        attention_weights(**{k: v for k, v in arguments.items() if k != "values"})
+
+
+@pytest.mark.parametrize("dropout_p", [-0.1, 1.1, math.nan])
+def test_dropout_must_be_a_probability(as_importer, dropout_p):
+    with pytest.raises(ValueError, match=f"{dropout_p=} must lie from 0 to 1"):
+        attend(*some_tensors(), dropout_p=dropout_p)
+
+
+# The module
+
+
+def some_module(**options):
+    module = SelfAttention(3, 5, **options)
+    return module, torch.randn(2, 7, 3)
+
+
+def test_the_module_equals_pytorchs_multi_head_attention_with_one_head():
+    module, x = SelfAttention(5, 5, qkv_bias=True), torch.randn(2, 7, 5)
+    peer = nn.MultiheadAttention(5, 1, batch_first=True)
+    layers = (module.W_query, module.W_key, module.W_value)
+    with torch.no_grad():
+        peer.in_proj_weight.copy_(torch.cat([layer.weight for layer in layers]))
+        peer.in_proj_bias.copy_(torch.cat([layer.bias for layer in layers]))
+        peer.out_proj.weight.copy_(torch.eye(5))
+        peer.out_proj.bias.zero_()
+    context, weights = peer(x, x, x)
+    torch.testing.assert_close(module(x), context)
+    torch.testing.assert_close(module.attention_weights(x), weights)
+
+
+def test_the_weights_of_a_module_are_those_it_uses():
+    module, x = some_module()
+    mask = blind_mask()[:, :7][torch.tensor([0, 1, 2, 3, 4, 0, 1])]
+    context = module.attention_weights(x, mask) @ module.W_value(x)
+    torch.testing.assert_close(module(x, mask), context)
+
+
+def test_a_sequence_without_a_batch_is_welcome():
+    module, x = some_module()
+    torch.testing.assert_close(module(x)[1], module(x[1]))
+
+
+def test_bias_is_off_unless_asked_for():
+    names = {name for name, _ in some_module()[0].named_parameters()}
+    assert names == {"W_query.weight", "W_key.weight", "W_value.weight"}
+    assert some_module(qkv_bias=True)[0].W_key.bias is not None
+
+
+def test_another_attend_can_be_handed_in():
+    def by_hand(queries, keys, values, mask=None):
+        return attention_weights(queries, keys, mask) @ values
+
+    module, x = some_module(attend=by_hand)
+    peer = SelfAttention(3, 5)
+    peer.load_state_dict(module.state_dict())
+    torch.testing.assert_close(module(x), peer(x))
+
+
+def test_autocast_is_no_misfit():
+    module, x = some_module()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert module(x).dtype == torch.bfloat16
+        assert module(x.bfloat16()).dtype == torch.bfloat16
+
+
+def test_a_module_with_replaced_layers_still_runs():
+    class Adapter(nn.Module):
+        def __init__(self, layer):
+            super().__init__()
+            self.inner = layer
+
+        def forward(self, x):
+            return self.inner(x)
+
+    module, x = some_module()
+    before = module(x)
+    module.W_query = Adapter(module.W_query)
+    torch.testing.assert_close(module(x), before)
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (torch.randn(7, 5), r"\(..., length, d_in=3\), came \(7, 5\)"),
+        (torch.randn(3), r"\(..., length, d_in=3\), came \(3,\)"),
+        (
+            torch.randn(7, 3, dtype=torch.float64),
+            "torch.float32 like the weights, came torch.float64",
+        ),
+        (torch.randn(7, 3, device="meta"), "must be on cpu, came on meta"),
+    ],
+)
+def test_the_module_refuses_a_misfit(as_importer, x, message):
+    module, _ = some_module()
+    for use in (module, module.attention_weights):
+        with pytest.raises(ValueError, match=message):
+            use(x)
+
+
+@pytest.mark.parametrize("sizes", [(0, 5), (3, -1), (3, 2.5)])
+def test_sizes_are_whole_and_positive(as_importer, sizes):
+    with pytest.raises(ValueError, match="must be a whole number of at least 1"):
+        SelfAttention(*sizes)

@@ -1,0 +1,117 @@
+"""Softmax and self-attention without weights."""
+
+import pytest
+import torch
+
+from attention import simple_self_attention, softmax
+
+
+def test_softmax_equals_pytorchs():
+    scores = 5 * torch.randn(2, 3, 5, 7)
+    torch.testing.assert_close(softmax(scores), torch.softmax(scores, dim=-1))
+
+
+def test_weights_are_not_negative_and_rows_sum_to_one():
+    weights = softmax(torch.randn(3, 7))
+    assert (weights >= 0).all()
+    torch.testing.assert_close(weights.sum(dim=-1), torch.ones(3))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_scores_of_any_size_stay_finite(dtype):
+    scores = torch.tensor([1e4, -1e4, 0.0], dtype=dtype)
+    assert softmax(scores).tolist() == [1.0, 0.0, 0.0]
+
+
+def test_a_shift_of_all_scores_changes_nothing():
+    scores = torch.randn(3, 7, dtype=torch.float64)
+    torch.testing.assert_close(softmax(scores + 1000), softmax(scores))
+
+
+def test_a_row_of_minus_infinity_gives_zeros_and_a_zero_gradient():
+    scores = torch.tensor([[-torch.inf] * 3, [0.0, 1.0, 2.0]], requires_grad=True)
+    weights = softmax(scores)
+    assert weights[0].tolist() == [0.0, 0.0, 0.0]
+    (1e30 * weights).sum().backward()
+    assert scores.grad[0].tolist() == [0.0, 0.0, 0.0]
+    assert scores.grad.isfinite().all()
+
+
+def test_no_keys_give_no_weights():
+    assert softmax(torch.empty(3, 0)).shape == (3, 0)
+
+
+def test_a_nan_among_the_scores_is_not_hidden():
+    weights = softmax(torch.tensor([[0.0, torch.nan], [0.0, 1.0]]))
+    assert weights[0].isnan().all()
+    assert weights[1].isfinite().all()
+
+
+def test_the_gradient_of_softmax_is_right():
+    scores = torch.randn(2, 5, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(softmax, scores)
+    assert torch.autograd.gradgradcheck(softmax, scores)
+
+
+def test_softmax_leaves_its_input_alone():
+    scores = torch.randn(3, 5)
+    before = scores.clone()
+    softmax(scores)
+    assert torch.equal(scores, before)
+
+
+@pytest.mark.parametrize(
+    ("scores", "message"),
+    [
+        (torch.ones(3, dtype=torch.int64), r"came torch.int64 of shape \(3,\)"),
+        (torch.tensor(1.0), r"came torch.float32 of shape \(\)"),
+    ],
+)
+def test_softmax_refuses_what_has_no_scores(as_importer, scores, message):
+    with pytest.raises(ValueError, match=message):
+        softmax(scores)
+
+
+def by_loops(x):
+    contexts = []
+    for query in x:
+        powers = torch.stack([query.dot(key) for key in x]).exp()
+        shares = powers / powers.sum()
+        contexts.append(sum(s * value for s, value in zip(shares, x, strict=True)))
+    return torch.stack(contexts)
+
+
+def test_simple_self_attention_equals_the_loops():
+    x = torch.randn(5, 3)
+    torch.testing.assert_close(simple_self_attention(x), by_loops(x))
+
+
+def test_a_batch_gives_each_sentence_what_it_gets_alone():
+    x = torch.randn(2, 3, 5, 7)
+    alone = torch.stack([torch.stack([*map(simple_self_attention, b)]) for b in x])
+    torch.testing.assert_close(simple_self_attention(x), alone)
+
+
+def test_permuted_tokens_give_permuted_contexts():
+    x, order = torch.randn(5, 3), torch.randperm(5)
+    permuted = simple_self_attention(x[order])
+    torch.testing.assert_close(permuted, simple_self_attention(x)[order])
+
+
+def test_equal_tokens_get_equal_contexts():
+    x = torch.randn(5, 3)
+    x[4] = x[1]
+    context = simple_self_attention(x)
+    torch.testing.assert_close(context[4], context[1])
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (torch.ones(3), r"\(..., length, d_in\), came \(3,\)"),
+        (torch.ones(3, 2, dtype=torch.int64), "came torch.int64"),
+    ],
+)
+def test_simple_self_attention_refuses_a_misfit(as_importer, x, message):
+    with pytest.raises(ValueError, match=message):
+        simple_self_attention(x)

@@ -1,0 +1,121 @@
+"""The workbench: pictures with words, what changed, exercises that answer back."""
+
+import pytest
+from matplotlib.figure import Figure
+
+from attention.idea.workbench import described, grade, step
+
+
+def drawn(figure):
+    return figure._repr_mimebundle_()[0]
+
+
+def line_figure():
+    figure = Figure()
+    figure.subplots().plot([1, 2, 3], label="a line")
+    return figure
+
+
+def test_a_described_figure_shows_as_svg_together_with_its_words():
+    bundle = drawn(described(line_figure(), "A rising line."))
+    assert set(bundle) == {"image/svg+xml", "text/plain"}
+    assert bundle["text/plain"] == "A rising line."
+    assert "<svg" in bundle["image/svg+xml"]
+
+
+def test_the_same_data_gives_the_same_bytes():
+    first, second = (drawn(described(line_figure(), "words")) for _ in range(2))
+    assert first == second
+
+
+def test_a_picture_carries_no_date_and_no_version():
+    svg = drawn(described(line_figure(), "words"))["image/svg+xml"]
+    assert "dc:date" not in svg
+    assert "matplotlib.org" not in svg
+
+
+def test_letters_in_a_picture_stay_letters():
+    figure = line_figure()
+    figure.suptitle("readable")
+    assert ">readable<" in drawn(described(figure, "words"))["image/svg+xml"]
+
+
+def test_a_figure_without_words_is_refused():
+    with pytest.raises(ValueError, match="needs a description"):
+        described(line_figure(), "  ")
+
+
+def one(x):
+    return x
+
+
+def two(x):
+    x = x + 1
+    return x
+
+
+class Before:
+    size = 3
+
+    def forward(self, x):
+        return x
+
+    def backward(self, x):
+        return x
+
+
+class After:
+    def forward(self, x):
+        return 2 * x
+
+    def backward(self, x):
+        return x
+
+
+def test_step_shows_the_lines_that_went_and_came():
+    lines = step(one, two).splitlines()
+    went, came, new, same = lines[1:]
+    assert (went, came) == ("-def one(x):", "+def two(x):")
+    assert (new, same) == ("+    x = x + 1", "     return x")
+
+
+def test_step_of_a_thing_with_itself_is_empty():
+    assert step(one, one) == ""
+
+
+def test_step_compares_classes_method_by_method():
+    lines = step(Before, After).splitlines()
+    assert "-    return x" in lines
+    assert "+    return 2 * x" in lines
+    assert not any("backward" in line for line in lines if line[0] in "+-")
+
+
+def is_double(answer):
+    if answer(2) != 4:
+        raise AssertionError("twice two is four")
+
+
+def test_grade_says_what_is_missing(capsys):
+    grade(is_double, lambda x: x)
+    assert capsys.readouterr().out == "not yet: twice two is four\n"
+
+
+def test_grade_survives_a_half_written_answer(capsys):
+    grade(is_double, lambda x: x.nothing)
+    assert capsys.readouterr().out.startswith("not yet: 'int' object has no attribute")
+
+
+def test_grade_names_an_error_that_says_nothing(capsys):
+    def stub(x):
+        raise NotImplementedError
+
+    grade(is_double, stub)
+    assert capsys.readouterr().out == "not yet: NotImplementedError\n"
+
+
+def test_grade_praises_by_name(capsys):
+    def double(x):
+        return 2 * x
+
+    grade(is_double, double)
+    assert capsys.readouterr().out == "double: passed\n"

@@ -1,0 +1,75 @@
+"""What an importer of the package can rely on."""
+
+import importlib
+import inspect
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import attention
+
+ROOT = Path(__file__).parent.parent
+MODULES = sorted(
+    ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    for path in (ROOT / "attention").glob("*/*.py")
+    if path.stem != "__init__"
+)
+
+
+def loaded_by(statement):
+    code = f"import sys; {statement}; print(*sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    return {name.split(".")[0] for name in run.stdout.split()}
+
+
+def test_importing_attention_loads_little_more_than_torch():
+    more = loaded_by("import attention") - loaded_by("import torch, fractions, secrets")
+    assert {"attention", "einops", "jaxtyping"} <= more
+    assert more <= {
+        "attention",
+        "difflib",
+        "_wadler_lindig",
+        "einops",
+        "jaxtyping",
+        "wadler_lindig",
+    }
+
+
+def test_all_public_names_can_be_imported():
+    assert attention.__all__ == sorted(attention.__all__)
+    for name in attention.__all__:
+        assert getattr(attention, name).__doc__, f"{name} says nothing of itself"
+
+
+def test_every_public_name_comes_from_a_chapter():
+    for name in attention.__all__:
+        assert getattr(attention, name).__module__ in MODULES
+
+
+def test_every_exported_function_and_class_has_a_docstring_and_hints():
+    for module in map(importlib.import_module, MODULES):
+        for name in module.__all__:
+            thing = getattr(module, name)
+            assert inspect.getdoc(thing), f"{module.__name__}.{name}"
+            target = thing.__init__ if inspect.isclass(thing) else thing
+            hints = inspect.signature(target).parameters.values()
+            bare = [p.name for p in hints if p.annotation is p.empty]
+            assert bare in ([], ["self"]), f"{module.__name__}.{name}: {bare}"
+
+
+def test_the_package_is_marked_as_typed():
+    assert (ROOT / "attention" / "py.typed").exists()
+
+
+def test_the_legend_explains_each_letter():
+    legend = attention.__doc__
+    for letter in "bhgijde":
+        assert re.search(rf"\b{letter}  \w", legend), letter
+
+
+def test_every_module_has_a_test_in_the_same_room():
+    for module in MODULES:
+        _, part, chapter = module.split(".")
+        assert (ROOT / "tests" / part / f"test_{chapter}.py").exists(), module
