@@ -1,0 +1,100 @@
+"""SVG pictures become part of the page: they follow its theme and cost no request.
+
+A picture's default ink (black, or nothing said) turns into `currentColor`, so that it
+is light on a dark page; every other colour stays. What the picture shows in words, its
+alt text, becomes the label that a screen reader speaks. Notebooks stay as they are.
+"""
+
+import re
+from pathlib import Path
+from xml.etree import ElementTree
+
+from docutils import nodes
+from sphinx.application import Sphinx
+from sphinx.util import logging
+
+logger = logging.getLogger(__name__)
+
+BLACK = re.compile(r"\b(fill|stroke): *(#000000|#000|black)(?![0-9a-z])")
+REFERENCE = re.compile(r"(url\(#|^#)([^)]+)")
+PIXELS = {"": 1.0, "px": 1.0, "pt": 4 / 3, "in": 96.0}
+
+
+def inline(svg: str, label: str, prefix: str) -> str:
+    """`svg` as a part of an HTML page, its ids told apart from others by `prefix`."""
+    root = ElementTree.fromstring(svg)  # comments and the document type are left behind
+    for parent in list(root.iter()):
+        for child in list(parent):
+            if local(child.tag) in ("metadata", "title", "style"):
+                parent.remove(child)
+    for element in root.iter():
+        element.tag = local(element.tag)
+        element.attrib = {local(name): value for name, value in element.items()}
+        follow_theme(element)
+    tell_ids_apart(root, prefix)
+    width, height = (pixels(root.get(side, "")) for side in ("width", "height"))
+    root.attrib = {
+        "viewBox": root.get("viewBox", f"0 0 {width:g} {height:g}"),
+        "width": f"{width:g}",
+        "height": f"{height:g}",
+        "style": f"--natural-width: {width:g}px",
+        "role": "img",
+        "aria-label": label,
+        "fill": "currentColor",
+        # Matplotlib says these two in a style sheet, which would reach the whole page.
+        "stroke-linejoin": "round",
+        "stroke-linecap": "butt",
+    }
+    return ElementTree.tostring(root, encoding="unicode")
+
+
+def local(name: str) -> str:
+    """`name` without its namespace: HTML knows SVG's elements and attributes."""
+    return name.rpartition("}")[2]
+
+
+def follow_theme(element: ElementTree.Element) -> None:
+    """Let black ink take the colour of the text around the picture."""
+    if style := element.get("style"):
+        element.set("style", BLACK.sub(r"\1: currentColor", style))
+    for name in ("fill", "stroke"):
+        if element.get(name) in ("#000000", "#000", "black"):
+            element.set(name, "currentColor")
+
+
+def tell_ids_apart(root: ElementTree.Element, prefix: str) -> None:
+    """Keep only ids that the picture refers to, each with `prefix` before it."""
+    used = set()
+    for element in root.iter():
+        for name, value in element.items():
+            if name != "id" and (found := REFERENCE.findall(value)):
+                used |= {target for _, target in found}
+                element.set(name, REFERENCE.sub(rf"\g<1>{prefix}\2", value))
+    for element in root.iter():
+        if (name := element.attrib.pop("id", None)) in used:
+            element.set("id", prefix + name)
+
+
+def pixels(length: str) -> float:
+    """An SVG length such as `216pt` in CSS pixels."""
+    number, unit = re.fullmatch(r"([\d.]+)([a-z]*)", length).groups()
+    return float(number) * PIXELS[unit]
+
+
+def inline_pictures(app: Sphinx, doctree: nodes.document, docname: str) -> None:
+    """Replace each SVG image of a page by the picture itself."""
+    if app.builder.format != "html":
+        return
+    pictures = [n for n in doctree.findall(nodes.image) if n["uri"].endswith(".svg")]
+    for number, node in enumerate(pictures, start=1):
+        if not node.get("alt"):
+            logger.warning("a picture has no alt text", location=node)
+        svg = Path(app.srcdir, node["uri"]).read_text(encoding="utf-8")
+        html = inline(svg, node.get("alt", ""), prefix=f"picture-{number}-")
+        html = f'<div class="picture">{html}</div>'
+        node.replace_self(nodes.raw("", html, format="html"))
+
+
+def setup(app: Sphinx) -> dict:
+    app.connect("doctree-resolved", inline_pictures)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,150 @@
+"""What must stay true of the built pages, opened in a browser from a folder."""
+
+import json
+import os
+import re
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, sync_playwright
+
+ROOT = Path(__file__).parents[2]
+SITE = ROOT / "_build" / "html"
+TOLD = re.findall(r"\b(?:root|file): *(\S+)", (ROOT / "_toc.yml").read_text())
+PAGES = [*TOLD, "search", "genindex"]
+FOUND = map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))
+CHROMIUM = next(filter(None, FOUND), None)
+
+if CHROMIUM is None:
+    absent = "Chromium is not installed: the pages are not looked at in a browser"
+    if os.environ.get("CI"):
+        pytest.fail(absent, pytrace=False)
+    pytest.skip(absent, allow_module_level=True)
+
+VIEWS = [(width, theme) for width in (390, 1280) for theme in ("light", "dark")]
+
+
+@dataclass
+class Visit:
+    """One page, how it looks in each view, and what the browser said of it."""
+
+    page: str
+    looks: dict = field(default_factory=dict)
+    errors: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+    requests: list[str] = field(default_factory=list)
+
+
+LOOK = """async () => {
+    await (window.MathJax?.startup?.promise);
+    await document.fonts.ready;
+    await new Promise(requestAnimationFrame);  // the theme hears of the new colours
+    const all = (selector) => [...document.querySelectorAll(selector)];
+    const prose = (document.querySelector("article") ?? document.body).cloneNode(true);
+    prose.querySelectorAll("pre, code, script, mjx-container").forEach(e => e.remove());
+    return {
+        theme: document.documentElement.dataset.theme,
+        overflow: document.documentElement.scrollWidth - innerWidth,
+        prose: prose.textContent,
+        formulas: all(".math").length,
+        rendered: all(".math > mjx-container").length,
+        misread: all("mjx-merror, [data-mjx-error]").map(e => e.textContent),
+        undescribed: all("img, [role=img], article svg")
+            .filter(e => !e.closest("button, mjx-container, [aria-hidden=true]"))
+            .filter(e => !(e.alt || e.getAttribute("aria-label")))
+            .map(e => e.outerHTML.slice(0, 200)),
+        inks: all(".picture svg").map(e => [
+            getComputedStyle(e).fill, getComputedStyle(e.parentNode).color]),
+        papers: all(".picture svg :not(text, tspan)")
+            .filter(e => e.closest("defs") === null)
+            .filter(e => getComputedStyle(e).fill === "rgb(255, 255, 255)")
+            .map(e => e.outerHTML.slice(0, 200)),
+        marks: all(".tag_export .cell_input")
+            .map(e => getComputedStyle(e, "::before").content),
+    };
+}"""
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture(scope="module", params=PAGES)
+def visit(request, browser: Browser) -> Visit:
+    seen = Visit(request.param)
+    page = browser.new_page()
+    page.on("request", lambda asked: seen.requests.append(asked.url))
+    page.on("requestfailed", lambda asked: seen.failed.append(asked.url))
+    page.on("pageerror", lambda error: seen.errors.append(str(error)))
+    page.on(
+        "console",
+        lambda said: seen.errors.append(said.text) if said.type == "error" else None,
+    )
+    page.goto((SITE / f"{seen.page}.html").as_uri())
+    for width, theme in VIEWS:
+        page.set_viewport_size({"width": width, "height": 844})
+        page.emulate_media(color_scheme=theme)
+        seen.looks[width, theme] = page.evaluate(LOOK)
+    page.close()
+    return seen
+
+
+@pytest.fixture
+def look(visit: Visit) -> dict:
+    """What does not change with the view."""
+    return visit.looks[VIEWS[0]]
+
+
+def test_a_page_asks_no_other_host(visit: Visit):
+    assert [u for u in visit.requests if not u.startswith(("file:", "data:"))] == []
+
+
+def test_a_page_opens_without_an_error(visit: Visit):
+    assert visit.failed == []
+    assert visit.errors == []
+
+
+def test_a_page_follows_the_readers_theme(visit: Visit):
+    for (_, theme), seen in visit.looks.items():
+        assert seen["theme"] == theme
+
+
+def test_a_page_never_scrolls_sideways(visit: Visit):
+    assert {view: seen["overflow"] for view, seen in visit.looks.items()} == (
+        dict.fromkeys(VIEWS, 0)
+    )
+
+
+def test_every_formula_is_rendered(look: dict):
+    assert look["rendered"] == look["formulas"]
+    assert look["misread"] == []
+    assert re.findall(r".*(?:\$|\\[(\[]).*", look["prose"]) == []
+
+
+def test_every_picture_is_described(look: dict):
+    assert look["undescribed"] == []
+
+
+def test_a_pictures_ink_is_the_colour_of_the_text(visit: Visit):
+    for seen in visit.looks.values():
+        for ink, text in seen["inks"]:
+            assert ink == text
+
+
+def test_no_picture_brings_white_paper(visit: Visit):
+    for seen in visit.looks.values():
+        assert seen["papers"] == []
+
+
+def test_the_cells_of_the_package_say_so(visit: Visit):
+    chapter = ROOT / f"{visit.page}.ipynb"
+    cells = json.loads(chapter.read_text())["cells"] if chapter.exists() else []
+    exported = [c for c in cells if "export" in c["metadata"].get("tags", [])]
+    for seen in visit.looks.values():
+        assert seen["marks"] == ['"in the package"'] * len(exported)
