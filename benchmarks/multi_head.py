@@ -1,0 +1,527 @@
+"""Time MultiHeadAttention beside what a user would pick instead.
+
+    python benchmarks/multi_head.py            ten minutes; writes multi_head.md, .csv
+    python benchmarks/multi_head.py --quick    two minutes; prints, writes nothing
+
+All contenders hold the same weights, and their outputs and gradients are compared
+before any is timed. A ratio above 1 means slower than the fastest of the others.
+"""
+
+import argparse
+import copy
+import csv
+import functools
+import itertools
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from harness import (
+    Patience,
+    Timing,
+    free_memory,
+    growth_exponent,
+    in_fresh_process,
+    machine,
+    peak_growth,
+    time_side_by_side,
+)
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend
+
+from attention import MultiHeadAttention
+
+WIDTH, HEADS, BATCH = 768, 12, 4
+HEAD_DIM = WIDTH // HEADS
+LENGTHS, MEMORY_LENGTHS = [256, 1024, 2048], [512, 1024, 2048, 4096, 8192]
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2}  # relative, for each token's vector
+PASSES = ["forward", "forward+backward"]
+GOAL = 1.05  # times the fastest peer
+PATIENCE_SECONDS = 20  # for each cell, to take disturbed samples again
+OURS = "MultiHeadAttention"
+CANNOT_RUN = (ImportError, RuntimeError, TypeError, ValueError)
+HERE = Path(__file__).parent
+
+Row = dict[str, Any]
+
+
+# The contenders: each is built from our module and holds the same weights.
+
+
+def ours(module: MultiHeadAttention) -> nn.Module:
+    """The module as the package gives it."""
+    return module
+
+
+def by_hand(module: MultiHeadAttention) -> nn.Module:
+    """The same module with scores, softmax and weights written out."""
+    twin = MultiHeadAttention(
+        WIDTH, WIDTH, module.context_length, 0.0, HEADS, attend=attend_by_hand
+    )
+    twin.load_state_dict(module.state_dict())
+    return twin
+
+
+def attend_by_hand(
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    mask: Tensor | None = None,
+    *,
+    causal: bool,
+    dropout_p: float,
+) -> Tensor:
+    """Causal attention as the texts write it, with PyTorch's softmax."""
+    if mask is not None or not causal or dropout_p:
+        raise ValueError("attend_by_hand must be causal, without mask and dropout")
+    scores = queries @ keys.mT * queries.shape[-1] ** -0.5
+    scores = scores.masked_fill(future(queries.shape[-2], queries.device), -torch.inf)
+    return scores.softmax(dim=-1) @ values
+
+
+@functools.lru_cache(maxsize=1)
+def future(length: int, device: torch.device) -> Tensor:
+    """True where key j comes after query i."""
+    return torch.ones(length, length, dtype=torch.bool, device=device).triu(1)
+
+
+class FusedProjection(nn.Module):
+    """One linear layer makes queries, keys and values; one fused call attends."""
+
+    def __init__(self, module: MultiHeadAttention) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(WIDTH, 3 * WIDTH, bias=False)
+        self.out_proj = nn.Linear(WIDTH, WIDTH)
+        self.qkv.load_state_dict({"weight": stacked_weights(module)})
+        self.out_proj.load_state_dict(module.out_proj.state_dict())
+
+    def forward(self, x: Tensor) -> Tensor:
+        queries, keys, values = (
+            part.unflatten(-1, (HEADS, HEAD_DIM)).transpose(1, 2)
+            for part in self.qkv(x).chunk(3, dim=-1)
+        )
+        context = F.scaled_dot_product_attention(queries, keys, values, is_causal=True)
+        return self.out_proj(context.transpose(1, 2).flatten(-2))
+
+
+class TorchAttention(nn.Module):
+    """torch.nn.MultiheadAttention in its fastest causal form.
+
+    That is: no weights asked for, `is_causal` set, and the mask which it then demands
+    but does not read kept ready as floats. It stays in training mode (its dropout is
+    0), since the special path of eval mode computes all weights and is slower.
+    """
+
+    def __init__(self, module: MultiHeadAttention) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(WIDTH, HEADS, batch_first=True)
+        weights = {
+            "in_proj_weight": stacked_weights(module),
+            "in_proj_bias": torch.zeros(3 * WIDTH),
+            "out_proj.weight": module.out_proj.weight,
+            "out_proj.bias": module.out_proj.bias,
+        }
+        self.attention.load_state_dict(weights)
+        self.mask = torch.empty(0, 0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        length = x.shape[-2]
+        if self.mask.shape[0] != length or self.mask.dtype != x.dtype:
+            self.mask = nn.Transformer.generate_square_subsequent_mask(
+                length, device=x.device, dtype=x.dtype
+            )
+        options = {"attn_mask": self.mask, "is_causal": True, "need_weights": False}
+        return self.attention(x, x, x, **options)[0]
+
+
+def x_transformers(module: MultiHeadAttention) -> nn.Module:
+    """Attention of the x-transformers package, fused; its output has no bias."""
+    try:
+        from x_transformers.x_transformers import Attention
+    except ImportError as error:
+        hint = "pip install -r benchmarks/requirements.txt"
+        raise ImportError(f"{error}: {hint}") from error
+    peer = Attention(WIDTH, heads=HEADS, dim_head=HEAD_DIM, causal=True, flash=True)
+    peer.to_q.load_state_dict(module.W_query.state_dict())
+    peer.to_k.load_state_dict(module.W_key.state_dict())
+    peer.to_v.load_state_dict(module.W_value.state_dict())
+    peer.to_out.load_state_dict({"weight": module.out_proj.weight})
+    return peer
+
+
+def stacked_weights(module: MultiHeadAttention) -> Tensor:
+    """The three projections as the one matrix (3 · width, width)."""
+    layers = (module.W_query, module.W_key, module.W_value)
+    return torch.cat([layer.weight.detach() for layer in layers])
+
+
+CONTENDERS: dict[str, Callable[[MultiHeadAttention], nn.Module]] = {
+    OURS: ours,
+    "torch.nn.MultiheadAttention": TorchAttention,
+    "fused QKV": FusedProjection,
+    "x-transformers": x_transformers,
+    "by hand": by_hand,
+}
+
+
+def reference(context_length: int) -> MultiHeadAttention:
+    """Our module in float32 on the CPU, from a seed, without a bias at its output."""
+    torch.manual_seed(123)
+    module = MultiHeadAttention(WIDTH, WIDTH, context_length, 0.0, HEADS)
+    nn.init.zeros_(module.out_proj.bias)  # x-transformers has none
+    return module
+
+
+# Time.
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One row of the table of times."""
+
+    device: str
+    dtype: str
+    direction: str
+    length: int
+
+    def __str__(self) -> str:
+        return f"{self.device} {self.dtype} {self.direction} length {self.length}"
+
+
+class Step:
+    """One contender's call on one input, forward alone or with its backward pass."""
+
+    def __init__(self, module: nn.Module, x: Tensor, backward: bool) -> None:
+        self.module, self.backward = module, backward
+        self.x = x.clone().requires_grad_(backward)
+        self.upstream = x.flip(1)
+
+    def __call__(self) -> Tensor:
+        """Run once; the gradients of the call before are dropped first."""
+        if not self.backward:
+            with torch.no_grad():
+                return self.module(self.x)
+        self.module.zero_grad(set_to_none=True)
+        self.x.grad = None
+        output = self.module(self.x)
+        output.backward(self.upstream)
+        return output.detach()
+
+    def results(self) -> list[Tensor]:
+        """The output and, after a backward pass, the gradient of the input."""
+        output = self()
+        return [output, self.x.grad] if self.backward else [output]
+
+
+def prepare(cell: Cell) -> dict[str, Step]:
+    """The calls that can run, warmed up and seen to compute the same as ours."""
+    where = {"device": cell.device, "dtype": DTYPES[cell.dtype]}
+    module, x = reference(cell.length), torch.randn(BATCH, cell.length, WIDTH)
+    steps: dict[str, Step] = {}
+    expected: list[Tensor] = []
+    for name, build in CONTENDERS.items():
+        try:
+            peer = copy.deepcopy(build(module)).to(**where)
+            step = Step(peer, x.to(**where), cell.direction != "forward")
+            results = step.results()
+        except CANNOT_RUN as error:
+            if name == OURS:
+                raise
+            say(f"  {name} cannot run: {first_line(error)}")
+            continue
+        expected = expected or results
+        compare(name, results, expected, TOLERANCE[cell.dtype])
+        steps[name] = step
+    return steps
+
+
+def compare(
+    name: str, results: list[Tensor], expected: list[Tensor], tolerance: float
+) -> None:
+    """AssertionError unless each token's vector is that of the expected result."""
+    for result, wanted in zip(results, expected, strict=True):
+        distance = (result - wanted).float().norm(dim=-1)
+        error = (distance / wanted.float().norm(dim=-1)).max().item()
+        if not error <= tolerance:  # NaN fails too
+            raise AssertionError(
+                f"{name} must compute what {OURS} computes, to {tolerance:g}; "
+                f"the relative error is {error:.1e}"
+            )
+
+
+def time_cells(cells: list[Cell], rounds: int) -> list[Row]:
+    """Rows of the CSV, one for each contender of each cell."""
+    rows = []
+    for number, cell in enumerate(cells, start=1):
+        start = time.perf_counter()
+        timings = time_side_by_side(
+            prepare(cell), rounds, cell.device, Patience(PATIENCE_SECONDS)
+        )
+        fastest = fastest_peer(timings)
+        rows += [
+            {
+                **vars(cell),
+                "batch": BATCH,
+                "contender": name,
+                "milliseconds": round(timing.median * 1e3, 3),
+                "spread": round(timing.spread * 1e3, 3),
+                "ratio": round(timing.ratio(timings[fastest]), 3),
+                "fastest": fastest,
+                "rounds": rounds,
+                "disturbed": timing.disturbed,
+            }
+            for name, timing in timings.items()
+        ]
+        ratio = timings[OURS].ratio(timings[fastest])
+        disturbed = sum(timing.disturbed for timing in timings.values())
+        seconds = time.perf_counter() - start
+        say(
+            f"[{number}/{len(cells)}] {cell}: {timings[OURS].median * 1e3:.1f} ms, "
+            f"{ratio:.2f} × {fastest}, {disturbed} samples disturbed ({seconds:.0f} s)"
+        )
+    return rows
+
+
+def fastest_peer(timings: dict[str, Timing]) -> str:
+    """The name of the fastest contender but ours."""
+    peers = {name: timing.median for name, timing in timings.items() if name != OURS}
+    return min(peers, key=peers.__getitem__)
+
+
+# Memory.
+
+
+def measure_memory(device: str, lengths: list[int]) -> list[Row]:
+    """Rows of the CSV: the peak of each contender, pass and length, in float32."""
+    if device == "cpu" and not Path("/proc/self/clear_refs").exists():
+        say("cpu memory: not measured, it needs Linux's /proc")
+        return []
+    rows = []
+    for number, name in enumerate(CONTENDERS, start=1):
+        start = time.perf_counter()
+        try:
+            peaks = in_fresh_process(memory_peaks, name, device, lengths)
+        except CANNOT_RUN as error:
+            say(f"  {name} cannot run: {first_line(error)}")
+            continue
+        place = {"device": device, "dtype": "float32", "batch": 1, "contender": name}
+        rows += [
+            {**place, "direction": direction, "length": length, "peak_mib": peak}
+            for (direction, length), peak in peaks.items()
+        ]
+        direction, length = max(peaks, key=lambda cell: cell[1])
+        seconds = time.perf_counter() - start
+        say(
+            f"[{number}/{len(CONTENDERS)}] {device} memory, {name}: {direction} "
+            f"length {length}: {peaks[direction, length]:.0f} MiB ({seconds:.0f} s)"
+        )
+    return rows
+
+
+def memory_peaks(
+    name: str, device: str, lengths: list[int]
+) -> dict[tuple[str, int], float]:
+    """MiB by pass and length, up to the length that might not fit."""
+    module = CONTENDERS[name](reference(max(lengths))).to(device)
+    peaks: dict[tuple[str, int], float] = {}
+    for direction in PASSES:
+        backward = direction != "forward"
+        Step(module, torch.randn(1, 64, WIDTH).to(device), backward)()  # load libraries
+        last = 0
+        for length in lengths:
+            # Twice the length takes four times the memory at worst; others need some.
+            if 4 * last > free_memory(device) / 3:
+                say(f"  {name}, {direction}: {length} and longer might not fit")
+                break
+            step = Step(module, torch.randn(1, length, WIDTH).to(device), backward)
+            module.zero_grad(set_to_none=True)
+            last = peak_growth(step, device)
+            peaks[direction, length] = round(last / 2**20, 2)
+    return peaks
+
+
+# The report.
+
+
+def report(rows: list[Row], machines: dict[str, str], rounds: int) -> str:
+    """The tables and what follows from them, in Markdown."""
+    parts = ["# MultiHeadAttention beside its peers", "Written by `make bench`."]
+    for device, description in machines.items():
+        times = [row for row in rows if row["device"] == device and "ratio" in row]
+        peaks = [row for row in rows if row["device"] == device and "peak_mib" in row]
+        parts += [f"## {device}", description, times_table(times)]
+        parts.append(
+            f"Milliseconds, the median of {rounds} rounds; in brackets the ratio to "
+            "the fastest peer, the median of the rounds' ratios. Spread is the "
+            f"interquartile range of {OURS}. Batch {BATCH}, width {WIDTH}, "
+            f"{HEADS} heads."
+        )
+        parts.append(verdict(times))
+        if peaks:
+            parts += [
+                memory_table(peaks),
+                "MiB at the peak, beyond the input and the weights; the weights' "
+                f"gradients, {weights_mib():.0f} MiB, are counted. Batch 1, float32. "
+                "The exponent is the slope of log(memory) over log(length): 1 is "
+                "linear, 2 quadratic.",
+            ]
+    return "\n\n".join(parts) + "\n"
+
+
+def weights_mib() -> float:
+    """The size of the parameters in float32, and so of their gradients."""
+    return sum(weight.nbytes for weight in reference(1).parameters()) / 2**20
+
+
+def times_table(rows: list[Row]) -> str:
+    """A row for each cell, a column for each contender."""
+    head = ["dtype", "pass", "length", *CONTENDERS, "spread"]
+    lines = []
+    for cell, group in cells_of(rows, "dtype", "direction", "length"):
+        by_name = {row["contender"]: row for row in group}
+        shown = [
+            f"{row['milliseconds']:.1f} ({row['ratio']:.2f})" if row else "–"
+            for row in map(by_name.get, CONTENDERS)
+        ]
+        mine = by_name[OURS]
+        spread = f"{mine['spread'] / mine['milliseconds']:.0%}"
+        lines.append([*map(str, cell), *shown, spread])
+    return table(head, lines)
+
+
+def memory_table(rows: list[Row]) -> str:
+    """A row for each pass and contender, a column for each length."""
+    lengths = sorted({row["length"] for row in rows})
+    lines = []
+    for (direction, name), group in cells_of(rows, "direction", "contender"):
+        peaks = {row["length"]: row["peak_mib"] for row in group}
+        shown = [f"{peaks[n]:.0f}" if n in peaks else "–" for n in lengths]
+        exponent = growth_exponent(peaks) if len(peaks) > 1 else math.nan
+        lines.append([direction, name, *shown, f"{exponent:.2f}"])
+    return table(["pass", "contender", *map(str, lengths), "exponent"], lines)
+
+
+def cells_of(rows: list[Row], *keys: str) -> list[tuple[tuple, list[Row]]]:
+    """The rows grouped by the values of `keys`, in the order of their first row."""
+    groups: dict[tuple, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[key] for key in keys), []).append(row)
+    return list(groups.items())
+
+
+def verdict(rows: list[Row]) -> str:
+    """In how many cells the goal is met, and where it is not."""
+    mine = [row for row in rows if row["contender"] == OURS]
+    missed = [row for row in mine if row["ratio"] > GOAL]
+    words = [
+        f"{OURS} is within {GOAL} × the fastest peer in "
+        f"{len(mine) - len(missed)} of {len(mine)} cells."
+    ]
+    for row in missed:
+        place = f"{row['dtype']} {row['direction']} {row['length']}"
+        words.append(f"Not in {place}: {row['ratio']:.2f} × {row['fastest']}.")
+    disturbed, taken = (
+        sum(row[key] for row in rows) for key in ("disturbed", "rounds")
+    )
+    if disturbed:
+        words.append(f"Other processes disturbed {disturbed} of {taken} samples.")
+    return " ".join(words)
+
+
+def table(head: list[str], lines: list[list[str]]) -> str:
+    """A Markdown table."""
+    rows = [head, ["---"] * len(head), *lines]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def write_csv(path: Path, rows: list[Row]) -> None:
+    """All rows, times and peaks; a column that a row has not stays empty."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        columns = list(dict.fromkeys(key for row in rows for key in row))
+        writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+# The command.
+
+
+def main() -> None:
+    options = arguments()
+    lengths = LENGTHS[:2] if options.quick else LENGTHS
+    memory_lengths = MEMORY_LENGTHS[:3] if options.quick else MEMORY_LENGTHS
+    machines = {device: describe(device) for device in options.devices}
+    rows: list[Row] = []
+    for device, description in machines.items():
+        say(f"{device}: {description}")
+        product = itertools.product(DTYPES, PASSES, lengths)
+        rows += time_cells([Cell(device, *cell) for cell in product], options.rounds)
+        rows += measure_memory(device, memory_lengths)
+    text = report(rows, machines, options.rounds)
+    say(f"\n{text}")
+    if not options.quick:
+        (HERE / "multi_head.md").write_text(text, encoding="utf-8")
+        write_csv(HERE / "multi_head.csv", rows)
+        say("Written: benchmarks/multi_head.md and benchmarks/multi_head.csv")
+
+
+def arguments() -> argparse.Namespace:
+    """The options of the command line; a misfit ends the program with a message."""
+    summary, _, rest = __doc__.partition("\n")
+    parser = argparse.ArgumentParser(
+        description=summary,
+        epilog=rest,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="fewer lengths and rounds, nothing written"
+    )
+    parser.add_argument(
+        "--device", choices=["cpu", "cuda"], help="only this one (default: all there)"
+    )
+    parser.add_argument(
+        "--rounds", type=int, help="samples of each contender (default: 9, quick 3)"
+    )
+    options = parser.parse_args()
+    if options.rounds is None:
+        options.rounds = 3 if options.quick else 9
+    if options.rounds < 2:
+        parser.error(f"--rounds must be at least 2, came {options.rounds}")
+    there = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    if options.device not in (None, *there):
+        parser.error(f"--device {options.device}: PyTorch sees no such device here")
+    options.devices = [options.device] if options.device else there
+    return options
+
+
+def describe(device: str) -> str:
+    """The machine, and the kernels that the fused call picks on it."""
+    picked = ", ".join(f"{name}: {backend(device, name)}" for name in DTYPES)
+    return f"{machine(device)}. The fused call picks {picked}."
+
+
+def backend(device: str, dtype: str) -> str:
+    """The name of the kernel behind scaled_dot_product_attention."""
+    size = (BATCH, HEADS, max(LENGTHS), HEAD_DIM)
+    queries = torch.zeros(size, device=device, dtype=DTYPES[dtype])
+    # PyTorch has no public way to ask.
+    choice = torch._fused_sdp_choice(queries, queries, queries, None, 0.0, True)
+    return SDPBackend(choice).name
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
+if __name__ == "__main__":
+    main()
