@@ -27,8 +27,8 @@ def future_leak(
 ) -> float:
     """How far the past moves when only the future changes; 0 means causal.
 
-    For each position, all later inputs are replaced by noise from a fixed seed. What
-    returns is the largest change of an output up to that position. `forward` must be
+    For each position, all later inputs are replaced by noise from a fixed seed. Returns
+    the largest change of an output up to that position. `forward` must be
     deterministic: call `eval()` on a module with dropout first.
     """
     length = x.shape[-2]
@@ -65,7 +65,7 @@ def causal_mask(
 
 
 def ignore_saved_mask(module: nn.Module) -> None:
-    """Let `module` load checkpoints that hold a `mask`: it is made here, not loaded."""
+    """Let `module` load checkpoints that hold a `mask`, which is not needed here."""
     module.register_load_state_dict_pre_hook(_drop_mask)
 
 

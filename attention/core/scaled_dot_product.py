@@ -1,8 +1,8 @@
 """Scaled dot-product attention
 
 Attention with queries, keys and values made by trainable matrices, and scores
-divided by the square root of their width: the form that runs in today's language
-models.
+divided by the square root of the width of the keys: the core of what runs in
+today's language models.
 
 Written by `book/core/scaled_dot_product.ipynb`: read and change it there.
 """
@@ -158,6 +158,7 @@ def attend(
     options = {"dropout_p": dropout_p, "scale": scale}
     if bias is not None:
         bias = check_bias(bias, shape, queries.dtype)
+    # The call can do this by itself:
     if mask is None and not (causal and (bias is not None or shape[-2] != shape[-1])):
         return F.scaled_dot_product_attention(
             queries, keys, values, attn_mask=bias, is_causal=causal, **options

@@ -31,7 +31,8 @@ def _as_maps(weights, queries, keys, mask, signed) -> tuple[Tensor, Tensor]:
     maps = (1e4 * maps).round() / 1e4  # so that no colour hangs on the last bit
     low, high = maps.min().item(), maps.max().item()
     if not maps.isfinite().all() or not (signed or 0 <= low <= high <= 1):
-        raise ValueError(f"weights must lie from 0 to 1, came {low=} and {high=}")
+        must = "values must be finite" if signed else "weights must lie from 0 to 1"
+        raise ValueError(f"{must}, came {low=} and {high=}")
     if mask is None:
         mask = torch.ones(sides, dtype=torch.bool)
     if mask.dtype != torch.bool:
@@ -87,7 +88,7 @@ def _draw_map(axes, table, mask, limit: float) -> None:
         for j, weight in enumerate(row):
             place = {"xy": (j + 0.03, i + 0.03), "width": 0.94, "height": 0.94}
             if not mask[i, j]:
-                hatch = {"hatch": "/////", "edgecolor": "#8a8f98", "linewidth": 0}
+                hatch = {"hatch": "///", "edgecolor": "#8a8f98", "linewidth": 0}
                 axes.add_patch(Rectangle(**place, facecolor="none", **hatch))
                 continue
             ink = _INK if weight >= 0 else _COLD

@@ -1,7 +1,7 @@
-"""Self-attention without weights
+"""Self-attention with nothing to train
 
 The simplest attention that computes its own scores: each token is compared with
-each other by a dot product, and nothing is learned yet.
+every token, itself included, by a dot product.
 
 Written by `book/idea/simple.ipynb`: read and change it there.
 """

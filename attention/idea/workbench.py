@@ -47,8 +47,8 @@ def _as_svg(figure, description, include=None, exclude=None):
 def step(before: Callable | type, after: Callable | type) -> str:
     """The lines that turn the source of `before` into that of `after`.
 
-    A line that starts with `-` goes, one that starts with `+` comes; a class is
-    compared method by method, in the order in which it defines them.
+    A line that starts with `-` goes, one that starts with `+` comes; of a class
+    the methods are compared, in the order in which it defines them.
     """
     old, new = (_source(thing).splitlines() for thing in (before, after))
     return "\n".join(list(difflib.unified_diff(old, new, lineterm="", n=1))[2:])

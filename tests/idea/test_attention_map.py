@@ -157,7 +157,7 @@ BAD = {
     "not a number": ({"weights": torch.full((3, 5), torch.nan)}, "low=nan"),
     "infinite scores": (
         {"weights": torch.full((3, 5), torch.inf), "signed": True},
-        "high=inf",
+        "values must be finite, came .*high=inf",
     ),
     "number mask": ({"mask": torch.ones(3, 5)}, "boolean .*came torch.float32"),
     "wrong mask": (
