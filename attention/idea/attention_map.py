@@ -142,7 +142,11 @@ def show_weights(
     in two inks on a scale centred on zero. Needs matplotlib, the extra `maps`.
     """
     maps, mask = _as_maps(weights, queries, keys, mask, signed)
-    from matplotlib.figure import Figure
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError:
+        hint = "maps are drawn by matplotlib: pip install 'building-attention[maps]'"
+        raise ModuleNotFoundError(hint) from None
 
     cell = 0.48 if max(len(queries), len(keys)) <= 8 else 0.22
     width, height = cell * len(keys) + 0.9, cell * len(queries) + 0.9

@@ -60,14 +60,20 @@ def test_the_description_says_that_cells_are_forbidden():
     assert "Hatched" in describe(some_weights(), QUERIES, KEYS, mask=mask)
 
 
-def test_the_description_needs_no_matplotlib():
-    code = (
-        "import sys; sys.modules['matplotlib'] = None\n"
-        "import torch, attention\n"
-        "print(attention.describe(torch.ones(1, 1), ['q'], ['k']))"
-    )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+WITHOUT_MATPLOTLIB = """
+import sys
+sys.modules["matplotlib"] = None
+import torch, attention
+print(attention.describe(torch.ones(1, 1), ["q"], ["k"]))
+attention.show_weights(torch.ones(1, 1), ["q"], ["k"])
+"""
+
+
+def test_without_matplotlib_maps_are_described_and_drawing_says_what_is_missing():
+    command = [sys.executable, "-c", WITHOUT_MATPLOTLIB]
+    run = subprocess.run(command, capture_output=True, text=True)
     assert "q → k 1.00" in run.stdout, run.stderr
+    assert "pip install 'building-attention[maps]'" in run.stderr
 
 
 def test_the_picture_carries_the_description():

@@ -61,8 +61,12 @@ LOOK = """async () => {
             .filter(e => e.closest("defs") === null)
             .filter(e => getComputedStyle(e).fill === "rgb(255, 255, 255)")
             .map(e => e.outerHTML.slice(0, 200)),
-        marks: all(".tag_export .cell_input")
-            .map(e => getComputedStyle(e, "::before").content),
+        // Folded code says it on the line that unfolds it.
+        marks: all(".tag_export .cell_input").map(e => {
+            const fold = e.closest("details")?.querySelector("summary");
+            return fold ? getComputedStyle(fold, "::after").content
+                : getComputedStyle(e, "::before").content;
+        }),
     };
 }"""
 
