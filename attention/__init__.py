@@ -11,6 +11,8 @@ Letters stand for axes in einops strings and formulas:
 """
 
 from attention.core.causal import CausalAttention, causal_mask, future_leak
+from attention.core.cross import CrossAttention
+from attention.core.masks import combine, document_mask, padding_mask
 from attention.core.multi_head import MultiHeadAttention, StackedHeads
 from attention.core.scaled_dot_product import SelfAttention, attend, attention_weights
 from attention.idea.attention_map import describe, show_weights
@@ -18,14 +20,18 @@ from attention.idea.simple import simple_self_attention, softmax
 
 __all__ = [
     "CausalAttention",
+    "CrossAttention",
     "MultiHeadAttention",
     "SelfAttention",
     "StackedHeads",
     "attend",
     "attention_weights",
     "causal_mask",
+    "combine",
     "describe",
+    "document_mask",
     "future_leak",
+    "padding_mask",
     "show_weights",
     "simple_self_attention",
     "softmax",

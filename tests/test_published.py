@@ -40,10 +40,14 @@ def projections():
     return [X @ torch.rand(3, 2) for _ in range(3)]
 
 
+def article_sentence():
+    place = torch.tensor([0, 4, 5, 2, 1, 3])
+    return seeded(123, nn.Embedding, 6, 16)(place).detach()
+
+
 def article(*shapes):
     """The article's sentence, projected by random matrices drawn in a row."""
-    place = torch.tensor([0, 4, 5, 2, 1, 3])
-    sentence = seeded(123, nn.Embedding, 6, 16)(place).detach()
+    sentence = article_sentence()
     torch.manual_seed(123)
     return [sentence @ torch.rand(*shape).mT for shape in shapes]
 
@@ -79,6 +83,15 @@ def products():
     ]
     a = torch.tensor(a).view(2, 3, 4)
     return a @ a.mT
+
+
+def two_sequences():
+    """Queries of the article's sentence, keys of the eight random tokens after it."""
+    torch.manual_seed(123)
+    _, W_key, _ = (torch.rand(d, 16) for d in (24, 24, 28))
+    other = torch.rand(8, 16)
+    (queries,) = article((24, 16))
+    return queries, other @ W_key.T
 
 
 def three_heads():
@@ -131,15 +144,15 @@ OURS = {
     "companion-131": lambda: seeded(123, MultiHeadAttention, 3, 2, 6, 0.0, 2)(BATCH),
     "companion-138": products,
     "companion-140": products,
-    "article-embed": lambda: seeded(123, nn.Embedding, 6, 16)(
-        torch.tensor([0, 4, 5, 2, 1, 3])
-    ),
+    "article-embed": article_sentence,
     "article-omega2": lambda: (lambda q, k: k @ q[1])(*article((24, 16), (24, 16))),
     "article-alpha2": lambda: attention_weights(*article((24, 16), (24, 16)))[1],
     "article-z2": lambda: (lambda q, k, v: attention_weights(q, k)[1] @ v)(
         *article((24, 16), (24, 16), (28, 16))
     ),
     "article-mh-weights-row2": lambda: attention_weights(*three_heads())[:, 1],
+    "article-cross-scores": lambda: (lambda q, k: k @ q[1])(*two_sequences()),
+    "article-cross-weights": lambda: attention_weights(*two_sequences())[1],
     "gpt2-parameters": lambda: torch.tensor(
         [sum(p.numel() for p in MultiHeadAttention(768, 768, 1, 0.0, 12).parameters())]
     ),
