@@ -12,6 +12,7 @@ Letters stand for axes in einops strings and formulas:
 
 from attention.core.causal import CausalAttention, causal_mask, future_leak
 from attention.core.cross import CrossAttention
+from attention.core.gpt2 import convert, fill, load_safetensors
 from attention.core.masks import combine, document_mask, padding_mask
 from attention.core.multi_head import MultiHeadAttention, StackedHeads
 from attention.core.scaled_dot_product import SelfAttention, attend, attention_weights
@@ -28,9 +29,12 @@ __all__ = [
     "attention_weights",
     "causal_mask",
     "combine",
+    "convert",
     "describe",
     "document_mask",
+    "fill",
     "future_leak",
+    "load_safetensors",
     "padding_mask",
     "show_weights",
     "simple_self_attention",

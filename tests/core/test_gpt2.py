@@ -1,0 +1,458 @@
+"""Checkpoints of attention: four layouts, read whole or not at all."""
+
+import itertools
+import math
+import re
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from attention import (
+    CrossAttention,
+    MultiHeadAttention,
+    attention_weights,
+    causal_mask,
+    convert,
+    fill,
+    load_safetensors,
+)
+
+LAYOUTS = ["ours", "torch", "gpt2", "separate"]
+FUSED = ["torch", "gpt2"]
+PAIRS = list(itertools.product(LAYOUTS, LAYOUTS))
+
+
+def some_module(d_in=22, d_out=22, qkv_bias=True):
+    """Eleven heads of width two, and biases that are not zero."""
+    module = MultiHeadAttention(d_in, d_out, 7, 0.0, 11, qkv_bias)
+    for name, parameter in module.named_parameters():
+        if name.endswith("bias"):
+            nn.init.normal_(parameter)
+    return module.requires_grad_(False)
+
+
+def attended(queries, keys, values):
+    """Causal attention with eleven heads, cut without einops."""
+    cut = (x.unflatten(-1, (11, 2)).transpose(-3, -2) for x in (queries, keys, values))
+    queries, keys, values = cut
+    context = attention_weights(queries, keys, causal=True) @ values
+    return context.transpose(-3, -2).flatten(-2)
+
+
+def as_gpt2(state, x):
+    """What the released code computes: products from the right, then three parts."""
+    parts = (x @ state["c_attn.weight"] + state["c_attn.bias"]).split(22, dim=-1)
+    return attended(*parts) @ state["c_proj.weight"] + state["c_proj.bias"]
+
+
+def as_separate(state, x):
+    def project(x, name):
+        bias = state.get(f"{name}_proj.bias")
+        return nn.functional.linear(x, state[f"{name}_proj.weight"], bias)
+
+    return project(attended(*(project(x, name) for name in "qkv")), "o")
+
+
+def as_torch(state, x):
+    bias = "in_proj_bias" in state
+    module = nn.MultiheadAttention(22, 11, bias=bias, batch_first=True)
+    module.load_state_dict(state)
+    return module(x, x, x, attn_mask=~causal_mask(x.shape[1]))[0]
+
+
+def as_ours(state, x):
+    module = some_module(x.shape[-1], 22, qkv_bias="W_query.bias" in state)
+    module.load_state_dict(state)
+    return module(x)
+
+
+FORWARD = {
+    "ours": as_ours,
+    "torch": as_torch,
+    "gpt2": as_gpt2,
+    "separate": as_separate,
+}
+
+
+def assert_same_bits(state, other):
+    assert state.keys() == other.keys()
+    for name, tensor in state.items():
+        assert tensor.dtype == other[name].dtype
+        assert torch.equal(tensor, other[name]), name
+
+
+def in_layout(layout, qkv_bias=True):
+    return convert(some_module(qkv_bias=qkv_bias).state_dict(), "ours", layout)
+
+
+# Outputs
+
+
+@pytest.mark.parametrize("qkv_bias", [True, False])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_each_layout_gives_the_output_of_our_module(layout, qkv_bias):
+    module, x = some_module(qkv_bias=qkv_bias), torch.randn(2, 5, 22)
+    state = convert(module.state_dict(), "ours", layout)
+    torch.testing.assert_close(FORWARD[layout](state, x), module(x))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_weights_of_pytorchs_module_give_its_output_in_ours(bias):
+    peer, x = nn.MultiheadAttention(22, 11, bias=bias), torch.randn(5, 2, 22)
+    for parameter in peer.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    expected, _ = peer(x, x, x, attn_mask=~causal_mask(5))
+    state = convert(peer.state_dict(), "torch")
+    context = as_ours(state, x.transpose(0, 1))
+    torch.testing.assert_close(context.transpose(0, 1), expected)
+
+
+def test_widths_may_differ_where_the_projections_are_separate():
+    module, x = some_module(3, 22), torch.randn(2, 5, 3)
+    state = convert(module.state_dict(), "ours", "separate")
+    assert state["k_proj.weight"].shape == (22, 3)
+    torch.testing.assert_close(as_separate(state, x), module(x))
+
+
+def test_a_matrix_that_is_not_turned_gives_another_output():
+    state, x = in_layout("gpt2"), torch.randn(2, 5, 22)
+    careless = state | {"c_proj.weight": state["c_proj.weight"].T}
+    assert not torch.allclose(as_gpt2(careless, x), as_gpt2(state, x))
+
+
+# There and back
+
+
+@pytest.mark.parametrize(("source", "target"), PAIRS)
+def test_there_and_back_gives_the_same_bits(source, target):
+    state = in_layout(source)
+    assert_same_bits(convert(convert(state, source, target), target, source), state)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_strange_numbers_and_other_dtypes_survive(layout):
+    state = {n: t.bfloat16() for n, t in some_module().state_dict().items()}
+    state["W_key.weight"][0, :3] = torch.tensor([math.inf, -0.0, 1e-40])
+    back = convert(convert(state, "ours", layout), layout)
+    assert_same_bits(back, state)
+    assert back["W_key.weight"][0, 1].signbit()
+
+
+@pytest.mark.parametrize("target", ["ours", "separate"])
+def test_without_qkv_bias_nothing_is_added_where_the_layout_allows_it(target):
+    state = in_layout("separate", qkv_bias=False)
+    there = convert(state, "separate", target)
+    assert sum(name.endswith("bias") for name in there) == 1
+    assert_same_bits(convert(there, target, "separate"), state)
+
+
+@pytest.mark.parametrize("target", FUSED)
+def test_a_bias_that_only_the_target_needs_is_zeros(target):
+    state = some_module(qkv_bias=False).state_dict()
+    there = convert(state, "ours", target)
+    back = convert(there, target)
+    for name in ("W_query", "W_key", "W_value"):
+        assert torch.equal(back.pop(f"{name}.bias"), torch.zeros(22))
+    assert_same_bits(back, state)
+
+
+@pytest.mark.parametrize("layout", ["torch", "separate"])
+def test_a_layer_without_any_bias_stays_without(layout):
+    state = in_layout(layout)
+    state = {name: t for name, t in state.items() if not name.endswith("bias")}
+    for target in ("torch", "separate"):
+        there = convert(state, layout, target)
+        assert_same_bits(convert(there, target, layout), state)
+    assert not convert(state, layout)["out_proj.bias"].any()
+
+
+@pytest.mark.parametrize(
+    ("layout", "stored"), [("ours", {"mask"}), ("gpt2", {"bias", "masked_bias"})]
+)
+def test_a_stored_mask_is_passed_over(layout, stored):
+    state = in_layout(layout)
+    masks = {name: torch.ones(1, 1, 7, 7, dtype=torch.uint8) for name in stored}
+    assert_same_bits(convert(state | masks, layout, layout), state)
+
+
+@pytest.mark.parametrize(("source", "target"), PAIRS)
+def test_the_result_is_a_copy_that_can_be_saved(source, target):
+    state = in_layout(source)
+    held = {tensor.untyped_storage().data_ptr() for tensor in state.values()}
+    result = convert(state, source, target)
+    places = [tensor.untyped_storage().data_ptr() for tensor in result.values()]
+    assert not held & set(places)
+    assert len(set(places)) == len(places)
+    assert all(tensor.is_contiguous() for tensor in result.values())
+    assert not any(tensor.requires_grad for tensor in result.values())
+
+
+def test_shapes_alone_can_be_converted():
+    with torch.device("meta"):
+        state = MultiHeadAttention(1600, 1600, 7, 0.0, 25, True).state_dict()
+    there = convert(state, "ours", "gpt2")
+    assert there["c_attn.weight"].shape == (1600, 4800)
+    assert there["c_attn.weight"].is_meta
+
+
+# Misfits
+
+
+def change(layout, **changes):
+    """A state with some tensors replaced, or dropped where the change is None."""
+    state = in_layout(layout) | {k.replace("__", "."): v for k, v in changes.items()}
+    return {name: tensor for name, tensor in state.items() if tensor is not None}
+
+
+SOME = torch.zeros(5)
+MISFITS = [
+    ("gpt2", {"c_attn__bias": None}, "missing=['c_attn.bias'], extra=[]"),
+    ("gpt2", {"c_proj__weight": None}, "layout 'gpt2' must hold ['c_attn.bias', "),
+    ("torch", {"out_proj__bias": None}, "missing=['out_proj.bias'], extra=[]"),
+    ("torch", {"bias_k": SOME}, "missing=[], extra=['bias_k']"),
+    ("ours", {"W_key__bias": None}, "missing=['W_key.bias'], extra=[]"),
+    ("ours", {"out_proj__bias": None}, "missing=['out_proj.bias'], extra=[]"),
+    ("separate", {"k_proj__bias": None}, "missing=['k_proj.bias'], extra=[]"),
+    (
+        "separate",
+        {"o_proj__weight": None, "out_proj__weight": SOME},
+        "missing=['o_proj.weight'], extra=['out_proj.weight']",
+    ),
+    (
+        "gpt2",
+        {"c_attn__weight": torch.zeros(66, 22)},
+        "c_attn.weight must be (22, 66) in layout 'gpt2' with d_in=22 and d_out=22, "
+        "came (66, 22)",
+    ),
+    (
+        "torch",
+        {"in_proj_weight": torch.zeros(66, 3)},
+        "in_proj_weight must be (66, 22) in layout 'torch'",
+    ),
+    (
+        "torch",
+        {"in_proj_bias": SOME},
+        "in_proj_bias must be (66,) in layout 'torch' with d_in=22 and d_out=22, "
+        "came (5,)",
+    ),
+    (
+        "separate",
+        {"k_proj__weight": torch.zeros(2, 22)},
+        "k_proj.weight must be (22, 22) in layout 'separate' with d_in=22 and "
+        "d_out=22, came (2, 22)",
+    ),
+    (
+        "ours",
+        {"out_proj__weight": torch.zeros(22, 5)},
+        "in layout 'ours' with d_in=22 and d_out=5, came (22, 22)",
+    ),
+    ("ours", {"W_query__weight": torch.tensor(1.0)}, "in layout 'ours', came ()"),
+    ("ours", {"out_proj__weight": torch.tensor(1.0)}, "must be (0, 22) in layout"),
+    (
+        "ours",
+        {"W_key__bias": torch.zeros(22).half()},
+        "must have one dtype and device, came ['torch.float16 on cpu', "
+        "'torch.float32 on cpu']",
+    ),
+]
+
+
+@pytest.mark.parametrize(("layout", "changes", "message"), MISFITS)
+def test_a_checkpoint_that_does_not_fit_is_refused_and_changes_nothing(
+    as_importer, layout, changes, message
+):
+    module, state = some_module(), change(layout, **changes)
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    with pytest.raises(ValueError, match=re.escape(message)):
+        convert(state, layout)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        fill(module, state, layout)
+    assert_same_bits(module.state_dict(), before)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "qkv_bias", "message"),
+    [
+        ((22, 33), True, "W_query.weight must be (33, 22) in the module, came (22, "),
+        ((3, 22), True, "W_query.weight must be (22, 3) in the module, came (22, 22)"),
+        ((22, 22), False, "missing=[], extra=['W_key.bias', 'W_query.bias', 'W_v"),
+    ],
+)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_sound_checkpoint_of_another_module_changes_nothing(
+    layout, sizes, qkv_bias, message
+):
+    module = some_module(*sizes, qkv_bias=qkv_bias)
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    with pytest.raises(ValueError, match=re.escape(message)):
+        fill(module, in_layout(layout), layout)
+    assert_same_bits(module.state_dict(), before)
+
+
+def test_a_module_with_biases_refuses_a_checkpoint_without():
+    message = "missing=['W_key.bias', 'W_query.bias', 'W_value.bias'], extra=[]"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        fill(some_module(), in_layout("separate", qkv_bias=False), "separate")
+
+
+def test_an_unknown_layout_is_refused():
+    state = in_layout("ours")
+    message = "a layout must be one of ['ours', 'torch', 'gpt2', 'separate'], came "
+    for source, target in (("gpt3", "ours"), ("ours", "gpt3")):
+        with pytest.raises(ValueError, match=re.escape(f"{message}'gpt3'")):
+            convert(state, source, target)
+
+
+@pytest.mark.parametrize("target", FUSED)
+def test_a_fused_layout_needs_one_width(target):
+    state = some_module(3, 22).state_dict()
+    message = f"layout '{target}' must have d_in=3 equal to d_out=22"
+    with pytest.raises(ValueError, match=message):
+        convert(state, "ours", target)
+
+
+def test_a_module_without_numbers_is_not_filled():
+    with torch.device("meta"):
+        empty = MultiHeadAttention(22, 22, 7, 0.0, 11, True)
+    full, message = some_module(), r"'W_query.weight'.* must hold numbers"
+    with pytest.raises(ValueError, match=message):
+        fill(empty, full.state_dict())
+    with pytest.raises(ValueError, match=message):
+        fill(full, empty.state_dict())
+
+
+# Filling a module
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_filled_module_gives_the_output_of_the_checkpoint(layout):
+    module, state, x = some_module(), in_layout(layout), torch.randn(2, 5, 22)
+    assert fill(module, state, layout) is None
+    torch.testing.assert_close(module(x), FORWARD[layout](state, x))
+
+
+def test_filling_keeps_the_modules_parameters_and_dtype():
+    module, state = some_module().double(), in_layout("gpt2")
+    weight = module.W_query.weight
+    fill(module, state, "gpt2")
+    assert module.W_query.weight is weight
+    assert weight.dtype == torch.float64
+    assert torch.equal(weight, state["c_attn.weight"][:, :22].T.double())
+
+
+def test_cross_attention_of_one_width_is_filled_too():
+    cross = CrossAttention(22, 22, 11, qkv_bias=True)
+    state, x = in_layout("torch"), torch.randn(5, 22)
+    fill(cross, state, "torch")
+    peer = nn.MultiheadAttention(22, 11)
+    peer.load_state_dict(state)
+    torch.testing.assert_close(cross(x, x), peer(x, x, x)[0])
+
+
+# Files
+
+
+@pytest.fixture
+def path(tmp_path):
+    """Two layers of a small GPT-2, with their stored masks and a layer norm."""
+    save_file = pytest.importorskip("safetensors.torch").save_file
+    tensors = {"wte.weight": torch.randn(3, 22)}
+    for layer in (1, 11):
+        tensors |= {f"h.{layer}.attn.{n}": t for n, t in in_layout("gpt2").items()}
+        tensors[f"h.{layer}.attn.bias"] = torch.ones(1, 1, 7, 7)
+        tensors[f"h.{layer}.attn_norm.weight"] = torch.ones(22)
+    save_file(tensors, tmp_path / "model.safetensors")
+    return tmp_path / "model.safetensors"
+
+
+@pytest.mark.parametrize("prefix", ["h.1.attn", "h.1.attn."])
+def test_a_prefix_chooses_one_layer(path, prefix):
+    everything = load_safetensors(path)
+    state = load_safetensors(str(path), prefix)
+    assert len(everything) == 13
+    assert state.keys() == in_layout("gpt2").keys() | {"bias"}
+    for name, tensor in state.items():
+        assert torch.equal(tensor, everything[f"h.1.attn.{name}"])
+
+
+def test_a_file_fills_a_module(path):
+    module, x = some_module(), torch.randn(2, 5, 22)
+    state = load_safetensors(path, "h.11.attn")
+    fill(module, state, "gpt2")
+    torch.testing.assert_close(module(x), as_gpt2(state, x))
+
+
+def test_a_prefix_that_begins_no_name_is_refused(path):
+    message = r"prefix='h.2.attn' must begin a name in .*, came \['h.1.attn.bias', "
+    with pytest.raises(ValueError, match=message):
+        load_safetensors(path, "h.2.attn")
+
+
+def test_a_pickle_is_refused_and_never_run(tmp_path):
+    pytest.importorskip("safetensors")
+
+    class Trap:
+        def __reduce__(self):
+            return (tmp_path / "sprung").touch, ()
+
+    torch.save({"W_query.weight": Trap()}, tmp_path / "model.pt")
+    with pytest.raises(ValueError, match="must be a safetensors file, came "):
+        load_safetensors(tmp_path / "model.pt")
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_a_file_that_is_cut_short_is_refused(path):
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ValueError, match="must be a safetensors file, came "):
+        load_safetensors(path)
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path):
+    pytest.importorskip("safetensors")
+    with pytest.raises(FileNotFoundError, match=r"absent\.safetensors"):
+        load_safetensors(tmp_path / "absent.safetensors")
+
+
+def test_without_safetensors_the_error_says_how_to_install_it(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    with pytest.raises(ImportError, match=r"building-attention\[checkpoints\]"):
+        load_safetensors(tmp_path / "model.safetensors")
+
+
+# At real size
+
+
+@pytest.mark.parametrize(
+    ("d", "num_layers", "num_heads", "published"),
+    [
+        (768, 12, 12, 124_439_808),
+        (1024, 24, 16, 354_823_168),
+        (1280, 36, 20, 774_030_080),
+        (1600, 48, 25, 1_557_611_200),
+    ],
+)
+def test_the_four_gpt2_models_have_the_published_number_of_parameters(
+    d, num_layers, num_heads, published
+):
+    with torch.device("meta"):
+        attention = MultiHeadAttention(d, d, 1024, 0.0, num_heads, qkv_bias=True)
+        mlp = nn.Sequential(nn.Linear(d, 4 * d), nn.Linear(4 * d, d))
+        tokens, places = nn.Embedding(50257, d), nn.Embedding(1024, d)
+        norm = nn.LayerNorm(d)
+
+    def count(module):
+        return sum(parameter.numel() for parameter in module.parameters())
+
+    layer = count(attention) + count(mlp) + 2 * count(norm)
+    rest = count(tokens) + count(places) + count(norm)
+    assert num_layers * layer + rest == published
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+def test_a_checkpoint_on_the_cpu_fills_a_module_on_cuda():
+    module, state, x = some_module(), in_layout("gpt2"), torch.randn(2, 5, 22)
+    fill(module.cuda(), state, "gpt2")
+    context = module(x.cuda()).cpu()
+    torch.testing.assert_close(context, as_gpt2(state, x), atol=1e-5, rtol=1e-4)
