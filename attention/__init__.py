@@ -16,15 +16,18 @@ from attention.core.gpt2 import convert, fill, load_safetensors
 from attention.core.masks import combine, document_mask, padding_mask
 from attention.core.multi_head import MultiHeadAttention, StackedHeads
 from attention.core.scaled_dot_product import SelfAttention, attend, attention_weights
+from attention.idea.additive import AdditiveAttention, additive_score
 from attention.idea.attention_map import describe, show_weights
 from attention.idea.simple import simple_self_attention, softmax
 
 __all__ = [
+    "AdditiveAttention",
     "CausalAttention",
     "CrossAttention",
     "MultiHeadAttention",
     "SelfAttention",
     "StackedHeads",
+    "additive_score",
     "attend",
     "attention_weights",
     "causal_mask",
