@@ -77,8 +77,9 @@ class AdditiveAttention(nn.Module):
 
     def __init__(self, d_query: int, d_key: int, d_hidden: int) -> None:
         super().__init__()
-        for name, size in locals().items():
-            if name.startswith("d_") and (not isinstance(size, int) or size < 1):
+        sizes = {"d_query": d_query, "d_key": d_key, "d_hidden": d_hidden}
+        for name, size in sizes.items():
+            if not isinstance(size, int) or size < 1:
                 must = "must be a whole number of at least 1"
                 raise ValueError(f"{name}={size!r} {must}")
         self.d_query, self.d_key = d_query, d_key
