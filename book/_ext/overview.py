@@ -21,13 +21,19 @@ class Overview(SphinxDirective):
         root = Path(self.env.srcdir)
         lines = []
         for part in yaml.safe_load((root / "_toc.yml").read_text())["parts"]:
-            lines += [f"**{part['caption']}**", ""]
-            for page in part["chapters"]:
+            pages = [page for page in part["chapters"] if told(root, page["file"])]
+            lines += [f"**{part['caption']}**", ""] if pages else []
+            for page in pages:
                 self.env.note_dependency(str(root / f"{page['file']}.ipynb"))
                 lines += [entry(root, page["file"]), ""]
         container = nodes.container(classes=["overview"])
         self.state.nested_parse(StringList(lines, "_toc.yml"), 0, container)
         return [container]
+
+
+def told(root: Path, page: str) -> bool:
+    """Is the page a chapter? The reference is not."""
+    return (root / f"{page}.ipynb").exists()
 
 
 def entry(root: Path, page: str) -> str:

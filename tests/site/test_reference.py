@@ -1,0 +1,81 @@
+"""The API page knows every public name, and it and the cells lead to each other."""
+
+import ast
+import json
+import re
+from pathlib import Path
+
+import pytest
+from bs4 import BeautifulSoup
+
+import attention
+
+ROOT = Path(__file__).resolve().parents[2]
+SITE = ROOT / "_build" / "html"
+API = SITE / "book" / "reference" / "api.html"
+TOLD = re.findall(r"\bfile: *(\S+)", (ROOT / "_toc.yml").read_text())
+CHAPTERS = [page for page in TOLD if (ROOT / f"{page}.ipynb").exists()]
+
+
+def soup(page: Path) -> BeautifulSoup:
+    return BeautifulSoup(page.read_text("utf-8"), "html.parser")
+
+
+@pytest.fixture(scope="module")
+def api() -> BeautifulSoup:
+    return soup(API)
+
+
+@pytest.fixture(scope="module")
+def entries(api: BeautifulSoup) -> dict[str, BeautifulSoup]:
+    """The sections that are about one name."""
+    found = {}
+    for section in api.select("article section:has(> h3)"):
+        found[section.h3.code.get_text()] = section
+    return found
+
+
+def test_every_public_name_has_an_entry_and_every_entry_a_name(entries):
+    assert sorted(entries) == sorted(attention.__all__)
+
+
+def test_an_entry_leads_to_the_cell_that_defines_its_name(entries):
+    for name, section in entries.items():
+        (link,) = [a for a in section.select("a") if a.text.startswith("Source of ")]
+        path, _, anchor = link["href"].partition("#")
+        cell = soup((API.parent / path).resolve()).find(id=anchor)
+        assert cell is not None, link["href"]
+        code = cell.select_one(".cell_input pre").get_text()
+        assert re.search(rf"(?m)^(def|class) {name}\b|^{name} = ", code), name
+
+
+def test_an_entry_shows_how_its_name_is_called_and_what_it_does(entries):
+    for name, section in entries.items():
+        assert section.pre.get_text().startswith(f"{name}("), name
+        words = getattr(attention, name).__doc__.split("\n")[0]
+        shown = section.select_one("div.highlight-python + p").get_text()
+        assert shown.split()[0] == words.replace("`", "").split()[0], name
+
+
+def test_shapes_are_written_as_in_the_chapters(api):
+    signatures = " ".join(block.get_text() for block in api.select("article pre"))
+    assert 'Float[Tensor, "' in signatures
+    assert re.findall(r"jaxtyping|<class|dtype\[|typing\.", signatures) == []
+
+
+@pytest.mark.parametrize("page", CHAPTERS)
+def test_an_exported_cell_leads_to_what_it_defines(page: str, entries, api):
+    cells = json.loads((ROOT / f"{page}.ipynb").read_text("utf-8"))["cells"]
+    exported = [c for c in cells if "export" in c["metadata"].get("tags", [])]
+    shown = soup(SITE / f"{page}.html")
+    labels = shown.select(".tag_export .in-package")
+    for cell, label in zip(exported, labels, strict=True):
+        assert label.get_text().startswith("in the package")
+        tree = ast.parse("".join(cell["source"])).body
+        defined = {getattr(node, "name", None) for node in tree} & set(entries)
+        linked = {a["href"].partition("#")[2] for a in label.select("a")}
+        assert linked
+        assert all(api.find(id=anchor) for anchor in linked)
+        assert {a.text for a in label.select("a")} >= defined
+        section = [api.find(id=anchor).find_parent("section") for anchor in linked]
+        assert not defined or {s.h3.get_text()[:-1] for s in section} == defined
