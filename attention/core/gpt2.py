@@ -1,7 +1,7 @@
-"""Real weights: GPT-2
+"""Other layouts, real sizes: GPT-2
 
-The module at real size: what attention costs in the four GPT-2 models, and how
-checkpoints in other layouts are read into it, whole or not at all.
+How checkpoints in other layouts are read into our module, whole or not at all; and
+what attention costs in the four GPT-2 models.
 
 Written by `book/core/gpt2.ipynb`: read and change it there.
 """
@@ -27,12 +27,13 @@ __all__ = [
 class Layout:
     """How a checkpoint names and stores the four projections of attention.
 
-    `layers` tells which projections a tensor holds, one below the other: its keys are
-    names without their last word, weight or bias. Of each group in `optional`, all
-    biases are there or none. `passing` are stored masks, which are not read.
+    `holds` tells which projections a tensor holds, in this order, one below the other
+    once the weight is turned; `out_proj` is the last. Its keys are names of tensors
+    without their last word, weight or bias. Of each group in `optional`, all biases
+    are there or none. `passing` are names of stored masks and their constants.
     """
 
-    layers: dict[str, tuple[str, ...]]
+    holds: dict[str, tuple[str, ...]]
     optional: tuple[tuple[str, ...], ...] = ()
     transposed: bool = False
     passing: tuple[str, ...] = ()
@@ -40,13 +41,13 @@ class Layout:
     @property
     def fused(self) -> bool:
         """Are queries, keys and values one tensor? Then d_in must be d_out."""
-        return len(self.layers) == 2
+        return len(self.holds) == 2
 
     def biased(self, held: Iterable[str]) -> set[str]:
-        """The keys of `layers` that need a bias if the projections `held` have one."""
-        needed, held = set(self.layers), set(held)
+        """The keys of `holds` that need a bias if the projections `held` have one."""
+        needed, held = set(self.holds), set(held)
         for group in self.optional:
-            if not held & {layer for start in group for layer in self.layers[start]}:
+            if not held & {each for start in group for each in self.holds[start]}:
                 needed -= set(group)
         return needed
 
@@ -77,11 +78,14 @@ _LAYOUTS = {
 def check_tensors(
     where: str, must: Mapping[str, tuple[int, ...]], came: Mapping[str, Tensor]
 ) -> None:
-    """ValueError unless `came` has exactly the names and shapes in `must`."""
+    """ValueError unless `came` has exactly the names and shapes in `must`.
+
+    All must have one dtype and be on one device.
+    """
     missing, extra = sorted(must.keys() - came), sorted(came.keys() - must)
     if missing or extra:
-        held = f"{sorted(must)}, came {sorted(came)}"
-        raise ValueError(f"{where} must hold {held}: {missing=}, {extra=}")
+        held = f"{where} must hold {sorted(must)}, came {sorted(came)}"
+        raise ValueError(f"{missing=}, {extra=}: {held}")
     for name, shape in must.items():
         if tuple(came[name].shape) != shape:
             wrong = tuple(came[name].shape)
@@ -91,17 +95,28 @@ def check_tensors(
         raise ValueError(f"{where} must have one dtype and device, came {kinds}")
 
 
+def _last_axis(state, name):
+    if name not in state:
+        return 0
+    if state[name].ndim != 2:
+        raise ValueError(f"{name} must have two axes, came {tuple(state[name].shape)}")
+    return state[name].shape[-1]
+
+
 def check_layout(state: Mapping[str, Tensor], name: str) -> None:
-    """ValueError if a tensor of `state` is missing, extra or misshapen for a layout."""
+    """ValueError if the tensors of `state` are not one attention layer in a layout.
+
+    It names a tensor that is missing, extra or misshapen, or several dtypes or devices.
+    """
     layout = _LAYOUTS[name]
-    with_bias = [start for start in layout.layers if f"{start}bias" in state]
-    biased = layout.biased(x for start in with_bias for x in layout.layers[start])
-    weights = [state.get(f"{start}weight", torch.empty(0)) for start in layout.layers]
-    d_out, d_in = ((0, *weight.shape)[-1] for weight in (weights[-1], weights[0]))
-    d_in = d_out if layout.fused else d_in
+    first, *_, last = layout.holds
+    d_out = _last_axis(state, f"{last}weight")
+    d_in = d_out if layout.fused else _last_axis(state, f"{first}weight")
+    with_bias = [start for start in layout.holds if f"{start}bias" in state]
+    biased = layout.biased(each for start in with_bias for each in layout.holds[start])
     must = {}
-    for start, layers in layout.layers.items():
-        shape = (len(layers) * d_out, d_out if layers == _OUT else d_in)
+    for start, projections in layout.holds.items():
+        shape = (len(projections) * d_out, d_out if start == last else d_in)
         must[f"{start}weight"] = shape[::-1] if layout.transposed else shape
         if start in biased:
             must[f"{start}bias"] = shape[:1]
@@ -112,13 +127,13 @@ def check_layout(state: Mapping[str, Tensor], name: str) -> None:
 
 def _unpack(state, layout):
     ours = {}
-    for start, layers in layout.layers.items():
+    for start, projections in layout.holds.items():
         for kind in ("weight", "bias"):
             if f"{start}{kind}" in state:
                 tensor = state[f"{start}{kind}"].detach()
                 tensor = tensor.mT if layout.transposed and kind == "weight" else tensor
-                names = [f"{layer}.{kind}" for layer in layers]
-                ours |= zip(names, tensor.chunk(len(layers)), strict=True)
+                names = [f"{each}.{kind}" for each in projections]
+                ours |= zip(names, tensor.chunk(len(projections)), strict=True)
     return ours
 
 
@@ -127,12 +142,12 @@ def _pack(ours, layout):
     held = [name.removesuffix(".bias") for name in ours if name.endswith(".bias")]
     needed = layout.biased(held)
     state = {}
-    for start, layers in layout.layers.items():
-        weight = torch.cat([ours[f"{layer}.weight"] for layer in layers])
+    for start, projections in layout.holds.items():
+        weight = torch.cat([ours[f"{each}.weight"] for each in projections])
         weight = weight.mT.contiguous() if layout.transposed else weight
         state[f"{start}weight"] = weight
         if start in needed:
-            biases = [ours.get(f"{layer}.bias", zeros) for layer in layers]
+            biases = [ours.get(f"{each}.bias", zeros) for each in projections]
             state[f"{start}bias"] = torch.cat(biases)
     return state
 
@@ -143,10 +158,12 @@ def convert(
     """The tensors of one attention layer, from layout `source` in layout `target`.
 
     Layouts are "ours" (weights d_out x d_in), "torch" (nn.MultiheadAttention, 3 d x d),
-    "gpt2" (c_attn d x 3 d and c_proj, as in openai/gpt-2) and "separate" (q_proj,
-    k_proj, v_proj, o_proj). There and back gives the same bits. A bias that only the
-    target needs is zeros. Stored masks are dropped. The result is a copy. ValueError
-    for an unknown layout, or for a tensor that is missing, extra or misshapen.
+    "gpt2" (c_attn d x 3 d and c_proj, as in Hugging Face's GPT-2) and "separate"
+    (q_proj, k_proj, v_proj, o_proj). There and back gives the same bits. A bias that
+    only the target needs is zeros. Stored masks are dropped. The result is a copy.
+    ValueError for an unknown layout; for a tensor that is missing, extra or misshapen;
+    for more than one dtype or device; and where "torch" or "gpt2" would need d_in to
+    be d_out.
     """
     for name in (source, target):
         if name not in _LAYOUTS:
@@ -187,9 +204,10 @@ def load_safetensors(path: Path | str, prefix: str = "") -> dict[str, Tensor]:
 def fill(module: nn.Module, state: Mapping[str, Tensor], layout: str = "ours") -> None:
     """Copy a checkpoint in this layout into `module`: all of it, or nothing.
 
-    `module` has our four layers, as `MultiHeadAttention` has. Numbers are cast to its
-    dtype and moved to its device. ValueError for a tensor that is missing, extra or
-    misshapen; the module is then as it was.
+    `module` has our four projections, as `MultiHeadAttention` has. Numbers are cast to
+    its dtype and moved to its device. ValueError for an unknown layout; for a tensor
+    that is missing, extra or misshapen; for more than one dtype or device; and for a
+    tensor on the meta device. The module is then as it was.
     """
     state, own = convert(state, layout), module.state_dict()
     shapes = {name: tuple(tensor.shape) for name, tensor in own.items()}
