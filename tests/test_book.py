@@ -32,6 +32,7 @@ HOW_TO = {
 }
 # Names in backticks that neither Python nor the tree defines, each with the reason.
 WORDS = {
+    "make": "the program that knows the verbs of the Makefile",
     "meta": "torch's device that has shapes but no memory",
 }
 
@@ -47,9 +48,20 @@ TELLTALE = {
 }
 
 
-def chapters() -> list[str]:
+def notebooks() -> list[str]:
+    """All that is run: the chapters, and the pages of the reference that compute."""
     names = tangle.contents(ROOT)
     return [name for name in names if (ROOT / f"book/{name}.ipynb").is_file()]
+
+
+def chapters() -> list[str]:
+    return [name for name in notebooks() if not name.startswith("reference/")]
+
+
+def pages() -> list[str]:
+    """What is text alone."""
+    names = tangle.contents(ROOT)
+    return [name for name in names if (ROOT / f"book/{name}.md").is_file()]
 
 
 class Chapter:
@@ -69,6 +81,11 @@ class Chapter:
 
 @pytest.fixture(params=chapters())
 def chapter(request):
+    return Chapter(request.param)
+
+
+@pytest.fixture(params=notebooks())
+def notebook(request):
     return Chapter(request.param)
 
 
@@ -100,35 +117,35 @@ def test_the_package_is_what_the_chapters_write(capsys):
     assert tangle.main(ROOT, check=True) == 0, capsys.readouterr().err
 
 
-def test_every_chapter_is_in_the_toc():
+def test_every_notebook_is_in_the_toc():
     found = {path.relative_to(ROOT) for path in (ROOT / "book").rglob("*.ipynb")}
     found = {path for path in found if ".ipynb_checkpoints" not in path.parts}
-    assert found == {Path(f"book/{name}.ipynb") for name in chapters()}
+    assert found == {Path(f"book/{name}.ipynb") for name in notebooks()}
 
 
 # Executed
 
 
-def test_every_code_cell_was_executed_in_order(chapter):
-    counts = [cell["execution_count"] for cell in chapter.code]
+def test_every_code_cell_was_executed_in_order(notebook):
+    counts = [cell["execution_count"] for cell in notebook.code]
     assert counts == list(range(1, len(counts) + 1))
 
 
-def test_a_result_carries_the_count_of_its_cell(chapter):
-    for cell in chapter.code:
+def test_a_result_carries_the_count_of_its_cell(notebook):
+    for cell in notebook.code:
         for output in cell["outputs"]:
             if output["output_type"] == "execute_result":
                 assert output["execution_count"] == cell["execution_count"], cell["id"]
 
 
-def test_no_cell_failed(chapter):
-    for cell in chapter.code:
+def test_no_cell_failed(notebook):
+    for cell in notebook.code:
         kinds = [output["output_type"] for output in cell["outputs"]]
         assert "error" not in kinds, cell["id"]
 
 
-def test_no_cell_wrote_to_stderr(chapter):
-    for cell in chapter.code:
+def test_no_cell_wrote_to_stderr(notebook):
+    for cell in notebook.code:
         assert "stderr" not in dict(pieces(cell)), (cell["id"], pieces(cell))
 
 
@@ -136,35 +153,35 @@ def test_only_listed_cells_are_unchecked():
     marks = {tag for tag in metadata_tags if tag != "nbval-check-output"}
     found = {
         (name, cell["id"])
-        for name in chapters()
+        for name in notebooks()
         for cell in Chapter(name).code
         if marks & set(tangle.tags(cell))
     }
     assert found == set(UNCHECKED)
 
 
-def test_no_comment_tells_the_verifier_to_look_away(chapter):
-    for cell in chapter.code:
+def test_no_comment_tells_the_verifier_to_look_away(notebook):
+    for cell in notebook.code:
         for mark in comment_markers:
             assert mark not in cell["source"], cell["id"]
 
 
-def test_outputs_are_of_kinds_that_can_be_compared_and_read(chapter):
-    for cell in chapter.code:
+def test_outputs_are_of_kinds_that_can_be_compared_and_read(notebook):
+    for cell in notebook.code:
         for output in cell["outputs"]:
             assert set(output.get("data", {})) <= KINDS, cell["id"]
 
 
 @pytest.mark.parametrize("telltale", TELLTALE)
-def test_no_output_tells_where_it_was_made_by(telltale, chapter):
-    for cell in chapter.code:
+def test_no_output_tells_where_it_was_made_by(telltale, notebook):
+    for cell in notebook.code:
         for kind, text in pieces(cell):
             found = re.search(TELLTALE[telltale], text)
             assert not found, (cell["id"], kind, found)
 
 
-def test_the_notebook_says_no_more_of_its_maker_than_python_3(chapter):
-    book = json.loads((ROOT / f"book/{chapter.name}.ipynb").read_text("utf-8"))
+def test_the_notebook_says_no_more_of_its_maker_than_python_3(notebook):
+    book = json.loads((ROOT / f"book/{notebook.name}.ipynb").read_text("utf-8"))
     assert book["metadata"] == {
         "kernelspec": {
             "display_name": "Python 3",
@@ -173,15 +190,15 @@ def test_the_notebook_says_no_more_of_its_maker_than_python_3(chapter):
         },
         "language_info": {"name": "python"},
     }
-    for cell in chapter.cells:
+    for cell in notebook.cells:
         assert "execution" not in cell["metadata"], cell["id"]
 
 
 # Described
 
 
-def test_every_figure_says_what_it_shows_and_what_to_conclude(chapter):
-    for cell in chapter.code:
+def test_every_figure_says_what_it_shows_and_what_to_conclude(notebook):
+    for cell in notebook.code:
         shown = [output.get("data", {}) for output in cell["outputs"]]
         shown = [data for data in shown if "image/svg+xml" in data]
         figure = cell["metadata"].get("mystnb", {}).get("figure", {})
@@ -197,15 +214,15 @@ def test_every_figure_says_what_it_shows_and_what_to_conclude(chapter):
 
 
 def test_the_names_of_figures_are_unique_in_the_book():
-    cells = [cell for name in chapters() for cell in Chapter(name).code]
+    cells = [cell for name in notebooks() for cell in Chapter(name).code]
     figures = [cell["metadata"].get("mystnb", {}).get("figure") for cell in cells]
     names = [figure["name"] for figure in figures if figure]
     assert sorted(set(names)) == sorted(names)
     assert all(re.fullmatch(r"fig(-[a-z0-9]+)+", name) for name in names)
 
 
-def test_cells_have_readable_names_of_their_own(chapter):
-    names = [cell["id"] for cell in chapter.cells]
+def test_cells_have_readable_names_of_their_own(notebook):
+    names = [cell["id"] for cell in notebook.cells]
     assert sorted(set(names)) == sorted(names)
     for name in names:
         assert re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name), name
@@ -250,8 +267,8 @@ def test_code_cells_are_short(chapter):
     assert sum(length <= 20 for length in lengths) >= 0.9 * len(lengths)
 
 
-def test_lines_of_code_fit_the_page(chapter):
-    for cell in chapter.code:
+def test_lines_of_code_fit_the_page(notebook):
+    for cell in notebook.code:
         for line in cell["source"].splitlines():
             assert len(line) <= 88, (cell["id"], line)
 
@@ -265,17 +282,24 @@ def test_prose_and_code_keep_their_balance(chapter):
 # Names in backticks
 
 
-def spans(chapter: Chapter) -> list[str]:
+def spans(prose: list[str]) -> list[str]:
     """What the prose sets in backticks, but for blocks and roles such as {doc}`...`."""
     found = []
-    for cell in chapter.prose:
-        prose = re.sub(r"(?ms)^(```+).*?^\1", "", cell["source"])
-        found += re.findall(r"(?<![`}])`([^`\n]+)`(?!`)", prose)
+    for text in prose:
+        text = re.sub(r"(?ms)^ *(```+)(?!\{glossary).*?^ *\1", "", text)
+        found += re.findall(r"(?<![`}])`([^`\n]+)`(?!`)", text)
     return found
 
 
-def vocabulary(chapter: Chapter) -> set[str]:
-    """Every name that the chapter's code, the package, torch or Python knows."""
+def texts(name: str) -> list[str]:
+    """The prose of a chapter or page."""
+    if name in pages():
+        return [(ROOT / f"book/{name}.md").read_text("utf-8")]
+    return [cell["source"] for cell in Chapter(name).prose]
+
+
+def vocabulary(name: str) -> set[str]:
+    """Every name that the code of this page, the package, torch or Python knows."""
     import torch
 
     import attention
@@ -284,15 +308,20 @@ def vocabulary(chapter: Chapter) -> set[str]:
     for space in (attention, torch, torch.nn, torch.nn.functional, torch.Tensor):
         known |= set(dir(space))
     known |= set(dir(torch.nn.Module())) | {
-        part for name in chapters() for part in name.split("/")
+        part for each in notebooks() for part in each.split("/")
     }
-    sources = [cell["source"] for cell in chapter.code]
+    sources = []
+    if name in notebooks():
+        sources += [cell["source"] for cell in Chapter(name).code]
     sources += [path.read_text("utf-8") for path in (ROOT / "attention").rglob("*.py")]
     for source in sources:
         for node in ast.walk(ast.parse(source)):
             for field in ("id", "attr", "arg", "name", "asname"):
-                if isinstance(name := getattr(node, field, None), str):
-                    known |= set(name.split("."))
+                if isinstance(word := getattr(node, field, None), str):
+                    known |= set(word.split("."))
+            match node:  # the axes in a shape: Float[Tensor, "length d_in"]
+                case ast.Subscript(slice=ast.Tuple(elts=[_, ast.Constant(str(axes))])):
+                    known |= set(re.findall(r"\w+", axes))
     return known
 
 
@@ -320,9 +349,10 @@ def resolves(dotted: str) -> bool:
     return True
 
 
-def test_every_name_in_backticks_exists(chapter):
-    known = vocabulary(chapter)
-    missing = {span: unresolved(span, known) for span in spans(chapter)}
+@pytest.mark.parametrize("name", [*notebooks(), *pages()])
+def test_every_name_in_backticks_exists(name):
+    known = vocabulary(name)
+    missing = {span: unresolved(span, known) for span in spans(texts(name))}
     assert not {span: names for span, names in missing.items() if names}
 
 
@@ -330,9 +360,18 @@ def test_every_listed_exception_is_needed():
     assert set(HOW_TO) <= set(chapters())
     used = {
         name
-        for each in chapters()
-        for span in spans(Chapter(each))
+        for each in [*notebooks(), *pages()]
+        for span in spans(texts(each))
         for name in re.findall(r"\w+", span)
     }
     for words, reason in WORDS.items():
-        assert used & set(words.split()), f"no chapter needs {words!r} ({reason})"
+        assert used & set(words.split()), f"no page needs {words!r} ({reason})"
+
+
+@pytest.mark.parametrize(
+    "path", ["README.md", *(f"book/{name}.md" for name in pages())]
+)
+def test_every_verb_of_make_exists(path):
+    named = re.findall(r"(?m)(?:^ *|`)make ([a-z-]+)", (ROOT / path).read_text("utf-8"))
+    verbs = re.findall(r"(?m)^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"))
+    assert set(named) <= set(verbs)

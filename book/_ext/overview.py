@@ -7,6 +7,7 @@ the package hands on, or all of them where it hands on none.
 
 import ast
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import yaml
@@ -20,20 +21,23 @@ class Overview(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         root = Path(self.env.srcdir)
         lines = []
-        for part in yaml.safe_load((root / "_toc.yml").read_text())["parts"]:
-            pages = [page for page in part["chapters"] if told(root, page["file"])]
-            lines += [f"**{part['caption']}**", ""] if pages else []
+        for caption, pages in parts(root):
+            lines += [f"**{caption}**", ""]
             for page in pages:
-                self.env.note_dependency(str(root / f"{page['file']}.ipynb"))
-                lines += [entry(root, page["file"]), ""]
+                self.env.note_dependency(str(root / f"{page}.ipynb"))
+                lines += [entry(root, page), ""]
         container = nodes.container(classes=["overview"])
         self.state.nested_parse(StringList(lines, "_toc.yml"), 0, container)
         return [container]
 
 
-def told(root: Path, page: str) -> bool:
-    """Is the page a chapter? The reference is not."""
-    return (root / f"{page}.ipynb").exists()
+def parts(root: Path) -> Iterator[tuple[str, list[str]]]:
+    """Each part with its chapters: the notebooks of the book but for its reference."""
+    for part in yaml.safe_load((root / "_toc.yml").read_text("utf-8"))["parts"]:
+        pages = [page["file"] for page in part["chapters"]]
+        pages = [page for page in pages if not page.startswith("book/reference/")]
+        if pages := [page for page in pages if (root / f"{page}.ipynb").exists()]:
+            yield part["caption"], pages
 
 
 def entry(root: Path, page: str) -> str:

@@ -50,6 +50,9 @@ LOOK = """async () => {
             .filter(e => e.closest("defs") === null)
             .filter(e => getComputedStyle(e).fill === "rgb(255, 255, 255)")
             .map(e => e.outerHTML.slice(0, 200)),
+        sheets: all(".text_html")
+            .map(e => getComputedStyle(e).backgroundColor)
+            .filter(color => color !== "rgba(0, 0, 0, 0)"),
         // Folded code says it on the line that unfolds it.
         marks: all(".tag_export .cell_input").map(e => {
             const fold = e.closest("details:not([open])")?.querySelector("summary");
@@ -125,6 +128,11 @@ def test_a_pictures_ink_is_the_colour_of_the_text(visit: Visit):
 def test_no_picture_brings_white_paper(visit: Visit):
     for seen in visit.looks.values():
         assert seen["papers"] == []
+
+
+def test_no_table_brings_paper_of_its_own(visit: Visit):
+    for seen in visit.looks.values():
+        assert seen["sheets"] == []
 
 
 def test_the_cells_of_the_package_say_so(visit: Visit):

@@ -1,0 +1,82 @@
+"""The directive `{exercises}`: every exercise of the book, and where its solution is.
+
+It reads the chapters, where both are written. A task is the paragraph above a cell with
+the tag `exercise`; it begins with its name in bold and may tell how hard it is.
+"""
+
+import json
+import re
+from pathlib import Path
+
+from docutils import nodes
+from docutils.statemachine import StringList
+from overview import parts
+from sphinx.application import Sphinx
+from sphinx.util.docutils import SphinxDirective
+
+TASK = re.compile(r"(?m)^\*\*(.+?)\.?\*\*(?: \((\w+)\))?")
+
+
+class Exercises(SphinxDirective):
+    def run(self) -> list[nodes.Node]:
+        root = Path(self.env.srcdir)
+        lines = []
+        for _, pages in parts(root):
+            for page in pages:
+                self.env.note_dependency(str(root / f"{page}.ipynb"))
+                lines += [f"{{doc}}`/{page}`", ""]
+                for number, (name, level) in enumerate(tasks(root, page), start=1):
+                    task, solution = address(page, number)
+                    level = f", {level}" if level else ""
+                    lines += [f"* [{name}](#{task}){level}: [solution](#{solution})"]
+                lines += [""]
+        container = nodes.container(classes=["exercises"])
+        self.state.nested_parse(StringList(lines, "chapters"), 0, container)
+        return [container]
+
+
+def tasks(root: Path, page: str) -> list[tuple[str, str]]:
+    """Name and level of each exercise, as the text before its cell has them."""
+    prose, found = "", []
+    for cell in json.loads((root / f"{page}.ipynb").read_text("utf-8"))["cells"]:
+        if cell["cell_type"] == "markdown":
+            prose += "".join(cell["source"]) + "\n"
+        elif "exercise" in cell["metadata"].get("tags", []):
+            found.append(TASK.findall(prose)[-1])
+    return found
+
+
+def address(page: str, number: int) -> tuple[str, str]:
+    """Where a task and its solution can be linked to."""
+    chapter = re.sub(r"\W|_", "-", page.removeprefix("book/"))
+    return f"{chapter}-exercise-{number}", f"{chapter}-solution-{number}"
+
+
+def give_addresses(app: Sphinx, doctree: nodes.document) -> None:
+    """Let tasks and solutions be linked to."""
+    labels = app.env.get_domain("std").anonlabels
+    for kind in (0, 1):
+        tag = ("tag_exercise", "tag_solution")[kind]
+        cells = [c for c in doctree.findall(nodes.container) if tag in c["classes"]]
+        for number, cell in enumerate(cells, start=1):
+            name = address(app.env.docname, number)[kind]
+            place = task_of(cell) if kind == 0 else cell
+            place["ids"].append(name)
+            labels[name] = (app.env.docname, name)
+
+
+def task_of(cell: nodes.container) -> nodes.Element:
+    """The paragraph above an exercise that begins with a name in bold."""
+    *_, task = filter(is_named, cell.parent[: cell.parent.index(cell)])
+    return task
+
+
+def is_named(node: nodes.Node) -> bool:
+    bold = next(node.findall(nodes.strong), None)
+    return bold is not None and node.astext().startswith(bold.astext())
+
+
+def setup(app: Sphinx) -> dict:
+    app.add_directive("exercises", Exercises)
+    app.connect("doctree-read", give_addresses)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,74 @@
+"""Links between the glossary and the chapters.
+
+A chapter writes `[queries](#term-query)`: a link on the page, and in Jupyter, where a
+`{term}` role would show its source, still the word. On the page the link carries the
+definition as its title, and the glossary names the chapters that introduce a term:
+those that set it in bold, or else the first that links it.
+"""
+
+import json
+import re
+from pathlib import Path
+
+from docutils import nodes
+from overview import parts
+from sphinx import addnodes
+from sphinx.application import Sphinx
+
+GLOSSARY = "book/reference/glossary"
+LINK = re.compile(r"\[([^\]]*)\]\(#(term-[a-z0-9-]+)\)")
+
+
+def read_glossary(app: Sphinx, doctree: nodes.document) -> None:
+    """Give each term an address, keep its definition, and add its chapters."""
+    if app.env.docname != GLOSSARY:
+        return
+    labels = app.env.get_domain("std").anonlabels
+    app.env.definitions = {}
+    for item in doctree.findall(nodes.definition_list_item):
+        term, definition = item[0], item[-1]
+        (name,) = term["ids"]
+        labels[name.lower()] = (GLOSSARY, name)
+        app.env.definitions[name] = definition[0].astext().replace("\n", " ")
+        for number, page in enumerate(introduced(app, name.lower())):
+            definition[0] += nodes.Text(", " if number else " →\u00a0")
+            definition[0] += chapter_link(page)
+
+
+def introduced(app: Sphinx, name: str) -> list[str]:
+    """The chapters that introduce a term."""
+    linked, bold = [], []
+    for _, pages in parts(Path(app.srcdir)):
+        for page in pages:
+            path = Path(app.srcdir, f"{page}.ipynb")
+            app.env.note_dependency(str(path))
+            for cell in json.loads(path.read_text("utf-8"))["cells"]:
+                for word, target in LINK.findall("".join(cell["source"])):
+                    if target == name:
+                        linked.append(page)
+                        bold += [page] * word.startswith("**")
+    return bold or linked[:1]
+
+
+def chapter_link(page: str) -> addnodes.pending_xref:
+    about = {"refdomain": "std", "reftype": "doc", "reftarget": f"/{page}"}
+    about |= {"refdoc": GLOSSARY, "refexplicit": False, "refwarn": True}
+    return addnodes.pending_xref("", nodes.inline(classes=["doc"]), **about)
+
+
+def tell_definitions(app: Sphinx, doctree: nodes.document, docname: str) -> None:
+    """Let a link to a term say what the term means."""
+    for link in doctree.findall(nodes.reference):
+        page, _, name = link.get("refuri", f"#{link.get('refid')}").partition("#")
+        if name in app.env.definitions and page.rpartition("/")[2] in (
+            "",
+            "glossary.html",
+        ):
+            link["reftitle"] = app.env.definitions[name]
+            link["classes"].append("term")
+
+
+def setup(app: Sphinx) -> dict:
+    app.connect("doctree-read", read_glossary)
+    app.connect("doctree-resolved", tell_definitions)
+    return {"parallel_read_safe": False, "parallel_write_safe": True}

@@ -1,0 +1,139 @@
+"""What must stay true of the pages for looking things up, and of links to them."""
+
+import inspect
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+import attention
+
+ROOT = Path(__file__).resolve().parents[1]
+BOOK = ROOT / "book"
+sys.path[:0] = [str(BOOK), str(BOOK / "_ext")]
+
+import exercises  # noqa: E402
+import overview  # noqa: E402
+import tangle  # noqa: E402
+from published import ERRATA, NUMBERS  # noqa: E402
+
+CHAPTERS = [page for _, pages in overview.parts(ROOT) for page in pages]
+
+
+def text(name: str) -> str:
+    return (BOOK / f"reference/{name}.md").read_text("utf-8")
+
+
+def cells(page: str) -> list[dict]:
+    return tangle.load(ROOT / f"{page}.ipynb", ROOT)["cells"]
+
+
+def prose(page: str) -> str:
+    """The text of a chapter after its title and lead."""
+    told = [cell["source"] for cell in cells(page) if cell["cell_type"] == "markdown"]
+    return "\n\n".join(told[1:])
+
+
+# Glossary
+
+
+def glossary() -> dict[str, str]:
+    """Each term's definition, by the address that links use."""
+    found = re.findall(r"(?m)^(\w.*)\n((?:  .+\n)+)", text("glossary"))
+    return {address(term): definition for term, definition in found}
+
+
+def address(term: str) -> str:
+    return "term-" + re.sub(r"\W+", "-", term.lower())
+
+
+def links(page: str) -> list[str]:
+    return re.findall(r"\]\(#(term-[^)]+)\)", prose(page))
+
+
+def test_every_term_is_linked_from_a_chapter():
+    assert {link for page in CHAPTERS for link in links(page)} == glossary().keys()
+
+
+@pytest.mark.parametrize("page", CHAPTERS)
+def test_a_chapter_links_a_term_once(page):
+    assert sorted(links(page)) == sorted(set(links(page)))
+
+
+@pytest.mark.parametrize("page", CHAPTERS)
+def test_a_term_in_bold_is_one_of_the_glossary_that_the_chapter_links(page):
+    bold = re.findall(r"\*\*([^*\d][^*]*)\*\*", prose(page))
+    terms = [words for words in bold if len(words.split()) <= 3 and words[-1] != "."]
+    linked = re.findall(r"\[\*\*([^*]+)\*\*\]\(#term-", prose(page))
+    for term in set(terms) - set(linked):
+        assert address(term) in links(page), f"{term}: link it, and explain it"
+
+
+def test_a_term_is_explained_in_a_sentence_or_two():
+    for term, definition in glossary().items():
+        assert 1 <= len(re.findall(r"\.(?=\s)", definition)) <= 2, term
+
+
+# Notation
+
+
+def table(heading: str) -> list[list[str]]:
+    """The rows of a table of the notation, each as its cells."""
+    section = text("notation").split(f"## {heading}\n")[1].split("\n## ")[0]
+    rows = [line for line in section.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows[2:]]
+
+
+def names(heading: str) -> list[str]:
+    return [name for row in table(heading) for name in re.findall(r"`(\w+)`", row[0])]
+
+
+def test_letters_mean_what_the_package_says_they_mean():
+    legend = re.findall(r"  ([a-z])  (\S+(?: \S+)*)", attention.__doc__)
+    assert [list(pair) for pair in legend] == table("Letters")
+
+
+def test_tensors_are_called_as_the_package_calls_them():
+    words = attention.__doc__.split("Words are the same")[1].split("Letters")[0]
+    assert set(re.findall(r"`(\w+)`", words)) <= set(names("Tensors"))
+
+
+def test_sizes_are_parameters_or_attributes_of_the_package():
+    module = attention.MultiHeadAttention(2, 2, 1, 0.0, 1)
+    known = set(vars(module))
+    for name in attention.__all__:
+        known |= inspect.signature(getattr(attention, name)).parameters.keys()
+    assert set(names("Sizes")) <= known
+
+
+def test_layers_are_those_of_the_module():
+    module = attention.MultiHeadAttention(2, 2, 1, 0.0, 1)
+    layers = [name for name, layer in module.named_children() if name != "dropout"]
+    assert names("Layers") == layers
+
+
+# Exercises, published numbers, bibliography
+
+
+@pytest.mark.parametrize("page", CHAPTERS)
+def test_every_exercise_is_listed_by_name_and_level(page):
+    tagged = [c for c in cells(page) if "exercise" in tangle.tags(c)]
+    tasks = exercises.tasks(ROOT, page)
+    assert len(set(tasks)) == len(tagged)
+    levels = [level for _, level in tasks]
+    assert levels == (["easy", "medium", "harder"] if len(tasks) > 1 else [""])
+
+
+def test_the_page_of_published_numbers_shows_every_one():
+    page = json.dumps(cells("book/reference/published_numbers"), ensure_ascii=False)
+    for entry in [*NUMBERS.values(), *ERRATA.values()]:
+        assert f"{entry['what']}<br><small>{entry['source']}</small>" in page
+
+
+def test_every_source_is_cited_in_a_chapter():
+    sources = re.findall(r"(?m)^@\w+\{(\w+),", (BOOK / "references.bib").read_text())
+    told = "\n".join(map(prose, CHAPTERS))
+    cited = ",".join(re.findall(r"\{cite:\w+\}`([^`]+)`", told))
+    assert set(sources) == set(cited.split(","))
