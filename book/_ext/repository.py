@@ -1,27 +1,88 @@
-"""The repository's address and buttons, where the build is told of one.
+"""Under a chapter's lead: take it along, open it elsewhere, see its source.
 
-`BOOK_REPOSITORY=https://github.com/owner/name make book` adds them; without it the site
-names no repository.
+The chapter itself is always there to download. Where the build is told of a repository,
+`BOOK_REPOSITORY=https://github.com/owner/name make book`, links to it follow; without
+it the site names none.
 """
 
+import json
 import os
+from html import escape
+from pathlib import Path
 
+from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.config import Config
 
+Links = list[tuple[str, str]]
 
-def add_repository(app: Sphinx, config: Config) -> None:
-    """Hand the address to the theme, which draws the buttons."""
-    if address := os.environ.get("BOOK_REPOSITORY"):
-        config.html_theme_options |= {
-            "repository_url": address,
-            "repository_branch": "main",
-            "use_repository_button": True,
-            "use_source_button": True,
-            "use_issues_button": True,
-        }
+
+def repository() -> str:
+    return os.environ.get("BOOK_REPOSITORY", "").rstrip("/")
+
+
+def launches(address: str, file: str) -> Links:
+    """What opens `file` of the repository at `address`: label and link."""
+    if not address:
+        return []
+    links = [("Source", f"{address}/blob/main/{file}")]
+    owner_and_name = address.removeprefix("https://github.com/")
+    if owner_and_name != address:  # only these are known to the two services
+        binder = f"https://mybinder.org/v2/gh/{owner_and_name}/main?urlpath=lab/tree"
+        links += [
+            (
+                "Open in Colab",
+                f"https://colab.research.google.com/github/{owner_and_name}/blob/main/{file}",
+            ),
+            ("Open in Binder", f"{binder}/{file}"),
+        ]
+    return links
+
+
+def line(address: str, page: str, download: str) -> str:
+    """The line of links, as HTML; in Colab the package has to be installed first."""
+    first = f'<a href="{escape(download)}" download>Download this chapter</a>'
+    links = [first] + [
+        f'<a href="{escape(link)}">{label}</a>'
+        for label, link in launches(address, f"{page}.ipynb")
+    ]
+    if any("Colab" in link for link in links):
+        wants = f"%pip install 'building-attention[maps] @ git+{escape(address)}'"
+        links.append(f"<span>in Colab, first run <code>{wants}</code></span>")
+    return f'<p class="take-along">{" · ".join(links)}</p>'
+
+
+def add_links(app: Sphinx, doctree: nodes.document, docname: str) -> None:
+    """Put the line under the lead of every chapter."""
+    if app.builder.format != "html" or app.env.doc2path(docname)[-6:] != ".ipynb":
+        return
+    lead = doctree.next_node(nodes.block_quote)
+    page = app.builder.get_relative_uri(docname, "_sources/")
+    download = f"{page.removesuffix('.html')}{docname}.ipynb"
+    html = line(repository(), docname, download)
+    lead.parent.insert(lead.parent.index(lead) + 1, nodes.raw("", html, format="html"))
+
+
+def write_scripts(app: Sphinx, error: Exception | None) -> None:
+    """Lay beside each chapter a script that holds it: see `save_from_folder`."""
+    if error is None and app.builder.format == "html":
+        for path in Path(app.outdir, "_sources").rglob("*.ipynb"):
+            name, notebook = json.dumps(path.name), json.dumps(path.read_text("utf-8"))
+            script = path.with_name(f"{path.name}.js")
+            script.write_text(f"take_along({name}, {notebook});\n", encoding="utf-8")
+
+
+def add_footer(app: Sphinx, config: Config) -> None:
+    """At the foot of every page, where the source lies and mistakes are told."""
+    if address := repository():
+        config.html_theme_options["extra_footer"] = (
+            f'<p><a href="{escape(address)}">Source of this book</a> · '
+            f'<a href="{escape(address)}/issues">Tell of a mistake</a></p>'
+        )
 
 
 def setup(app: Sphinx) -> dict:
-    app.connect("config-inited", add_repository)
+    app.connect("config-inited", add_footer)
+    app.connect("doctree-resolved", add_links)
+    app.connect("build-finished", write_scripts)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
