@@ -1,0 +1,82 @@
+/* Copy buttons on code, tab stops on what scrolls, and the chapter to take along where
+   there is no server. */
+
+const PROMPT = /^(>>>|\.\.\.|\$) ?/;
+
+/* Of a session, what was typed; of other code, all of it. */
+function typed(text) {
+  const lines = text.trimEnd().split("\n");
+  if (!PROMPT.test(lines[0])) return lines.join("\n");
+  const asked = lines.filter((line) => PROMPT.test(line));
+  return asked.map((line) => line.replace(PROMPT, "")).join("\n");
+}
+
+const voice = document.createElement("div");
+voice.className = "visually-hidden";
+voice.setAttribute("role", "status");
+
+function say(button, words) {
+  button.textContent = voice.textContent = words;
+  setTimeout(() => {
+    button.textContent = "Copy";
+    voice.textContent = "";
+  }, 2000);
+}
+
+async function copy(button, block) {
+  try {
+    await navigator.clipboard.writeText(typed(block.textContent));
+    say(button, "Copied");
+  } catch {
+    getSelection().selectAllChildren(block);
+    say(button, "Selected: press Ctrl+C");
+  }
+}
+
+function add_copy_buttons() {
+  const outputs = ".cell_output *, .highlight-myst-ansi *";
+  for (const block of document.querySelectorAll(`.highlight > pre:not(${outputs})`)) {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.className = "copy";
+    button.textContent = "Copy";
+    button.addEventListener("click", () => copy(button, block));
+    block.before(button);
+  }
+  document.querySelector("main:has(.copy)")?.append(voice);
+}
+
+/* What is wider than the screen scrolls by itself, by keyboard too. */
+const scrolling = new ResizeObserver((boxes) => {
+  for (const { target } of boxes) {
+    if (target.scrollWidth > target.clientWidth) target.tabIndex = 0;
+    else target.removeAttribute("tabindex");
+  }
+});
+
+/* In a folder a browser shows a notebook instead of saving it, and may not read it. But
+   it may run it: beside each lies a script that hands it over. */
+function save_from_folder(event) {
+  event.preventDefault();
+  const link = event.currentTarget;
+  const script = document.createElement("script");
+  script.src = `${link.href}.js`;
+  document.head.append(script);
+}
+
+function take_along(name, notebook) {
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(new Blob([notebook], { type: "application/json" }));
+  link.download = name;
+  link.click();
+  URL.revokeObjectURL(link.href);
+}
+
+addEventListener("DOMContentLoaded", () => {
+  add_copy_buttons();
+  for (const box of document.querySelectorAll("article :is(pre, .picture, div.math)"))
+    scrolling.observe(box);
+  if (location.protocol === "file:")
+    for (const link of document.querySelectorAll(".take-along a[download]"))
+      link.addEventListener("click", save_from_folder);
+});

@@ -1,0 +1,129 @@
+"""Readers who hear the pages, work them by keyboard or need contrast are served alike.
+
+axe-core looks at every page in both colour schemes, one of them as wide as a phone, the
+other as a desktop; from page to page they change places.
+"""
+
+import re
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+ROOT = Path(__file__).resolve().parents[2]
+SITE = ROOT / "_build" / "html"
+TOLD = re.findall(r"\b(?:root|file): *(\S+)", (ROOT / "_toc.yml").read_text())
+PAGES = [*TOLD, "search", "genindex", "404"]
+CHAPTER = (SITE / "book/core/causal.html").as_uri()
+AXE = next(files("axe_playwright_python").glob("**/axe.min.js")).read_text("utf-8")
+# That a label says what is seen is a rule of WCAG A, off by default in axe-core.
+OPTIONS = """{
+    resultTypes: ["violations"],
+    rules: {"label-content-name-mismatch": {enabled: true}},
+}"""
+# Of code's many words, one of each kind is enough to know its contrast.
+ONE_OF_EACH_KIND = """() => {
+    const seen = new Set();
+    for (const word of document.querySelectorAll("pre span[class]")) {
+        const kind = word.className + "|" + word.closest("pre").parentNode.className;
+        if (seen.has(kind)) word.replaceWith(...word.childNodes);
+        seen.add(kind);
+    }
+    document.querySelectorAll("pre").forEach(block => block.normalize());
+}"""
+SETTLED = """async () => {
+    await window.MathJax?.startup?.promise;
+    await document.fonts.ready;
+    // What scrolls gets its tab stop when it is drawn in its new size; the theme takes
+    // it away from what does not, a while later.
+    const stops = () => [...document.querySelectorAll("article :is(pre, .picture)")]
+        .every(box => box.scrollWidth <= box.clientWidth || box.tabIndex === 0);
+    for (let wait = 0; wait < 60 && !stops(); wait++)
+        await new Promise(resolve => setTimeout(resolve, 50));
+}"""
+HEADINGS = """() => [...document.querySelectorAll("h1, h2, h3, h4, h5, h6")]
+    .filter(heading => heading.checkVisibility())
+    .map(heading => [Number(heading.tagName[1]), heading.textContent])"""
+
+
+def views(page: str) -> list[tuple[int, str]]:
+    themes = ("light", "dark") if PAGES.index(page) % 2 else ("dark", "light")
+    return list(zip((390, 1280), themes, strict=True))
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_axe_finds_no_fault_and_headings_are_in_order(name: str, browser: Browser):
+    faults, page = {}, browser.new_page()
+    page.goto((SITE / f"{name}.html").as_uri())
+    page.add_style_tag(content="* { transition: none !important; }")  # judge no dusk
+    page.evaluate(AXE)
+    page.evaluate(ONE_OF_EACH_KIND)
+    for width, theme in views(name):
+        page.set_viewport_size({"width": width, "height": 844})
+        page.emulate_media(color_scheme=theme)
+        page.evaluate(SETTLED)
+        for fault in page.evaluate(f"axe.run(document, {OPTIONS})")["violations"]:
+            where = [node["html"] for node in fault["nodes"]]
+            faults[width, theme, fault["id"]] = where
+    headings = page.evaluate(HEADINGS)
+    page.close()
+    assert faults == {}
+    levels = [level for level, _ in headings]
+    assert levels.count(1) == 1
+    assert levels[0] == 1
+    steps = zip(levels, headings[1:], strict=False)
+    assert [text for above, (level, text) in steps if level > above + 1] == []
+
+
+@pytest.fixture
+def chapter(browser: Browser):
+    page = browser.new_page(viewport={"width": 1280, "height": 844})
+    page.goto(CHAPTER)
+    yield page
+    page.close()
+
+
+def test_the_first_stop_of_the_keyboard_skips_to_the_text(chapter: Page):
+    chapter.keyboard.press("Tab")
+    skip = chapter.get_by_role("link", name="Skip to main content")
+    expect(skip).to_be_focused()
+    expect(skip).to_be_in_viewport()
+    chapter.keyboard.press("Enter")
+    chapter.keyboard.press("Tab")
+    assert chapter.evaluate("document.activeElement.closest('main') !== null")
+
+
+def test_focus_is_seen_wherever_it_is(chapter: Page):
+    unseen, stops = [], set()
+    for _ in range(60):
+        chapter.keyboard.press("Tab")
+        stop, seen = chapter.evaluate("""() => {
+            const stop = document.activeElement, style = getComputedStyle(stop);
+            const ring = style.outlineStyle !== "none" && style.outlineWidth !== "0px";
+            const shown = stop.checkVisibility({opacityProperty: true});
+            return [stop.outerHTML.slice(0, 120),
+                shown && (ring || style.boxShadow !== "none")];
+        }""")
+        stops.add(stop)
+        if not seen:
+            unseen.append(stop)
+    assert len(stops) > 40, "the focus did not move"
+    assert unseen == []
+
+
+def test_a_fold_opens_and_closes_by_keyboard(chapter: Page):
+    fold = chapter.locator("details.hide").first
+    summary = fold.locator("summary")
+    summary.focus()
+    chapter.keyboard.press("Enter")
+    expect(fold).to_have_attribute("open", "")
+    expect(fold.locator("pre").first).to_be_visible()
+    chapter.keyboard.press("Space")
+    expect(fold.locator("pre").first).to_be_hidden()
+
+
+def test_a_fold_is_called_by_the_words_on_it(chapter: Page):
+    summary = chapter.locator("details.hide > summary").first
+    assert summary.get_attribute("aria-label") is None
+    assert summary.inner_text().startswith("Show the ")

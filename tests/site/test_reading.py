@@ -1,0 +1,91 @@
+"""What a reader does with a page: copies its code, takes it along, links to it."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+ROOT = Path(__file__).resolve().parents[2]
+SITE = ROOT / "_build" / "html"
+CHAPTER = ROOT / "book/core/causal.ipynb"
+TOLD = re.findall(r"\b(?:root|file): *(\S+)", (ROOT / "_toc.yml").read_text())
+
+
+@pytest.fixture(scope="module")
+def page(browser: Browser):
+    context = browser.new_context(permissions=["clipboard-read", "clipboard-write"])
+    page = context.new_page()
+    page.goto((SITE / "book/core/causal.html").as_uri())
+    yield page
+    context.close()
+
+
+def code() -> list[str]:
+    cells = json.loads(CHAPTER.read_text("utf-8"))["cells"]
+    return ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
+
+
+def test_a_button_copies_a_cells_code_and_says_so(page: Page):
+    second = page.locator("div.cell").nth(1)
+    second.hover()
+    second.get_by_role("button", name="Copy").click()
+    expect(page.locator("main > [role=status]")).to_have_text("Copied")
+    assert page.evaluate("navigator.clipboard.readText()") == code()[1]
+
+
+def test_every_cell_has_one_button_and_no_output_has_any(page: Page):
+    assert page.locator(".cell_input .copy").count() == len(code())
+    assert page.locator(".cell_output .copy").count() == 0
+
+
+def test_prompts_and_answers_are_not_copied(page: Page):
+    sessions = {
+        ">>> x = [\\n...     1,\\n... ]\\n>>> x\\n[1]\\n": "x = [\\n    1,\\n]\\nx",
+        "$ make book\\nThe book is built.": "make book",
+        "def f():\\n    ...\\n...\\n": "def f():\\n    ...\\n...",
+    }
+    for session, typed in sessions.items():
+        assert page.evaluate(f'typed("{session}")') == typed.replace("\\n", "\n")
+
+
+def test_a_refused_copy_selects_the_code_and_says_how_to_go_on(browser: Browser):
+    page = browser.new_page()
+    page.add_init_script("Object.defineProperty(navigator, 'clipboard', {value: null})")
+    page.goto((SITE / "book/core/causal.html").as_uri())
+    first = page.locator("div.cell").first
+    first.hover()
+    first.get_by_role("button", name="Copy").click()
+    expect(page.locator("main > [role=status]")).to_have_text("Selected: press Ctrl+C")
+    assert page.evaluate("getSelection().toString()").strip() == code()[0].strip()
+    page.close()
+
+
+def test_a_chapter_is_taken_along_from_a_folder(page: Page):
+    with page.expect_download() as download:
+        page.get_by_role("link", name="Download this chapter").click()
+    assert download.value.suggested_filename == CHAPTER.name
+    assert download.value.path().read_bytes() == CHAPTER.read_bytes()
+
+
+def test_every_heading_has_an_address_of_its_own(page: Page):
+    headings = page.locator("article :is(h2, h3)")
+    addresses = page.locator("article :is(h2, h3) > a.headerlink")
+    links = [link.get_attribute("href") for link in addresses.all()]
+    assert len(set(links)) == headings.count() > 10
+    for link in links:
+        assert page.locator(link).count() == 1
+
+
+def test_pages_lead_on_and_back_in_the_order_of_the_story(browser: Browser):
+    page = browser.new_page()
+    page.goto((SITE / f"{TOLD[0]}.html").as_uri())
+    for name in TOLD:
+        expect(page).to_have_url((SITE / f"{name}.html").as_uri())
+        expect(page.locator("a.left-prev")).to_have_count(int(name != TOLD[0]))
+        onward = page.locator("a.right-next")
+        expect(onward).to_have_count(int(name != TOLD[-1]))
+        if name != TOLD[-1]:
+            onward.click()
+    page.close()
