@@ -11,9 +11,6 @@ from xml.etree import ElementTree
 
 from docutils import nodes
 from sphinx.application import Sphinx
-from sphinx.util import logging
-
-logger = logging.getLogger(__name__)
 
 BLACK = re.compile(r"\b(fill|stroke): *(#000000|#000|black)(?![0-9a-z])")
 REFERENCE = re.compile(r"(url\(#|^#)([^)]+)")
@@ -32,7 +29,7 @@ def inline(svg: str, label: str, prefix: str) -> str:
         element.attrib = {local(name): value for name, value in element.items()}
         follow_theme(element)
     tell_ids_apart(root, prefix)
-    width, height = (pixels(root.get(side, "")) for side in ("width", "height"))
+    width, height = size(root)
     root.attrib = {
         "viewBox": root.get("viewBox", f"0 0 {width:g} {height:g}"),
         "width": f"{width:g}",
@@ -75,6 +72,14 @@ def tell_ids_apart(root: ElementTree.Element, prefix: str) -> None:
             element.set("id", prefix + name)
 
 
+def size(root: ElementTree.Element) -> tuple[float, float]:
+    """Width and height in CSS pixels; where the picture says none, its own units."""
+    if "width" in root.attrib and "height" in root.attrib:
+        return pixels(root.get("width")), pixels(root.get("height"))
+    _, _, width, height = map(float, root.get("viewBox").split())
+    return width, height
+
+
 def pixels(length: str) -> float:
     """An SVG length such as `216pt` in CSS pixels."""
     number, unit = re.fullmatch(r"([\d.]+)([a-z]*)", length).groups()
@@ -87,9 +92,10 @@ def inline_pictures(app: Sphinx, doctree: nodes.document, docname: str) -> None:
         return
     pictures = [n for n in doctree.findall(nodes.image) if n["uri"].endswith(".svg")]
     for number, node in enumerate(pictures, start=1):
-        if not node.get("alt"):
-            logger.warning("a picture has no alt text", location=node)
-        svg = Path(app.srcdir, node["uri"]).read_text(encoding="utf-8")
+        file = Path(app.srcdir, node["uri"])
+        if not file.exists():  # Sphinx has said so
+            continue
+        svg = file.read_text(encoding="utf-8")
         html = inline(svg, node.get("alt", ""), prefix=f"picture-{number}-")
         html = f'<div class="picture">{html}</div>'
         node.replace_self(nodes.raw("", html, format="html"))
