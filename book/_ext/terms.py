@@ -58,13 +58,11 @@ def chapter_link(page: str) -> addnodes.pending_xref:
 
 def tell_definitions(app: Sphinx, doctree: nodes.document, docname: str) -> None:
     """Let a link to a term say what the term means."""
+    definitions = getattr(app.env, "definitions", {})  # none in a book of few pages
     for link in doctree.findall(nodes.reference):
         page, _, name = link.get("refuri", f"#{link.get('refid')}").partition("#")
-        if name in app.env.definitions and page.rpartition("/")[2] in (
-            "",
-            "glossary.html",
-        ):
-            link["reftitle"] = app.env.definitions[name]
+        if name in definitions and page.rpartition("/")[2] in ("", "glossary.html"):
+            link["reftitle"] = definitions[name]
             link["classes"].append("term")
 
 
