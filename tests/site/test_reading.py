@@ -35,6 +35,16 @@ def test_a_button_copies_a_cells_code_and_says_so(page: Page):
     assert page.evaluate("navigator.clipboard.readText()") == code()[1]
 
 
+def test_a_copy_button_lies_on_its_code_and_is_seen_when_it_is_wanted(page: Page):
+    third = page.locator("div.cell").nth(2)
+    button, block = third.locator(".copy").first, third.locator("pre").first
+    page.mouse.move(0, 0)
+    assert (button.bounding_box()["y"] - block.bounding_box()["y"]) < 10
+    expect(button).to_have_css("opacity", "0")
+    third.hover()
+    expect(button).to_have_css("opacity", "1")
+
+
 def test_every_cell_has_one_button_and_no_output_has_any(page: Page):
     assert page.locator(".cell_input .copy").count() == len(code())
     assert page.locator(".cell_output .copy").count() == 0
