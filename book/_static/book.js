@@ -1,5 +1,5 @@
-/* Copy buttons on code, tab stops on what scrolls, and the chapter to take along where
-   there is no server. */
+/* Copy buttons on code, tab stops on what scrolls, light paper, and the chapter to take
+   along where there is no server. */
 
 const PROMPT = /^(>>>|\.\.\.|\$) ?/;
 
@@ -71,6 +71,16 @@ function take_along(name, notebook) {
   link.click();
   URL.revokeObjectURL(link.href);
 }
+
+/* Paper is light, whatever the screen is. */
+const root = document.documentElement;
+let scheme;
+
+addEventListener("beforeprint", () => {
+  scheme = root.dataset.theme;
+  root.dataset.theme = "light";
+});
+addEventListener("afterprint", () => (root.dataset.theme = scheme));
 
 addEventListener("DOMContentLoaded", () => {
   add_copy_buttons();
