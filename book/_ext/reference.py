@@ -79,7 +79,7 @@ def fill_page(app: Sphinx, docname: str, source: list[str]) -> None:
 def markdown(root: Path) -> str:
     """The reference: all names at a glance, then one section a chapter."""
     public, lines = public_names(root), []
-    glance = " · ".join(f"[`{name}`](#api-{name})" for name in public)
+    glance = "\N{NO-BREAK SPACE}· ".join(f"[`{name}`](#api-{name})" for name in public)
     for page in tangle.contents(root):
         lines += chapter(root, page, public)
     missing = [name for name in public if f"(api-{name})=" not in lines]

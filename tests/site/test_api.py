@@ -3,6 +3,7 @@
 import ast
 import json
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ TOLD = re.findall(r"\bfile: *(\S+)", (ROOT / "_toc.yml").read_text())
 CHAPTERS = [page for page in TOLD if (ROOT / f"{page}.ipynb").exists()]
 
 
+@cache
 def soup(page: Path) -> BeautifulSoup:
     return BeautifulSoup(page.read_text("utf-8"), "html.parser")
 
@@ -37,6 +39,18 @@ def entries(api: BeautifulSoup) -> dict[str, BeautifulSoup]:
 
 def test_every_public_name_has_an_entry_and_every_entry_a_name(entries):
     assert sorted(entries) == sorted(attention.__all__)
+
+
+def test_all_names_at_a_glance_look_alike(browser):
+    page = browser.new_page()
+    page.goto(API.as_uri())
+    inks = "codes => [...new Set(codes.map(e => getComputedStyle(e).color))]"
+    names = page.locator('article a[href^="#api-"] code')
+    assert names.count() == len(attention.__all__)
+    assert len(names.evaluate_all(inks)) == 1
+    source = page.get_by_role("link", name="Source of softmax")
+    assert names.evaluate_all(inks) == source.evaluate_all(inks)
+    page.close()
 
 
 def test_an_entry_leads_to_the_cell_that_defines_its_name(entries):

@@ -1,4 +1,4 @@
-"""Every link inside the built book leads somewhere."""
+"""Every link inside the built book leads somewhere; what a page loads is there."""
 
 import re
 from html.parser import HTMLParser
@@ -13,18 +13,19 @@ TOLD = re.findall(r"\b(?:root|file): *(\S+)", (ROOT / "_toc.yml").read_text())
 
 
 class Anchors(HTMLParser):
-    """The ids of a page, and the links that leave from it."""
+    """The ids of a page, and all that it links to or loads."""
 
     def __init__(self, page: Path):
         super().__init__()
-        self.ids, self.links = set(), []
+        self.ids, self.links, self.icons = set(), [], []
         self.feed(page.read_text(encoding="utf-8"))
 
     def handle_starttag(self, tag, attrs):
         attributes = dict(attrs)
         self.ids.add(attributes.get("id"))
-        if tag == "a" and attributes.get("href"):
-            self.links.append(attributes["href"])
+        self.links += filter(None, (attributes.get("href"), attributes.get("src")))
+        if attributes.get("rel") == "icon":
+            self.icons.append(attributes["href"])
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +47,12 @@ def test_every_link_inside_the_book_leads_somewhere(name: str, anchors):
         if not target.exists() or (address.fragment and address.fragment not in known):
             broken.append(link)
     assert broken == []
+
+
+def test_every_page_has_the_books_icon(anchors):
+    for name in [*TOLD, "search", "genindex"]:
+        page = anchors[SITE / f"{name}.html"]
+        assert [Path(icon).name for icon in page.icons] == ["favicon.svg"], name
 
 
 def test_the_front_door_leads_to_the_first_page():

@@ -11,7 +11,7 @@ from playwright.sync_api import Browser, Page
 ROOT = Path(__file__).parents[2]
 SITE = ROOT / "_build" / "html"
 TOLD = re.findall(r"\b(?:root|file): *(\S+)", (ROOT / "_toc.yml").read_text())
-PAGES = [*TOLD, "search", "genindex"]
+PAGES = [*TOLD, "search", "genindex", "404"]
 VIEWS = [(width, theme) for width in (390, 1280) for theme in ("light", "dark")]
 
 
@@ -35,7 +35,7 @@ LOOK = """async () => {
     prose.querySelectorAll("pre, code, script, math").forEach(e => e.remove());
     const box = (e) => e.getBoundingClientRect();
     return {
-        theme: document.documentElement.dataset.theme,
+        theme: getComputedStyle(document.documentElement).colorScheme,
         overflow: document.documentElement.scrollWidth - innerWidth,
         prose: prose.textContent,
         formulas: all(".math").length,

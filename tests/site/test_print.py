@@ -10,7 +10,7 @@ PAPER = 178 * 96 / 25.4  # A4 less its margins, in pixels
 LONGEST = 'print("' + "no " * 30 + '")'
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def paper(browser: Browser):
     """A chapter with pictures and folds, as it is printed from a dark screen."""
     page = browser.new_page(color_scheme="dark")
