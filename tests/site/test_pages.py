@@ -1,9 +1,11 @@
 """What must stay true of the built pages, opened in a browser from a folder."""
 
+import gzip
 import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 import pytest
 from playwright.sync_api import Browser, Page
@@ -12,6 +14,8 @@ ROOT = Path(__file__).parents[2]
 SITE = ROOT / "_build" / "html"
 TOLD = re.findall(r"\b(?:root|file): *(\S+)", (ROOT / "_toc.yml").read_text())
 PAGES = [*TOLD, "search", "genindex", "404"]
+MOST_REQUESTS, MOST_BYTES = 10, 150_000  # compressed; formulas, fonts, icons included
+INDEX = "search-index.js"  # grows with the book, and only the search page asks for it
 VIEWS = [(width, theme) for width in (390, 1280) for theme in ("light", "dark")]
 
 
@@ -104,6 +108,12 @@ def fonts_of_formulas(page: Page) -> set[tuple[str, bool]]:
     return fonts
 
 
+def weight(address: str) -> int:
+    """The bytes of a file as a server compresses it."""
+    file = Path(unquote(urlsplit(address).path))
+    return len(gzip.compress(file.read_bytes()))
+
+
 @pytest.fixture
 def look(visit: Visit) -> dict:
     """What does not change with the view."""
@@ -172,3 +182,10 @@ def test_the_cells_of_the_package_say_so(visit: Visit):
     exported = [c for c in cells if "export" in c["metadata"].get("tags", [])]
     for seen in visit.looks.values():
         assert seen["marks"] == ["in the package"] * len(exported)
+
+
+def test_a_page_is_light(visit: Visit):
+    files = [ask for ask in visit.requests if ask.startswith("file:")]
+    assert len(files) <= MOST_REQUESTS, files
+    weights = {ask: weight(ask) for ask in files if INDEX not in ask}
+    assert sum(weights.values()) <= MOST_BYTES, weights
