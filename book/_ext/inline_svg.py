@@ -1,8 +1,10 @@
 """SVG pictures become part of the page: they follow its theme and cost no request.
 
 A picture's default ink (black, or nothing said) turns into `currentColor`, so that it
-is light on a dark page; every other colour stays. What the picture shows in words, its
-alt text, becomes the label that a screen reader speaks. Notebooks stay as they are.
+is light on a dark page. The book's two other inks stay where they fill an area, which
+may carry white words; lines and words in them become lighter on a dark page, as the
+style sheet says. What the picture shows in words, its alt text, becomes the label that
+a screen reader speaks. Notebooks stay as they are.
 """
 
 import re
@@ -13,6 +15,8 @@ from docutils import nodes
 from sphinx.application import Sphinx
 
 BLACK = re.compile(r"\b(fill|stroke): *(#000000|#000|black)(?![0-9a-z])")
+INKS = {"#5a62d8": "var(--picture-blue)", "#b3541e": "var(--picture-brown)"}
+LEGIBLE = 9.0  # the least height of words in CSS pixels; a picture scrolls before
 REFERENCE = re.compile(r"(url\(#|^#)([^)]+)")
 PIXELS = {"": 1.0, "px": 1.0, "pt": 4 / 3, "in": 96.0}
 
@@ -30,11 +34,12 @@ def inline(svg: str, label: str, prefix: str) -> str:
         follow_theme(element)
     tell_ids_apart(root, prefix)
     width, height = size(root)
+    least = min(width, LEGIBLE / smallest(root) * view_width(root, width))
     root.attrib = {
         "viewBox": root.get("viewBox", f"0 0 {width:g} {height:g}"),
         "width": f"{width:g}",
         "height": f"{height:g}",
-        "style": f"--natural-width: {width:g}px",
+        "style": f"--natural-width: {width:g}px; --least-width: {least:.0f}px",
         "role": "img",
         "aria-label": label,
         "fill": "currentColor",
@@ -51,9 +56,13 @@ def local(name: str) -> str:
 
 
 def follow_theme(element: ElementTree.Element) -> None:
-    """Let black ink take the colour of the text around the picture."""
+    """Let black ink, and lines and words in another, suit the page."""
     if style := element.get("style"):
-        element.set("style", BLACK.sub(r"\1: currentColor", style))
+        style = BLACK.sub(r"\1: currentColor", style)
+        if element.tag == "text" or "stroke: #" in style:
+            for ink, variable in INKS.items():
+                style = style.replace(ink, variable)
+        element.set("style", style)
     for name in ("fill", "stroke"):
         if element.get(name) in ("#000000", "#000", "black"):
             element.set(name, "currentColor")
@@ -78,6 +87,18 @@ def size(root: ElementTree.Element) -> tuple[float, float]:
         return pixels(root.get("width")), pixels(root.get("height"))
     _, _, width, height = map(float, root.get("viewBox").split())
     return width, height
+
+
+def view_width(root: ElementTree.Element, width: float) -> float:
+    """The picture's width in its own units."""
+    return float(root.get("viewBox", f"0 0 {width} 0").split()[2])
+
+
+def smallest(root: ElementTree.Element) -> float:
+    """The height of the smallest words, in the picture's own units."""
+    styles = (text.get("style", "") for text in root.iter("text"))
+    found = [re.search(r"font[^;]*?: *(?:\w+ )*?([\d.]+)px", style) for style in styles]
+    return min((float(match[1]) for match in found if match), default=LEGIBLE)
 
 
 def pixels(length: str) -> float:

@@ -1,0 +1,84 @@
+"""Pictures can be read: by eye on a phone, in both colour schemes, and by ear."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser
+
+ROOT = Path(__file__).resolve().parents[2]
+TOLD = re.findall(r"\bfile: *(\S+)", (ROOT / "_toc.yml").read_text())
+CHAPTERS = [page for page in TOLD if (ROOT / f"{page}.ipynb").exists()]
+FIGURES = """() => {
+    const level = colour => {
+        const [r, g, b] = colour.match(/[\\d.]+/g).slice(0, 3).map(c => c / 255)
+            .map(c => c <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b + 0.05;
+    };
+    const page = level(getComputedStyle(document.body).backgroundColor);
+    const contrast = colour =>
+        Math.max(level(colour), page) / Math.min(level(colour), page);
+    const lowest = colours => Math.min(99, ...colours
+        .filter(colour => colour.startsWith("rgb")).map(contrast));
+    const white = "rgb(255, 255, 255)";  // words on a filled area
+    return [...document.querySelectorAll(".picture svg")].map(svg => {
+        const words = [...svg.querySelectorAll("text")];
+        const lines = [...svg.querySelectorAll("path, use, line")]
+            .filter(line => !line.closest("defs"));
+        return {
+            spoken: svg.getAttribute("aria-label"),
+            caption: svg.closest("figure")?.querySelector("figcaption")?.innerText,
+            height: Math.min(...words.map(text => {
+                const {a, b} = text.getScreenCTM();
+                return parseFloat(getComputedStyle(text).fontSize) * Math.hypot(a, b);
+            })),
+            words: lowest(words.map(w => getComputedStyle(w).fill)
+                .filter(colour => colour !== white)),
+            lines: lowest(lines.map(line => getComputedStyle(line).stroke)
+                .filter(colour => colour !== white)),
+        };
+    });
+}"""
+
+
+@pytest.fixture(scope="module", params=CHAPTERS)
+def chapter(request) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def figures(chapter: str, browser: Browser) -> list[dict]:
+    """The chapter's figures on a phone, in the light and again in the dark."""
+    page = browser.new_page(viewport={"width": 390, "height": 844})
+    page.goto((ROOT / f"_build/html/{chapter}.html").as_uri())
+    found = []
+    for theme in ("light", "dark"):
+        page.emulate_media(color_scheme=theme)
+        page.wait_for_function(f"document.documentElement.dataset.theme == '{theme}'")
+        found += page.evaluate(FIGURES)
+    page.close()
+    return found
+
+
+def test_figures_are_legible_on_a_phone_in_both_colour_schemes(figures):
+    for figure in figures:
+        assert figure["height"] >= 8.99, figure
+        assert figure["words"] >= 4.5, figure
+        assert figure["lines"] >= 3, figure
+
+
+def test_a_figure_is_spoken_as_its_chapter_describes_it_and_has_a_caption(
+    figures, chapter
+):
+    cells = json.loads((ROOT / f"{chapter}.ipynb").read_text("utf-8"))["cells"]
+    stored = [
+        output["data"]
+        for cell in cells
+        for output in cell.get("outputs", [])
+        if "image/svg+xml" in output.get("data", {})
+    ]
+    words = [" ".join("".join(data["text/plain"]).split()) for data in stored]
+    assert [" ".join(figure["spoken"].split()) for figure in figures] == words * 2
+    for figure in figures:
+        assert len((figure["caption"] or "").split()) > 5, figure["spoken"]
