@@ -18,6 +18,7 @@ from attention.core.multi_head import MultiHeadAttention, StackedHeads
 from attention.core.scaled_dot_product import SelfAttention, attend, attention_weights
 from attention.idea.additive import AdditiveAttention, additive_score
 from attention.idea.attention_map import describe, show_weights
+from attention.idea.explorer import explore
 from attention.idea.simple import simple_self_attention, softmax
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "convert",
     "describe",
     "document_mask",
+    "explore",
     "fill",
     "future_leak",
     "load_safetensors",

@@ -32,6 +32,7 @@ def test_importing_attention_loads_little_more_than_torch():
         "difflib",
         "_wadler_lindig",
         "einops",
+        "html",
         "jaxtyping",
         "wadler_lindig",
     }

@@ -6,7 +6,9 @@ sentence, so that each token comes out knowing what stands around it.
 Written by `book/idea/attention_map.ipynb`: read and change it there.
 """
 
+from collections import Counter
 from collections.abc import Sequence
+from itertools import product
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,15 +20,32 @@ from attention.idea.workbench import described
 if TYPE_CHECKING:
     import matplotlib.figure
 
-__all__ = ["describe", "show_weights"]
+__all__ = ["as_maps", "describe", "show_weights"]
 
 
-def _as_maps(weights, queries, keys, mask, signed) -> tuple[Tensor, Tensor]:
-    """Weights and mask on the CPU, as heads x queries x keys, checked and rounded."""
-    sides = (len(queries), len(keys))
-    if weights.ndim not in (2, 3) or weights.shape[-2:] != sides or 0 in weights.shape:
-        came = tuple(weights.shape)
-        raise ValueError(f"weights must be (heads and) queries x keys {sides}, {came=}")
+def as_maps(
+    weights: Float[Tensor, "*heads num_queries num_keys"],
+    queries: Sequence[str],
+    keys: Sequence[str],
+    mask: Bool[Tensor, "..."] | None = None,
+    signed: bool = False,
+) -> tuple[
+    Float[Tensor, "maps num_queries num_keys"],
+    Bool[Tensor, "maps num_queries num_keys"],
+]:
+    """All maps in one row, and the mask of each, on the CPU, rounded to 4 decimals.
+
+    ValueError unless `weights` is queries x keys, with an axis of heads before it, or
+    of layers and heads; weights lie from 0 to 1 (with `signed=True`: are finite); the
+    mask is boolean and broadcasts to them; and the tokens are strings.
+    """
+    sides, came = (len(queries), len(keys)), tuple(weights.shape)
+    if len(came) not in (2, 3, 4) or came[-2:] != sides or 0 in came:
+        must = f"((layers and) heads and) queries x keys {sides}"
+        raise ValueError(f"weights must be {must}, {came=}")
+    for token in (*queries, *keys):
+        if not isinstance(token, str):
+            raise ValueError(f"tokens must be strings, came {token!r}")
     maps = weights.detach().to("cpu", torch.float64).reshape(-1, *sides)
     maps = (1e4 * maps).round() / 1e4  # so that no colour hangs on the last bit
     low, high = maps.min().item(), maps.max().item()
@@ -37,10 +56,11 @@ def _as_maps(weights, queries, keys, mask, signed) -> tuple[Tensor, Tensor]:
         mask = torch.ones(sides, dtype=torch.bool)
     if mask.dtype != torch.bool:
         raise ValueError(f"mask must be boolean (True may see), came {mask.dtype}")
+    must = came if len(came) > 2 else (1, *came)
     try:
-        return maps, mask.cpu().expand(maps.shape)
+        return maps, mask.cpu().expand(must).reshape(maps.shape)
     except RuntimeError:
-        came, must = tuple(mask.shape), tuple(maps.shape)
+        came = tuple(mask.shape)
         raise ValueError(f"mask must broadcast to {must}, {came=}") from None
 
 
@@ -56,22 +76,47 @@ def describe(
 
     Takes what `show_weights` takes, and needs no matplotlib.
     """
-    maps, mask = _as_maps(weights, queries, keys, mask, signed)
+    maps, mask = as_maps(weights, queries, keys, mask, signed)
+    names = _names(weights.shape[:-2])
+    brief = max(len(queries), len(maps)) > 16
     size = f"{len(queries)} queries (rows) by {len(keys)} keys (columns)"
     words = [f"{'Scores' if signed else 'Attention map'}: {size}."]
-    for head, table in enumerate(maps, start=1):
-        title = f"Head {head}, strongest" if len(maps) > 1 else "Strongest"
-        words.append(f"{title}: {_strongest(table, queries, keys)}.")
+    for name, table in zip(names, maps, strict=True):
+        title = f"{name}, strongest" if name else "strongest"
+        pairs = _strongest(table, queries, keys, brief)
+        words.append(f"{title.capitalize()}: {pairs}.")
     if not mask.all():
         words.append("Hatched cells may not be seen.")
     return " ".join(words)
 
 
-def _strongest(table: Tensor, queries: Sequence[str], keys: Sequence[str]) -> str:
-    """The key with the largest value, by query, or once if queries are many."""
+def _names(axes: Sequence[int]) -> list[str]:
+    """What each map is called: head 2, or layer 1, head 2; nothing if it is alone."""
+    words = ("layer", "head")[2 - len(axes) :]
+    places = list(product(*(range(1, size + 1) for size in axes)))
+    if len(places) == 1:
+        return [""]
+    named = (zip(words, place, strict=True) for place in places)
+    return [", ".join(f"{word} {n}" for word, n in pairs) for pairs in named]
+
+
+def _told_apart(tokens: Sequence[str]) -> list[str]:
+    """The tokens, those that occur more than once with their place in brackets."""
+    count = Counter(tokens)
+    return [
+        f"{token} ({place})" if count[token] > 1 else token
+        for place, token in enumerate(tokens, start=1)
+    ]
+
+
+def _strongest(
+    table: Tensor, queries: Sequence[str], keys: Sequence[str], brief: bool
+) -> str:
+    """The key with the largest value, by query, or once to be brief."""
+    queries, keys = _told_apart(queries), _told_apart(keys)
     best = table.abs().argmax(dim=-1).tolist()
     rows = range(len(queries))
-    if len(queries) > 16:
+    if brief:
         rows = [table.abs().amax(dim=-1).argmax().item()]
     looks = (f"{queries[i]} → {keys[best[i]]} {table[i, best[i]]:.2f}" for i in rows)
     return ", ".join(looks)
@@ -100,9 +145,9 @@ def _draw_map(axes, table, mask, limit: float) -> None:
                 axes.text(j + 0.5, i + 0.5, f"{weight:.2f}", color=color, **number)
 
 
-def _name_axes(axes, queries: Sequence[str], keys: Sequence[str]) -> None:
-    """Queries run down, keys run across; tokens are shown as they are."""
-    tilt = 90 if len(keys) > 8 or max(map(len, keys)) > 6 else 0
+def _name_axes(axes, queries: Sequence[str], keys: Sequence[str], cell: float) -> None:
+    """Queries run down, keys across, turned where a cell, in inches, is too narrow."""
+    tilt = 90 if 0.08 * max(map(len, keys)) > cell else 0  # a letter is 0.08 inches
     axes.set(xlim=(0, len(keys)), ylim=(len(queries), 0), aspect="equal")
     axes.set_xticks(
         [j + 0.5 for j in range(len(keys))], keys, rotation=tilt, parse_math=False
@@ -137,11 +182,13 @@ def show_weights(
 ) -> "matplotlib.figure.Figure":
     """The attention map: row i shows where query i looks, opacity is the weight.
 
-    Weights with a heads axis give one map a head, side by side. `mask` is True where
-    a query may see a key; forbidden cells are hatched. `signed=True` draws scores,
-    in two inks on a scale centred on zero. Needs matplotlib, the extra `maps`.
+    Weights with an axis of heads, or of layers and heads, give one map a head, side by
+    side. `mask` is True where a query may see a key; forbidden cells are hatched.
+    `signed=True` draws scores, in two inks on a scale centred on zero. Needs
+    matplotlib, the extra `maps`.
     """
-    maps, mask = _as_maps(weights, queries, keys, mask, signed)
+    maps, mask = as_maps(weights, queries, keys, mask, signed)
+    names = _names(weights.shape[:-2])
     try:
         from matplotlib.figure import Figure
     except ModuleNotFoundError:
@@ -160,9 +207,9 @@ def show_weights(
             axes.set_axis_off()
             continue
         _draw_map(axes, maps[head], mask[head], limit)
-        _name_axes(axes, queries, keys)
-        if len(maps) > 1:
-            axes.set_title(f"head {head + 1}", fontsize=10)
+        _name_axes(axes, queries, keys, cell)
+        if names[head]:
+            axes.set_title(names[head], fontsize=10)
         if max(maps.shape[1:]) > 8:
             _draw_bar(axes, limit, signed)
     words = describe(weights, queries, keys, mask=mask, signed=signed)

@@ -53,6 +53,12 @@ def test_a_large_map_is_described_by_its_strongest_pair():
     assert words.endswith("Strongest: q11 → l 0.75.")
 
 
+def test_equal_tokens_are_told_apart_by_their_place():
+    weights = torch.eye(3)
+    words = describe(weights, ["the", "cat", "the"], ["the", "The", "a"])
+    assert words.endswith("the (1) → the 1.00, cat → The 1.00, the (3) → a 1.00.")
+
+
 def test_the_description_says_that_cells_are_forbidden():
     mask = torch.ones(3, 5, dtype=torch.bool)
     assert "Hatched" not in describe(some_weights(), QUERIES, KEYS, mask=mask)
@@ -110,6 +116,28 @@ def test_numbers_are_written_up_to_eight_rows_and_a_bar_is_drawn_beyond():
     assert len(large.axes[0].texts) == 0
     assert not small.axes[0].child_axes
     assert len(large.axes[0].child_axes) == 1
+
+
+SIDES = {
+    "short and few": ("abcdefgh", 0),
+    "short and many": ("abcdefghijk", 0),
+    "of six letters": (["abcdef"] * 8, 0),
+    "of seven letters": (["abcdefg"] * 2, 90),
+    "of three letters and many": (["abc"] * 11, 90),
+}
+
+
+@pytest.mark.parametrize(("keys", "angle"), SIDES.values(), ids=SIDES.keys())
+def test_keys_are_turned_only_where_they_do_not_fit(keys, angle):
+    weights = torch.ones(1, len(keys)) / len(keys)
+    axes = show_weights(weights, ["q"], list(keys)).axes[0]
+    assert {label.get_rotation() for label in axes.get_xticklabels()} == {angle}
+
+
+def test_many_queries_leave_less_room_for_keys():
+    weights, queries = torch.full((11, 2), 0.5), [f"q{n}" for n in range(11)]
+    axes = show_weights(weights, queries, ["abc", "d"]).axes[0]
+    assert {label.get_rotation() for label in axes.get_xticklabels()} == {90}
 
 
 def test_heads_stand_side_by_side_and_spare_places_stay_empty():
