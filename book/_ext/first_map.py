@@ -1,9 +1,9 @@
-"""The book's first attention map, as the file that README and home page show.
+"""The book's first attention map, as the file that README shows.
 
     python book/_ext/first_map.py    write book/_static/first-map.svg
 
 The picture is the stored output of the first map's cell, on white paper: GitHub shows
-it on a dark page too. The home page leaves the paper out; the ink follows the theme.
+it on a dark page too.
 """
 
 import json
@@ -14,7 +14,7 @@ BOOK = Path(__file__).parents[1]
 CHAPTER = BOOK / "idea" / "attention_map.ipynb"
 PICTURE = BOOK / "_static" / "first-map.svg"
 NAME = "fig-first-map"
-PAPER = '<rect class="paper" width="100%" height="100%" rx="4" fill="#ffffff"/>'
+PAPER = '<rect width="100%" height="100%" rx="4" fill="#ffffff"/>'
 
 
 def stored() -> tuple[str, str]:
