@@ -31,16 +31,17 @@ def future_leak(
     the largest change of an output up to that position. `forward` must be
     deterministic: call `eval()` on a module with dropout first.
     """
-    length = x.shape[-2]
-    if length < 2:
-        raise ValueError(
-            f"x needs at least 2 positions to have a future, came {length}"
-        )
+    if x.ndim < 2 or not x.is_floating_point() or x.shape[-2] < 2:
+        must, came = "floats with at least 2 positions", f"{x.dtype} {tuple(x.shape)}"
+        raise ValueError(f"x must be {must}, to have a future, {came=!s}")
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).to(x)
     changes = []
     with torch.no_grad():
         past = forward(x)
-        for now in range(1, length):
+        if past.shape[:-1] != x.shape[:-1]:
+            must, came = (*x.shape[:-1], "d_out"), tuple(past.shape)
+            raise ValueError(f"forward must keep the positions, {must=}, {came=}")
+        for now in range(1, x.shape[-2]):
             changed = torch.cat([x[..., :now, :], noise[..., now:, :]], dim=-2)
             moved = forward(changed)[..., :now, :] - past[..., :now, :]
             changes.append(moved.abs().max())
@@ -58,8 +59,8 @@ def causal_mask(
     With `num_keys` greater than `length`, the queries are the last of the keys.
     """
     num_keys = length if num_keys is None else num_keys
-    if not 0 <= length <= num_keys:
-        raise ValueError(f"{length=} must lie from 0 to {num_keys=}")
+    if not 0 <= length <= num_keys or length % 1 or num_keys % 1:
+        raise ValueError(f"{length=} must lie from 0 to {num_keys=}, both whole")
     everywhere = torch.ones(length, num_keys, dtype=torch.bool, device=device)
     return everywhere.tril(num_keys - length)
 

@@ -80,7 +80,7 @@ def check_tensors(
 ) -> None:
     """ValueError unless `came` has exactly the names and shapes in `must`.
 
-    All must have one dtype and be on one device.
+    All must be floats of one dtype on one device.
     """
     missing, extra = sorted(must.keys() - came), sorted(came.keys() - must)
     if missing or extra:
@@ -91,8 +91,9 @@ def check_tensors(
             wrong = tuple(came[name].shape)
             raise ValueError(f"{name} must be {shape} in {where}, came {wrong}")
     kinds = sorted({f"{t.dtype} on {t.device}" for t in came.values()})
-    if len(kinds) > 1:
-        raise ValueError(f"{where} must have one dtype and device, came {kinds}")
+    if len(kinds) > 1 or not all(t.is_floating_point() for t in came.values()):
+        must = "floats of one dtype on one device"
+        raise ValueError(f"{where} must have {must}, came {kinds}")
 
 
 def _last_axis(state, name):
@@ -162,8 +163,8 @@ def convert(
     (q_proj, k_proj, v_proj, o_proj). There and back gives the same bits. A bias that
     only the target needs is zeros. Stored masks are dropped. The result is a copy.
     ValueError for an unknown layout; for a tensor that is missing, extra or misshapen;
-    for more than one dtype or device; and where "torch" or "gpt2" would need d_in to
-    be d_out.
+    for others than floats of one dtype on one device; and where "torch" or "gpt2"
+    would need d_in to be d_out.
     """
     for name in (source, target):
         if name not in _LAYOUTS:
@@ -206,8 +207,8 @@ def fill(module: nn.Module, state: Mapping[str, Tensor], layout: str = "ours") -
 
     `module` has our four projections, as `MultiHeadAttention` has. Numbers are cast to
     its dtype and moved to its device. ValueError for an unknown layout; for a tensor
-    that is missing, extra or misshapen; for more than one dtype or device; and for a
-    tensor on the meta device. The module is then as it was.
+    that is missing, extra or misshapen; for others than floats of one dtype on one
+    device; and for a tensor on the meta device. The module is then as it was.
     """
     state, own = convert(state, layout), module.state_dict()
     shapes = {name: tuple(tensor.shape) for name, tensor in own.items()}

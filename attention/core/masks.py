@@ -23,6 +23,8 @@ def padding_mask(
     if lengths.ndim != 1 or lengths.is_floating_point() or lengths.dtype == torch.bool:
         came = f"{lengths.dtype} {tuple(lengths.shape)}"
         raise ValueError(f"lengths must be whole numbers, one a sentence, {came=!s}")
+    if max_length < 0 or max_length % 1:
+        raise ValueError(f"{max_length=} must be a whole number of at least 0")
     if lengths.numel() and not 0 <= lengths.min() <= lengths.max() <= max_length:
         came = lengths.tolist()
         raise ValueError(f"lengths must lie from 0 to {max_length=}, {came=}")
@@ -35,7 +37,8 @@ def document_mask(
     documents: Int[Tensor, "batch length"],
 ) -> Bool[Tensor, "batch 1 length length"]:
     """True where query and key belong to the same document."""
-    if documents.ndim != 2 or documents.is_floating_point():
+    numbers = not documents.is_floating_point() and documents.dtype != torch.bool
+    if documents.ndim != 2 or not numbers:
         came = f"{documents.dtype} {tuple(documents.shape)}"
         raise ValueError(f"documents must be whole numbers (batch, length), {came=!s}")
     same = documents[:, :, None] == documents[:, None, :]
@@ -58,5 +61,8 @@ def combine(*masks: Bool[Tensor, "..."] | None) -> Bool[Tensor, "..."] | None:
         except RuntimeError:
             came = f"{tuple(together.shape)} and {tuple(mask.shape)}"
             raise ValueError(f"masks must broadcast, {came=!s}") from None
+        if together.device != mask.device:
+            came = f"{together.device} and {mask.device}"
+            raise ValueError(f"masks must be on one device, {came=!s}")
         together = together & mask
     return together

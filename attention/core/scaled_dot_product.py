@@ -26,6 +26,7 @@ __all__ = [
     "check_kind",
     "check_sizes",
     "dot_product",
+    "nan_of",
     "spread",
     "visible",
 ]
@@ -74,11 +75,14 @@ def spread(name: str, table: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 def check_bias(
-    bias: Tensor, shape: tuple[int, ...], dtype: torch.dtype
+    bias: Tensor, shape: tuple[int, ...], queries: Tensor
 ) -> Float[Tensor, "..."]:
     """`bias` for scores of `shape`; ValueError if it cannot be added to them."""
-    if bias.dtype != dtype:
-        raise ValueError(f"bias must be {dtype} like the queries, came {bias.dtype}")
+    if (bias.dtype, bias.device) != (queries.dtype, queries.device):
+        must, came = f"{queries.dtype} on {queries.device}", f"{bias.dtype}"
+        raise ValueError(
+            f"bias must be {must} like the queries, came {came} on {bias.device}"
+        )
     return spread("bias", bias, shape)
 
 
@@ -120,18 +124,30 @@ def attention_weights(
     """Weights by hand: softmax(scale · score + bias), the oracle of every faster form.
 
     Vaswani et al. 2017, equation 1. `scale` is 1/√head_dim for the dot product and 1
-    for another score. A query that may see no key gets zeros. ValueError for a misfit.
+    for another score. A query that may see no key gets zeros. A nan or +inf among the
+    scores that it may see makes its row nan; a hidden one has no effect. ValueError
+    for a misfit.
     """
     shape = check_fit(queries, keys, keys, causal=causal)
     mask = visible(shape, mask, causal, queries.device)
     if scale is None:
         scale = queries.shape[-1] ** -0.5 if score is dot_product else 1.0
     scores = scale * score(queries, keys)
+    if scores.shape != shape:
+        came = tuple(scores.shape)
+        raise ValueError(f"score must give scores of {shape}, {came=}")
     if bias is not None:
-        scores = scores + check_bias(bias, shape, queries.dtype)
+        scores = scores + check_bias(bias, shape, queries)
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf)
     return softmax(scores)
+
+
+def nan_of(queries: Tensor, keys: Tensor) -> Tensor:
+    """For each query 0, or nan if it or a key of its sequence is nan or infinite."""
+    queries, keys = queries.detach(), keys.detach()
+    of_keys = (0 * keys).sum(dim=(-2, -1), keepdim=True)
+    return (0 * queries).sum(dim=-1, keepdim=True) + of_keys
 
 
 def attend(
@@ -150,19 +166,23 @@ def attend(
     `mask` is True where a query may see a key; a query that sees none gets zeros.
     `dropout_p` drops weights, in training only: pass 0 otherwise. Memory grows
     linearly with length where a fused kernel runs (no mask, no dropout, equal
-    widths, four axes). ValueError for a misfit.
+    widths, four axes). A nan or an infinity never gives a wrong number: it makes nan
+    what depends on it and, in a hidden key or value, perhaps its whole sequence.
+    ValueError for a misfit.
     """
     if not 0 <= dropout_p <= 1:
         raise ValueError(f"{dropout_p=} must lie from 0 to 1")
     shape = check_fit(queries, keys, values, causal=causal)
     options = {"dropout_p": dropout_p, "scale": scale}
     if bias is not None:
-        bias = check_bias(bias, shape, queries.dtype)
+        bias = check_bias(bias, shape, queries)
     # The call can do this by itself:
     if mask is None and not (causal and (bias is not None or shape[-2] != shape[-1])):
-        return F.scaled_dot_product_attention(
+        context = F.scaled_dot_product_attention(
             queries, keys, values, attn_mask=bias, is_causal=causal, **options
         )
+        on_cpu = queries.device.type == "cpu"
+        return context + nan_of(queries, keys) if on_cpu else context
     mask = visible(shape, mask, causal, queries.device)
     blind = ~mask.any(dim=-1, keepdim=True)
     mask = mask | blind
@@ -177,7 +197,7 @@ def attend(
 def check_sizes(**sizes: int) -> None:
     """ValueError if a size is not a whole number of at least 1."""
     for name, size in sizes.items():
-        if not isinstance(size, int) or size < 1:
+        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
             raise ValueError(f"{name}={size!r} must be a whole number of at least 1")
 
 

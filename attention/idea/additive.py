@@ -23,11 +23,26 @@ def additive_score(
     Bahdanau et al. 2015, appendix A.1.2, with W and U already applied.
     `partial(additive_score, v=v)` takes the place of a dot product.
     """
-    widths = queries.shape[-1], keys.shape[-1]
-    if widths != (len(v), len(v)):
-        must = f"have the {len(v)} numbers of v each"
-        raise ValueError(f"queries and keys must {must}, came {widths}")
+    _check_score(queries, keys, v)
     return torch.tanh(queries.unsqueeze(-2) + keys.unsqueeze(-3)) @ v
+
+
+def _check_score(queries, keys, v) -> None:
+    """ValueError if the three do not fit: floats, of one width, that broadcast."""
+    shapes = [tuple(tensor.shape) for tensor in (queries, keys, v)]
+    if v.ndim != 1 or min(queries.ndim, keys.ndim) < 2:
+        must = "(..., length, width), (..., length, width) and (width,)"
+        raise ValueError(f"queries, keys and v must be {must}, came {shapes}")
+    if (queries.shape[-1], keys.shape[-1]) != (len(v), len(v)):
+        must = f"have the {len(v)} numbers of v each"
+        raise ValueError(f"queries and keys must {must}, came {shapes[:2]}")
+    dtypes = [tensor.dtype for tensor in (queries, keys, v)]
+    if not all(dtype.is_floating_point for dtype in dtypes):
+        raise ValueError(f"queries, keys and v must be floats, came {dtypes}")
+    try:
+        torch.broadcast_shapes(queries.shape[:-2], keys.shape[:-2])
+    except RuntimeError:
+        raise ValueError(f"batch axes must broadcast, came {shapes[:2]}") from None
 
 
 def _check(module, queries, keys, values, mask) -> None:
@@ -79,7 +94,7 @@ class AdditiveAttention(nn.Module):
         super().__init__()
         sizes = {"d_query": d_query, "d_key": d_key, "d_hidden": d_hidden}
         for name, size in sizes.items():
-            if not isinstance(size, int) or size < 1:
+            if not isinstance(size, int) or isinstance(size, bool) or size < 1:
                 must = "must be a whole number of at least 1"
                 raise ValueError(f"{name}={size!r} {must}")
         self.d_query, self.d_key = d_query, d_key

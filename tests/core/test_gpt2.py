@@ -265,8 +265,13 @@ MISFITS = [
     (
         "ours",
         {"W_key__bias": torch.zeros(22).half()},
-        "must have one dtype and device, came ['torch.float16 on cpu', "
+        "must have floats of one dtype on one device, came ['torch.float16 on cpu', "
         "'torch.float32 on cpu']",
+    ),
+    (
+        "separate",
+        {n.replace(".", "__"): t.byte() for n, t in in_layout("separate").items()},
+        "must have floats of one dtype on one device, came ['torch.uint8 on cpu']",
     ),
 ]
 
@@ -314,6 +319,21 @@ def test_a_module_with_biases_refuses_a_checkpoint_without():
     message = "missing=['W_key.bias', 'W_query.bias', 'W_value.bias'], extra=[]"
     with pytest.raises(ValueError, match=re.escape(message)):
         fill(some_module(), in_layout("separate", qkv_bias=False), "separate")
+
+
+def test_a_checkpoint_fused_head_by_head_is_not_noticed():
+    """A limit that the chapter states: no shape tells in which order rows stand."""
+    state = in_layout("torch")
+    by_head = {
+        name: t.unflatten(0, (3, 11, 2)).transpose(0, 1).reshape(t.shape)
+        for name, t in state.items()
+        if name.startswith("in_proj")
+    }
+    module, mixed = some_module(), some_module()
+    fill(module, state, "torch")
+    fill(mixed, state | by_head, "torch")
+    x = torch.randn(2, 7, 22, generator=torch.Generator().manual_seed(0))
+    assert (module(x) - mixed(x)).abs().max() > 0.01
 
 
 def test_an_unknown_layout_is_refused():

@@ -279,7 +279,7 @@ BAD = {
     ),
     "bias of another dtype": (
         change(bias=torch.randn(5, 7, dtype=torch.float64)),
-        "bias must be torch.float32 like the queries, came torch.float64",
+        "bias must be torch.float32 on cpu like the queries, came torch.float64",
     ),
     "more queries than keys": (
         change(queries=torch.randn(2, 3, 11, 11), causal=True),

@@ -251,7 +251,9 @@ def test_a_misfit_is_refused_with_both_sides_named(as_importer, given, message):
 
 
 def test_the_score_refuses_what_would_broadcast_by_accident(as_importer):
-    with pytest.raises(ValueError, match=r"11 numbers of v each, came \(1, 11\)"):
+    with pytest.raises(
+        ValueError, match=r"11 numbers of v each, came \[\(5, 1\), \(7, 11\)\]"
+    ):
         additive_score(torch.randn(5, 1), torch.randn(7, 11), torch.randn(11))
 
 
