@@ -53,7 +53,7 @@ lint: $(READY) ## Check format, style and the workflows
 	@echo "lint: format, style and workflows are clean"
 
 clean: ## Remove what was built (.venv stays)
-	@rm -rf _build build dist *.egg-info .pytest_cache .ruff_cache
+	@rm -rf _build build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	@find attention book tests benchmarks -name __pycache__ -prune -exec rm -rf {} + \
 		2>/dev/null || true
 

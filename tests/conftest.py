@@ -4,6 +4,8 @@ import jaxtyping
 import pytest
 import torch
 
+import conformance.profiles  # noqa: F401  for `--hypothesis-profile long`
+
 
 @pytest.fixture
 def as_importer():

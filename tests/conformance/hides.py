@@ -1,0 +1,162 @@
+"""Properties: who may see whom, and what is hidden stays hidden."""
+
+import torch
+from torch import nn
+
+from .cases import Case, takes_mask
+from .equals import by_hand, close, equal
+from .mechanism import Excuse, Sizes
+from .suite import sentence
+
+
+def no_mask(mechanism):
+    if not takes_mask(mechanism):
+        return Excuse("takes no mask", lambda m: not takes_mask(m))
+
+
+def with_ones(case):
+    """The case's tensors, with 1 as the first number of each value."""
+    tensors = case.tensors()
+    tensors[-1][..., 0] = 1
+    return tensors
+
+
+@sentence("rows of weights sum to one, or to zero where nothing is seen")
+def rows(case):
+    f, mechanism, tensors = case.make(), case.mechanism, case.tensors()
+    seeing = case.allowed().any(dim=-1).to(case.dtype)
+    if mechanism.weights is not None:
+        options = {} if case.mask is None else {"mask": case.mask}
+        weights = mechanism.weights(f, *tensors, **options)
+        assert (weights >= 0).all()
+        assert (weights[~case.allowed().expand(weights.shape)] == 0).all()
+        equal(weights.sum(dim=-1), seeing.expand(weights.shape[:-1]))
+        values = mechanism.wiring(f, *tensors)[-1]
+        equal(mechanism.after(f, weights @ values), case.call(f, tensors))
+    if not isinstance(f, nn.Module):
+        tensors = with_ones(case)
+        sums = case.call(f, tensors)[..., 0]
+        equal(sums, seeing.expand(sums.shape))
+
+
+def sees_the_future(mechanism):
+    if not mechanism.causal:
+        return Excuse("sees the future on purpose", "fails")
+
+
+@sentence("the future changes nothing in the past", excuse=sees_the_future, least=2)
+def future(case):
+    f, sizes, tensors = case.make(), case.sizes, case.tensors()
+    now = case.pick(sizes.queries - 2)  # the last query that must not notice
+    changed = []
+    for read, tensor in zip(case.mechanism.reads, tensors, strict=True):
+        ahead = sizes.keys - sizes.queries if read.holds == "keys" else 0
+        later = tensor[..., now + ahead + 1 :, :]
+        noise = 10 * case.noise(*later.shape)
+        changed.append(torch.cat([tensor[..., : now + ahead + 1, :], noise], dim=-2))
+    before, after = (case.call(f, t)[..., : now + 1, :] for t in (tensors, changed))
+    equal(after, before)
+
+
+@sentence("padding changes nothing", excuse=no_mask)
+def padding(case):
+    f, sizes, reads = case.make(), case.sizes, case.mechanism.reads
+    more, left = case.pick(3, low=1), bool(case.pick(1))
+    mask = case.mask
+    full = torch.ones(case.mechanism.masks(sizes), dtype=torch.bool)
+    mask = full if mask is None else full & mask
+    expected, tensors = case.call(f, mask=mask), []
+    for read, tensor in zip(reads, case.tensors(), strict=True):
+        junk = 10 * case.noise(*tensor.shape[:-2], more, tensor.shape[-1])
+        pair = [junk, tensor] if left else [tensor, junk]
+        keep = left and read.holds == "queries"
+        tensors.append(tensor if keep else torch.cat(pair, dim=-2))
+    hidden = torch.zeros(*mask.shape[:-1], more, dtype=torch.bool)
+    mask = torch.cat([hidden, mask] if left else [mask, hidden], dim=-1)
+    rows = tensors[0].shape[-2]
+    extra = torch.ones(*mask.shape[:-2], rows - sizes.queries, mask.shape[-1])
+    pair = [extra.bool(), mask] if left else [mask, extra.bool()]
+    mask = torch.cat(pair, dim=-2)
+    f = longer(case, f, more)
+    padded = case.call(f, tensors, mask)
+    start = rows - sizes.queries if left else 0
+    equal(padded[..., start : start + sizes.queries, :], expected)
+
+
+def longer(case, f, more):
+    """`f` with room for a longer sequence, and the same weights."""
+    if not isinstance(f, nn.Module):
+        return f
+    sizes = Sizes(**{**vars(case.sizes), "queries": case.sizes.queries + more})
+    roomy = Case(case.mechanism, sizes, case.dtype, case.seed).make()
+    roomy.load_state_dict(f.state_dict())
+    return roomy
+
+
+@sentence(
+    "blind rows give zeros and finite gradients, their own being zero",
+    excuse=no_mask,
+    masks="blind",
+)
+def blind(case):
+    f, tensors = case.make(), [t.requires_grad_() for t in case.tensors()]
+    context = case.call(f, tensors)
+    allowed = case.allowed()
+    blind = ~allowed.any(dim=-1)
+    if case.mechanism.heads:
+        blind = blind.all(dim=-2)
+    blind = blind.expand(context.shape[:-1])
+    values = case.mechanism.wiring(f, *tensors)[-1]
+    nothing = case.mechanism.after(
+        f, torch.zeros_like((allowed * 1.0).to(values) @ values)
+    )
+    equal(context[blind], nothing[blind], rtol=0, atol=0)
+    inputs = [*tensors, *parameters(f)]
+    gradients = torch.autograd.grad(
+        context.pow(2).sum(), inputs, retain_graph=True, allow_unused=True
+    )
+    assert all(g.isfinite().all() for g in gradients if g is not None)
+    if not context[blind].requires_grad:
+        return
+    for gradient in torch.autograd.grad(context[blind].pow(2).sum(), tensors):
+        assert (gradient == 0).all()
+
+
+def parameters(f):
+    return [*f.parameters()] if isinstance(f, nn.Module) else []
+
+
+def ordered(mechanism):
+    if mechanism.causal:
+        return Excuse("the order counts: causal", "fails")
+
+
+@sentence(
+    "permuted tokens give permuted outputs", excuse=ordered, masks="none", least=2
+)
+def permutation(case):
+    f, sizes, tensors = case.make(), case.sizes, []
+    orders = {
+        holds: torch.randperm(length, generator=case.random)
+        for holds, length in (("queries", sizes.queries), ("keys", sizes.keys))
+    }
+    orders["both"] = orders["queries"]
+    for read, tensor in zip(case.mechanism.reads, case.tensors(), strict=True):
+        tensors.append(tensor[..., orders[read.holds], :])
+    equal(case.call(f, tensors), case.call(f)[..., orders["queries"], :])
+
+
+@sentence("a nan or an infinity is never answered by a wrong number")
+def nonfinite(case):
+    bad = (torch.nan, torch.nan, torch.inf, -torch.inf)[case.pick(3)]
+    for number in range(len(case.tensors()) + len(parameters(case.make()))):
+        f, tensors = case.make(), case.tensors()
+        place = [*tensors, *parameters(f)][number]
+        with torch.no_grad():
+            if number < len(tensors):
+                place = place[tuple(case.pick(n - 1) for n in place.shape[:-1])]
+            place.fill_(bad)
+            context = case.call(f, tensors).double()
+            expected = by_hand(case, f, tensors)
+        right = torch.isclose(context, expected, **close(case.dtype))
+        assert (right | ~context.isfinite()).all()

@@ -1,0 +1,177 @@
+"""A mechanism: how it is made, what it reads, and what it should compute."""
+
+import itertools
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """All sizes that a mechanism may need; most read a few of them."""
+
+    lead: tuple[int, ...] = (2,)  # batch axes
+    queries: int = 5
+    keys: int = 7
+    heads: int = 3
+    head_dim: int = 2
+    d_in: int = 5
+    d_context: int = 3
+    d_value: int = 7
+    qkv_bias: bool = False
+    shared: bool = False  # have keys and values leading axes of 1?
+
+    @property
+    def d_out(self) -> int:
+        return self.heads * self.head_dim
+
+
+class Input(NamedTuple):
+    """A tensor that is read: what stands along its length, and what its width is."""
+
+    name: str
+    holds: str  # "queries", "keys", or "both" where one sequence is read
+    width: str
+
+
+X = (Input("x", "both", "d_in"),)
+X_AND_CONTEXT = (
+    Input("x", "queries", "d_in"),
+    Input("context_input", "keys", "d_context"),
+)
+QUERIES_KEYS_VALUES = (
+    Input("queries", "queries", "head_dim"),
+    Input("keys", "keys", "head_dim"),
+    Input("values", "keys", "d_value"),
+)
+
+
+# Wiring: (module, *tensors) -> queries, keys and values of the scores
+
+
+def as_given(f, queries, keys, values):
+    return queries, keys, values
+
+
+def linear(layer: nn.Linear, x: Tensor) -> Tensor:
+    y = x @ layer.weight.mT
+    return y if layer.bias is None else y + layer.bias
+
+
+def one_head(f, x):
+    return linear(f.W_query, x), linear(f.W_key, x), linear(f.W_value, x)
+
+
+def split_heads(f, x, context_input=None):
+    other = x if context_input is None else context_input
+    layers = ((f.W_query, x), (f.W_key, other), (f.W_value, other))
+    return [
+        torch.stack(linear(layer, read).chunk(f.num_heads, dim=-1), dim=-3)
+        for layer, read in layers
+    ]
+
+
+# Scores: (module, queries, keys) -> scores
+
+
+def scaled(f, queries, keys):
+    return queries @ keys.mT / math.sqrt(queries.shape[-1])
+
+
+# What is done with the context: (module, context) -> output
+
+
+def unchanged(f, context):
+    return context
+
+
+def side_by_side(f, context):
+    return torch.cat(context.unbind(dim=-3), dim=-1)
+
+
+def projected(f, context):
+    return linear(f.out_proj, side_by_side(f, context))
+
+
+def weights_method(f, *tensors, mask=None):
+    return f.attention_weights(*tensors, mask=mask)
+
+
+class Excuse(NamedTuple):
+    """Why a property does not apply, and a check that this is so.
+
+    `holds` takes the mechanism; "fails" means that the property is indeed false of it.
+    """
+
+    reason: str
+    holds: Callable[["Mechanism"], bool] | str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Mechanism:
+    """Something that attends."""
+
+    name: str
+    covers: Any  # the public function or class
+    make: Callable[..., Callable]  # (sizes, dropout) -> f, called f(*tensors, mask=…)
+    reads: tuple[Input, ...]
+    wiring: Callable = as_given
+    score: Callable = scaled
+    after: Callable = unchanged
+    heads: bool = False  # has its context an axis of heads?
+    heads_share_mask: bool = False  # is a mask given without that axis?
+    causal: bool = False
+    fused: bool = False  # by PyTorch's call, which has no second derivative
+    peer: Callable | None = None  # PyTorch's own: (f, tensors, allowed) -> output
+    weights: Callable | None = None  # (f, *tensors, mask) -> weights
+    excused: Mapping[str, Excuse] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return self.name
+
+    def masks(self, sizes: Sizes) -> tuple[int, ...]:
+        """What a mask must broadcast to."""
+        heads = (sizes.heads,) if self.heads and not self.heads_share_mask else ()
+        return (*sizes.lead, *heads, sizes.queries, sizes.keys)
+
+    def allowed(self, sizes: Sizes, mask: Tensor | None) -> Tensor:
+        """Where a query may see a key, for each score."""
+        allowed = torch.ones(self.masks(sizes), dtype=torch.bool)
+        if mask is not None:
+            allowed = allowed & mask
+        if self.causal:
+            allowed = allowed.tril(sizes.keys - sizes.queries)
+        if self.heads and self.heads_share_mask:
+            allowed = torch.stack([allowed] * sizes.heads, dim=-3)
+        return allowed
+
+    def by_hand(self, f, tensors, allowed: Tensor) -> Tensor:
+        """The oracle: one query at a time, over the keys that it may see, no others."""
+        queries, keys, values = self.wiring(f, *tensors)
+        lead = allowed.shape[:-2]
+        queries, keys, values = (
+            t.expand(*lead, *t.shape[-2:]) for t in (queries, keys, values)
+        )
+        context = queries.new_zeros(*queries.shape[:-1], values.shape[-1])
+        rows = itertools.product(*map(range, queries.shape[:-1]))
+        scores = self.score(f, queries, keys)
+        for *where, i in rows:
+            seen = allowed[(*where, i)]
+            mine = scores[(*where, i)][seen]
+            if not (mine == -torch.inf).all():  # true of no keys, too
+                powers = (mine - mine.max()).exp()
+                context[(*where, i)] = powers @ values[(*where,)][seen] / powers.sum()
+        return self.after(f, context)
+
+    def plain(self, f, tensors, allowed: Tensor) -> Tensor:
+        """The same by whole tables, in whatever precision the tensors have."""
+        queries, keys, values = self.wiring(f, *tensors)
+        blind = ~allowed.any(dim=-1, keepdim=True)
+        scores = self.score(f, queries, keys)
+        scores = scores.masked_fill(~(allowed | blind), -torch.inf)
+        weights = torch.softmax(scores, dim=-1).masked_fill(blind, 0)
+        return self.after(f, weights @ values)

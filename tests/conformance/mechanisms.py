@@ -1,0 +1,234 @@
+"""All that attends in the package: one entry each, found missing by the suite."""
+
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from attention import (
+    AdditiveAttention,
+    CausalAttention,
+    CrossAttention,
+    MultiHeadAttention,
+    SelfAttention,
+    StackedHeads,
+    attend,
+    attention_weights,
+    simple_self_attention,
+)
+
+from . import mechanism as wired
+from . import peers
+from .mechanism import QUERIES_KEYS_VALUES, X_AND_CONTEXT, Input, Mechanism, X
+
+# Functions of queries, keys and values
+
+
+def fused(sizes, dropout=0.0, **options):
+    def f(queries, keys, values, mask=None):
+        return attend(queries, keys, values, mask, dropout_p=dropout, **options)
+
+    return f
+
+
+def weighed(sizes, dropout=0.0, **options):
+    def f(queries, keys, values, mask=None):
+        return attention_weights(queries, keys, mask, **options) @ values
+
+    return f
+
+
+def weighed_weights(f, queries, keys, values, mask=None, **options):
+    return attention_weights(queries, keys, mask, **options)
+
+
+def distance(queries: Tensor, keys: Tensor) -> Tensor:
+    """A bias by place, aligned where the sequences end."""
+    i, j = queries.shape[-2], keys.shape[-2]
+    places = torch.arange(i)[:, None] + j - i - torch.arange(j)
+    return (-0.5 * places.abs()).to(queries)
+
+
+def biased(form):
+    def make(sizes, dropout=0.0):
+        def f(queries, keys, values, mask=None):
+            options = {"scale": 0.3, "bias": distance(queries, keys), "causal": True}
+            return form(sizes, dropout, **options)(queries, keys, values, mask)
+
+        return f
+
+    return make
+
+
+def biased_score(f, queries, keys):
+    return 0.3 * queries @ keys.mT + distance(queries, keys)
+
+
+def biased_weights(f, queries, keys, values, mask=None):
+    options = {"scale": 0.3, "bias": distance(queries, keys), "causal": True}
+    return attention_weights(queries, keys, mask, **options)
+
+
+def biased_peer(f, tensors, allowed):
+    options = {"scale": 0.3, "bias": distance(*tensors[:2])}
+    return peers.by_call(f, tensors, allowed, **options)
+
+
+def by_score(sizes, dropout=0.0):
+    """The slot `score`: the negative distance, which another score may be."""
+
+    def f(queries, keys, values, mask=None):
+        return attention_weights(queries, keys, mask, score=far) @ values
+
+    return f
+
+
+def far(queries, keys):
+    return -(queries.unsqueeze(-2) - keys.unsqueeze(-3)).square().sum(dim=-1)
+
+
+CALL = {"reads": QUERIES_KEYS_VALUES, "peer": peers.by_call}
+FUSED = CALL | {"covers": attend, "fused": True}
+WEIGHED = CALL | {"covers": attention_weights}
+
+# Modules
+
+
+def with_dropout(kind):
+    """For arguments d_in, d_out, context_length, dropout, num_heads, qkv_bias."""
+
+    def make(sizes, dropout=0.0):
+        width = sizes.head_dim if kind is StackedHeads else sizes.d_out
+        d_in, length = sizes.d_in, max(sizes.queries, 1)
+        return kind(d_in, width, length, dropout, sizes.heads, sizes.qkv_bias)
+
+    return make
+
+
+def self_attention(sizes, dropout=0.0):
+    return SelfAttention(sizes.d_in, sizes.head_dim, sizes.qkv_bias)
+
+
+def causal_attention(sizes, dropout=0.0):
+    length = max(sizes.queries, 1)
+    return CausalAttention(sizes.d_in, sizes.head_dim, length, dropout, sizes.qkv_bias)
+
+
+def cross_attention(sizes, dropout=0.0):
+    options = {"dropout": dropout, "qkv_bias": sizes.qkv_bias}
+    d_context = sizes.d_context
+    return CrossAttention(
+        sizes.d_in, sizes.d_out, sizes.heads, d_context=d_context, **options
+    )
+
+
+def additive(sizes, dropout=0.0):
+    return AdditiveAttention(sizes.d_in, sizes.d_context, sizes.head_dim)
+
+
+def additive_wiring(f, queries, keys, values):
+    return wired.linear(f.W_query, queries), wired.linear(f.W_key, keys), values
+
+
+def additive_score(f, queries, keys):
+    return torch.tanh(queries.unsqueeze(-2) + keys.unsqueeze(-3)) @ f.v
+
+
+MODULE = {"weights": wired.weights_method, "peer": peers.by_module, "fused": True}
+ONE_HEAD = MODULE | {"reads": X, "wiring": wired.one_head}
+HEADS = MODULE | {"wiring": wired.split_heads, "after": wired.projected, "heads": True}
+
+
+MECHANISMS = [
+    Mechanism(
+        name="simple_self_attention",
+        covers=simple_self_attention,
+        make=lambda sizes, dropout=0.0: lambda x: simple_self_attention(x),
+        reads=X,
+        wiring=lambda f, x: (x, x, x),
+        score=lambda f, queries, keys: queries @ keys.mT,
+        peer=peers.by_call_on_itself,
+    ),
+    Mechanism(name="attend", make=fused, **FUSED),
+    Mechanism(
+        name="attend causal", make=partial(fused, causal=True), causal=True, **FUSED
+    ),
+    Mechanism(
+        name="attend biased",
+        make=biased(fused),
+        score=biased_score,
+        causal=True,
+        **FUSED | {"peer": biased_peer},
+    ),
+    Mechanism(
+        name="attention_weights", make=weighed, weights=weighed_weights, **WEIGHED
+    ),
+    Mechanism(
+        name="attention_weights biased",
+        make=biased(weighed),
+        score=biased_score,
+        weights=biased_weights,
+        causal=True,
+        **WEIGHED | {"peer": biased_peer},
+    ),
+    Mechanism(
+        name="attention_weights by distance",
+        make=by_score,
+        score=lambda f, queries, keys: far(queries, keys),
+        weights=partial(weighed_weights, score=far),
+        **WEIGHED | {"peer": None},
+    ),
+    Mechanism(
+        name="AdditiveAttention",
+        covers=AdditiveAttention,
+        make=additive,
+        reads=(
+            Input("queries", "queries", "d_in"),
+            Input("keys", "keys", "d_context"),
+            Input("values", "keys", "d_value"),
+        ),
+        wiring=additive_wiring,
+        score=additive_score,
+        weights=lambda f, q, k, v, mask=None: f.attention_weights(q, k, mask),
+    ),
+    Mechanism(
+        name="SelfAttention", covers=SelfAttention, make=self_attention, **ONE_HEAD
+    ),
+    Mechanism(
+        name="CausalAttention",
+        covers=CausalAttention,
+        make=causal_attention,
+        causal=True,
+        **ONE_HEAD,
+    ),
+    Mechanism(
+        name="StackedHeads",
+        covers=StackedHeads,
+        make=with_dropout(StackedHeads),
+        reads=X,
+        wiring=lambda f, x: [
+            torch.stack(t, dim=-3)
+            for t in zip(*(wired.one_head(head, x) for head in f.heads), strict=True)
+        ],
+        after=wired.side_by_side,
+        heads=True,
+        heads_share_mask=True,
+        causal=True,
+        **MODULE,
+    ),
+    Mechanism(
+        name="MultiHeadAttention",
+        covers=MultiHeadAttention,
+        make=with_dropout(MultiHeadAttention),
+        reads=X,
+        causal=True,
+        **HEADS,
+    ),
+    Mechanism(
+        name="CrossAttention",
+        covers=CrossAttention,
+        make=cross_attention,
+        reads=X_AND_CONTEXT,
+        **HEADS,
+    ),
+]

@@ -1,0 +1,76 @@
+"""Which public names attend, and why the others do not."""
+
+import importlib
+import inspect
+import pkgutil
+
+from torch import nn
+
+import attention
+
+from .mechanisms import MECHANISMS
+
+MASK = "makes a mask"
+CHECK = "checks its arguments"
+SCORES = "compares queries and keys, and mixes no values"
+CHECKPOINT = "moves weights, and computes nothing"
+SHOW = "shows what was computed"
+
+OTHERS = {
+    "Layout": CHECKPOINT,
+    "additive_score": SCORES,
+    "causal_mask": MASK,
+    "check_bias": CHECK,
+    "check_context": CHECK,
+    "check_fit": CHECK,
+    "check_input": CHECK,
+    "check_kind": CHECK,
+    "check_layout": CHECK,
+    "check_sizes": CHECK,
+    "check_tensors": CHECK,
+    "combine": MASK,
+    "convert": CHECKPOINT,
+    "describe": SHOW,
+    "described": SHOW,
+    "document_mask": MASK,
+    "dot_product": SCORES,
+    "fill": CHECKPOINT,
+    "future_leak": "measures another mechanism",
+    "grade": SHOW,
+    "ignore_saved_mask": CHECKPOINT,
+    "load_safetensors": CHECKPOINT,
+    "nan_of": "finds what is not a number, and mixes no values",
+    "padding_mask": MASK,
+    "show_weights": SHOW,
+    "softmax": "makes weights of scores, and mixes no values",
+    "spread": MASK,
+    "step": SHOW,
+    "visible": MASK,
+}
+
+
+def public() -> dict[str, object]:
+    """Every name in an `__all__` of the package or of one of its modules."""
+    found = {name: getattr(attention, name) for name in attention.__all__}
+    for info in pkgutil.walk_packages(attention.__path__, "attention."):
+        module = importlib.import_module(info.name)
+        found |= {
+            name: getattr(module, name) for name in getattr(module, "__all__", ())
+        }
+    return found
+
+
+def unaccounted() -> set[str]:
+    """Public names that are neither a mechanism nor in the table above."""
+    covered = {id(mechanism.covers) for mechanism in MECHANISMS}
+    names = {name for name, thing in public().items() if id(thing) not in covered}
+    return names - set(OTHERS)
+
+
+def seems_to_attend(thing) -> bool:
+    """A module, or a function that makes numbers of values or of a sequence."""
+    if inspect.isclass(thing):
+        return issubclass(thing, nn.Module)
+    signature = inspect.signature(thing)
+    numbers = "Float" in str(signature.return_annotation)
+    return numbers and bool({"values", "x"} & set(signature.parameters))
