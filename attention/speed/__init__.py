@@ -1,0 +1,1 @@
+"""Speed: one module for each chapter of `book/speed`."""

@@ -1,0 +1,65 @@
+"""Softmax in one pass
+
+A row of scores is read once: a running maximum and a running sum are all that
+softmax needs, and two partial results merge into one.
+
+Written by `book/speed/online_softmax.ipynb`: read and change it there.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+__all__ = ["merge"]
+
+
+def _check_parts(
+    context_a: Tensor, logsumexp_a: Tensor, context_b: Tensor, logsumexp_b: Tensor
+) -> None:
+    """ValueError unless both are parts of attention by the same queries."""
+
+    def kind(tensor):
+        return f"{tensor.dtype} {tuple(tensor.shape)} on {tensor.device}"
+
+    for name, a, b in (
+        ("contexts", context_a, context_b),
+        ("logsumexps", logsumexp_a, logsumexp_b),
+    ):
+        if kind(a) != kind(b) or not a.is_floating_point():
+            came = f"{kind(a)} and {kind(b)}"
+            raise ValueError(f"both {name} must be floats of one kind, {came=!s}")
+    if context_a.ndim < 2 or logsumexp_a.shape != context_a.shape[:-1]:
+        came = f"{tuple(logsumexp_a.shape)} for {tuple(context_a.shape)}"
+        raise ValueError(f"logsumexps must be (..., i) for (..., i, e), {came=!s}")
+    if logsumexp_a.device != context_a.device:
+        came = f"{logsumexp_a.device} and {context_a.device}"
+        raise ValueError(f"logsumexps and contexts must be on one device, {came=!s}")
+
+
+def merge(
+    context_a: Float[Tensor, "*lead i e"],
+    logsumexp_a: Float[Tensor, "*lead i"],
+    context_b: Float[Tensor, "*lead i e"],
+    logsumexp_b: Float[Tensor, "*lead i"],
+) -> tuple[Float[Tensor, "*lead i e"], Float[Tensor, "*lead i"]]:
+    """Attention to all keys from attention to two disjoint sets of them.
+
+    A part is its context vectors and the logsumexp of its scores, base e. One with no
+    key has logsumexp -inf and counts for nothing; two of them give zeros and -inf.
+    Order and grouping of parts do not matter, but for rounding. A nan or +inf among
+    the logsumexps gives nan. ValueError for parts that do not fit. Milakov and
+    Gimelshein 2018, section 3.1; Rabe and Staats 2021; Dao et al. 2022, section 3.1.
+    """
+    _check_parts(context_a, logsumexp_a, context_b, logsumexp_b)
+    lowest = torch.finfo(logsumexp_a.dtype).min
+    largest = torch.maximum(logsumexp_a, logsumexp_b).detach().clamp(min=lowest)
+    sum_a, sum_b = (logsumexp_a - largest).exp(), (logsumexp_b - largest).exp()
+    total = (sum_a + sum_b).clamp(min=1)  # at least 1, unless both parts are empty
+
+    context_a = context_a.masked_fill(logsumexp_a.isneginf()[..., None], 0)
+    context_b = context_b.masked_fill(logsumexp_b.isneginf()[..., None], 0)
+    share_a, share_b = (sum_a / total)[..., None], (sum_b / total)[..., None]
+    context = (share_a * context_a + share_b * context_b).to(context_a.dtype)
+
+    empty = logsumexp_a.isneginf() & logsumexp_b.isneginf()
+    return context, (largest + total.log()).masked_fill(empty, -torch.inf)
