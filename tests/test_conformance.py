@@ -17,7 +17,14 @@ import attention
 from attention import attend
 from conformance.faults import FAULTS
 from conformance.mechanisms import MECHANISMS
-from conformance.names import OTHERS, public, seems_to_attend, unaccounted
+from conformance.names import (
+    AROUND,
+    OTHERS,
+    attends_by_itself,
+    public,
+    seems_to_attend,
+    unaccounted,
+)
 from conformance.properties import PROPERTIES
 from conformance.suite import catches, check, excuse_for, share
 
@@ -103,12 +110,18 @@ def test_every_public_name_is_a_mechanism_or_has_a_reason():
 
 def test_no_reason_is_left_over():
     covered = {mechanism.covers.__name__ for mechanism in MECHANISMS}
-    assert set(OTHERS) <= public().keys() - covered
+    assert set(OTHERS) | set(AROUND) <= public().keys() - covered
 
 
 @pytest.mark.parametrize("name", sorted(OTHERS))
 def test_what_is_said_not_to_attend_does_not_look_like_it(name):
     assert not seems_to_attend(public()[name])
+
+
+@pytest.mark.parametrize("name", sorted(AROUND))
+def test_what_attends_through_another_does_not_attend_by_itself(name):
+    assert attends_by_itself(public()[name]) == set()
+    assert attends_by_itself(public()["SelfAttention"]) == {"attend"}
 
 
 def test_a_new_mechanism_is_found_by_itself(monkeypatch):

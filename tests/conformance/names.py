@@ -1,8 +1,10 @@
 """Which public names attend, and why the others do not."""
 
+import ast
 import importlib
 import inspect
 import pkgutil
+import textwrap
 
 from torch import nn
 
@@ -16,9 +18,16 @@ SCORES = "compares queries and keys, and mixes no values"
 CHECKPOINT = "moves weights, and computes nothing"
 SHOW = "shows what was computed"
 
+COUNTS = "counts, and mixes no values"
+
 OTHERS = {
+    "Explorer": SHOW,
     "Layout": CHECKPOINT,
+    "Ledger": COUNTS,
     "additive_score": SCORES,
+    "as_maps": CHECK,
+    "assemble": CHECKPOINT,
+    "attention_cost": COUNTS,
     "causal_mask": MASK,
     "check_bias": CHECK,
     "check_context": CHECK,
@@ -34,18 +43,32 @@ OTHERS = {
     "described": SHOW,
     "document_mask": MASK,
     "dot_product": SCORES,
+    "entropy": SHOW,
+    "explore": SHOW,
     "fill": CHECKPOINT,
     "future_leak": "measures another mechanism",
     "grade": SHOW,
     "ignore_saved_mask": CHECKPOINT,
     "load_safetensors": CHECKPOINT,
+    "load_translator": CHECKPOINT,
+    "merge": "joins what two mechanisms gave, and reads no values",
     "nan_of": "finds what is not a number, and mixes no values",
     "padding_mask": MASK,
+    "read_marian": CHECKPOINT,
+    "share": SHOW,
     "show_weights": SHOW,
     "softmax": "makes weights of scores, and mixes no values",
     "spread": MASK,
     "step": SHOW,
     "visible": MASK,
+}
+
+# Modules that attend through a mechanism inside them, and by no sum of their own.
+AROUND = {
+    "DecoderLayer": "CrossAttention",
+    "EncoderLayer": "CrossAttention",
+    "SimplerSimpleRecurrentUnit": "none: a state goes from step to step",
+    "Translator": "EncoderLayer and DecoderLayer",
 }
 
 
@@ -64,7 +87,18 @@ def unaccounted() -> set[str]:
     """Public names that are neither a mechanism nor in the table above."""
     covered = {id(mechanism.covers) for mechanism in MECHANISMS}
     names = {name for name, thing in public().items() if id(thing) not in covered}
-    return names - set(OTHERS)
+    return names - set(OTHERS) - set(AROUND)
+
+
+def attends_by_itself(thing) -> set[str]:
+    """What a class uses, of all that attention could be written with."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(thing)))
+    used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    used |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    used |= {"@" for node in ast.walk(tree) if isinstance(node, ast.MatMult)}
+    products = {"@", "matmul", "mm", "bmm", "einsum", "baddbmm"}
+    named = {"softmax", "exp", "attend", "scaled_dot_product_attention"}
+    return used & (products | named)
 
 
 def seems_to_attend(thing) -> bool:
