@@ -27,7 +27,10 @@ TIMEOUT = 600  # seconds a cell; a chapter is meant to take a tenth of that
 
 
 def main(root: Path = ROOT, chapters: list[str] | None = None) -> int:
-    """Run these chapters, or all, and say how each one went; 0 if all went well."""
+    """Run these chapters, or all, and say how each one went.
+
+    Returns 0 if all went well, 1 if not, and 130 if the run was stopped.
+    """
     failed = False
     try:
         paths, where = chosen(root, chapters or []), device()
@@ -41,6 +44,10 @@ def main(root: Path = ROOT, chapters: list[str] | None = None) -> int:
         except (Refusal, OSError) as refusal:
             print("failed:", refusal, file=sys.stderr, flush=True)
             failed = True
+        except KeyboardInterrupt:
+            kept = f"{path.relative_to(root)} keeps the outputs it had"
+            print("stopped:", kept, file=sys.stderr, flush=True)
+            return 130
         else:
             seconds = f"{time.perf_counter() - start:.1f} s on {where}"
             print(f"{path.relative_to(root)}: {seconds}, {done}", flush=True)
@@ -92,6 +99,8 @@ def run(path: Path, root: Path) -> nbformat.NotebookNode:
         raise Refusal(f"{here}: {why}") from None
     except (CellTimeoutError, DeadKernelError, NoSuchKernel) as error:
         raise Refusal(f"{here}: {str(error).splitlines()[0]}") from None
+    except AssertionError:  # nbclient, told to stop, ends its kernel a second time
+        raise KeyboardInterrupt from None
     for number, cell in enumerate(notebook.cells, start=1):
         for output in cell.get("outputs", []):
             if output.get("name") == "stderr":

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -305,9 +306,12 @@ def write(texts: dict[Path, str]) -> None:
             draft.write_bytes(texts[path].encode())
         for path, draft in drafts.items():
             os.replace(draft, path)
+    except OSError as error:
+        raise Refusal(f"{path}: cannot be written: {error.strerror}") from None
     finally:
         for draft in drafts.values():
-            draft.unlink(missing_ok=True)
+            with suppress(OSError):  # what could not be written cannot be removed
+                draft.unlink()
 
 
 # What is refused

@@ -1,0 +1,103 @@
+"""What must stay true of what we take in and hand out."""
+
+import ast
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from licences import licences
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCES = [
+    path
+    for room in ("attention", "book", "benchmarks")
+    for path in sorted((ROOT / room).rglob("*.py"))
+]
+# Each of these runs what a file holds. `torch.load` may be told not to.
+RUNS_DATA = {"pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
+RUNS_TEXT = {"eval", "exec"}
+
+
+def run(*command, **options) -> str:
+    options |= {"capture_output": True, "text": True}
+    result = subprocess.run([sys.executable, "-m", *command], **options)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+def dangers(source: str) -> list[str]:
+    """The calls and imports that would run what a file or a text holds."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found += [name.name for name in node.names if name.name in RUNS_DATA]
+        if isinstance(node, ast.ImportFrom) and node.module in RUNS_DATA:
+            found.append(node.module)
+        if isinstance(node, ast.Call):
+            name, options = ast.unparse(node.func), map(ast.unparse, node.keywords)
+            unsafe = name in ("torch.load", "yaml.load", "yaml.unsafe_load")
+            if name in RUNS_TEXT or (unsafe and "weights_only=True" not in options):
+                found.append(name)
+    return found
+
+
+def test_no_file_is_read_by_what_could_run_it():
+    assert SOURCES
+    for path in SOURCES:
+        assert not dangers(path.read_text("utf-8")), path
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import pickle",
+        "from pickle import load",
+        "torch.load(f)",
+        "torch.load(f, weights_only=False)",
+        "yaml.load(f)",
+        "eval(text)",
+    ],
+)
+def test_what_could_run_a_file_is_found(source):
+    assert dangers(source)
+    assert not dangers("torch.load(f, weights_only=True); yaml.safe_load(f)")
+
+
+def test_the_workflows_have_no_known_weakness():
+    shown = shutil.which("zizmor", path=str(Path(sys.executable).parent))
+    assert shown, "zizmor is pinned in requirements.txt, and must be installed"
+    command = [shown, "--offline", "--quiet", ROOT / ".github"]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout
+
+
+def test_what_is_installed_fits_together():
+    assert run("pip", "check") == "No broken requirements found.\n"
+
+
+def test_every_package_that_is_installed_states_its_licence():
+    stated = licences()
+    assert "torch" in stated
+    assert [package for package, licence in stated.items() if not licence] == []
+
+
+def test_the_wheel_is_the_same_bytes_wherever_and_whenever_it_is_built(tmp_path):
+    wheels = []
+    for age, name in enumerate(("here", "elsewhere")):
+        tree = tmp_path / name
+        keep = shutil.ignore_patterns("__pycache__", "*.egg-info")
+        shutil.copytree(ROOT / "attention", tree / "attention", ignore=keep)
+        for file in ("pyproject.toml", "README.md", "LICENSE"):
+            shutil.copy(ROOT / file, tree)
+        for path in tree.rglob("*"):
+            os.utime(path, (10**9 + age * 10**8,) * 2)
+        build = ["build", "--wheel", "--no-isolation", "--outdir", tree / "dist", tree]
+        run(*build, env=os.environ | {"SOURCE_DATE_EPOCH": "1000000000"})
+        wheels += (tree / "dist").glob("*.whl")
+    first, second = wheels
+    assert re.fullmatch(r"building_attention-[\d.]+-py3-none-any\.whl", first.name)
+    assert first.read_bytes() == second.read_bytes()
