@@ -126,3 +126,7 @@ def test_masks_fit_single_heads_without_the_head_axis():
 def test_what_is_no_mask_is_refused(as_importer, make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_sentences_of_no_token_need_no_place(as_importer):
+    assert padding_mask(torch.tensor([0, 0]), 0).shape == (2, 1, 1, 0)
