@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from attention import SelfAttention, attend, attention_weights
+from attention.core.scaled_dot_product import nan_of, spread
 
 
 def some_tensors(dtype=torch.float32, batch=(2, 3)):
@@ -406,3 +407,21 @@ def test_the_module_refuses_a_misfit(as_importer, x, message):
 def test_sizes_are_whole_and_positive(as_importer, sizes):
     with pytest.raises(ValueError, match="must be a whole number of at least 1"):
         SelfAttention(*sizes)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("place", ["queries", "keys"])
+def test_what_is_no_number_is_noticed_and_a_zero_is_not(bad, place):
+    given = {"queries": torch.zeros(2, 5, 3), "keys": torch.zeros(2, 7, 3)}
+    assert torch.equal(nan_of(**given), torch.zeros(2, 5, 1))
+    given[place][0, 4, 1] = bad
+    rows = slice(4, 5) if place == "queries" else slice(None)
+    expected = torch.zeros(2, 5, 1)
+    expected[0, rows] = math.nan
+    assert torch.equal(nan_of(**given).isnan(), expected.isnan())
+
+
+def test_a_table_is_spread_over_the_last_two_axes_alone():
+    for shape in ((5, 7), (2, 5, 7), (2, 3, 5, 7)):
+        assert spread("mask", torch.ones(1, 1), shape).shape == (5, 7)
+    assert spread("mask", torch.ones(2, 1, 7), (2, 5, 7)).shape == (2, 5, 7)
