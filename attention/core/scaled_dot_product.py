@@ -166,9 +166,10 @@ def attend(
     `mask` is True where a query may see a key; a query that sees none gets zeros.
     `dropout_p` drops weights, in training only: pass 0 otherwise. Memory grows
     linearly with length where a fused kernel runs (no mask, no dropout, equal
-    widths, four axes). A nan or an infinity never gives a wrong number: it makes nan
-    what depends on it and, in a hidden key or value, perhaps its whole sequence.
-    ValueError for a misfit.
+    widths, four axes). A nan is never answered by a number: what depends on it is nan
+    and, for one in a hidden key or value, perhaps its whole sequence. So is an
+    infinity, except that a CPU's kernel may give numbers for infinite queries of 16
+    bits. ValueError for a misfit.
     """
     if not 0 <= dropout_p <= 1:
         raise ValueError(f"{dropout_p=} must lie from 0 to 1")
@@ -181,8 +182,8 @@ def attend(
         context = F.scaled_dot_product_attention(
             queries, keys, values, attn_mask=bias, is_causal=causal, **options
         )
-        on_cpu = queries.device.type == "cpu"
-        return context + nan_of(queries, keys) if on_cpu else context
+        overlooks_nan = queries.device.type == "cpu" and shape[-1] < 16
+        return context + nan_of(queries, keys) if overlooks_nan else context
     mask = visible(shape, mask, causal, queries.device)
     blind = ~mask.any(dim=-1, keepdim=True)
     mask = mask | blind

@@ -421,6 +421,14 @@ def test_what_is_no_number_is_noticed_and_a_zero_is_not(bad, place):
     assert torch.equal(nan_of(**given).isnan(), expected.isnan())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_a_nan_query_is_never_answered_by_a_number(dtype):
+    for num_keys in range(1, 41):  # the fused call overlooks it up to 15
+        queries, keys = torch.randn(2, 1, 2, num_keys, 5, dtype=dtype)
+        queries[..., num_keys // 2, 3] = math.nan
+        assert attend(queries, keys, keys)[..., num_keys // 2, :].isnan().all()
+
+
 def test_a_table_is_spread_over_the_last_two_axes_alone():
     for shape in ((5, 7), (2, 5, 7), (2, 3, 5, 7)):
         assert spread("mask", torch.ones(1, 1), shape).shape == (5, 7)
