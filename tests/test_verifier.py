@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -316,3 +317,18 @@ def test_one_edited_module_turns_the_run_red(copy):
     assert not green
     assert f"stale: {copy.module.relative_to(copy.root)}, line " in said
     assert "is '# edited by hand', its chapter gives ''" in said
+
+
+# What a machine lacks
+
+
+@pytest.mark.parametrize("package", verifier.NEEDS["translator.ipynb"])
+def test_a_chapter_is_skipped_with_a_reason_without_its_package(monkeypatch, package):
+    monkeypatch.setattr(verifier, "find_spec", lambda name: name != package)
+    translator, other = (
+        SimpleNamespace(path=Path(f"book/{name}.ipynb"))
+        for name in ("reading/translator", "core/causal")
+    )
+    verifier.pytest_runtest_setup(other)
+    with pytest.raises(pytest.skip.Exception, match=f"needs {package}, which is not"):
+        verifier.pytest_runtest_setup(translator)
