@@ -21,6 +21,7 @@ from attention.idea.attention_map import describe, show_weights
 from attention.idea.explorer import explore
 from attention.idea.simple import simple_self_attention, softmax
 from attention.reading.translator import entropy, load_translator
+from attention.speed.flash import flash_attend
 from attention.speed.online_softmax import merge
 
 __all__ = [
@@ -41,6 +42,7 @@ __all__ = [
     "entropy",
     "explore",
     "fill",
+    "flash_attend",
     "future_leak",
     "load_safetensors",
     "load_translator",

@@ -14,12 +14,20 @@ from attention import (
     StackedHeads,
     attend,
     attention_weights,
+    flash_attend,
     simple_self_attention,
 )
 
 from . import mechanism as wired
 from . import peers
-from .mechanism import QUERIES_KEYS_VALUES, X_AND_CONTEXT, Input, Mechanism, X
+from .mechanism import (
+    QUERIES_KEYS_VALUES,
+    X_AND_CONTEXT,
+    Excuse,
+    Input,
+    Mechanism,
+    X,
+)
 
 # Functions of queries, keys and values
 
@@ -27,6 +35,15 @@ from .mechanism import QUERIES_KEYS_VALUES, X_AND_CONTEXT, Input, Mechanism, X
 def fused(sizes, dropout=0.0, **options):
     def f(queries, keys, values, mask=None):
         return attend(queries, keys, values, mask, dropout_p=dropout, **options)
+
+    return f
+
+
+def in_tiles(sizes, dropout=0.0, **options):
+    options |= {"tile": (2, 3)}  # several, though the examples are short
+
+    def f(queries, keys, values, mask=None):
+        return flash_attend(queries, keys, values, mask, dropout_p=dropout, **options)
 
     return f
 
@@ -90,6 +107,22 @@ def far(queries, keys):
 CALL = {"reads": QUERIES_KEYS_VALUES, "peer": peers.by_call}
 FUSED = CALL | {"covers": attend, "fused": True}
 WEIGHED = CALL | {"covers": attention_weights}
+
+
+def refuses_dropout(mechanism) -> bool:
+    try:
+        mechanism.covers(*torch.ones(3, 1, 1), dropout_p=0.5)
+    except ValueError:
+        return True
+    return False
+
+
+REFUSED = {
+    "dropout": Excuse("refuses dropout", refuses_dropout),
+    "compiles": Excuse("runs beside a compiler's graph, not in it", "fails"),
+    "exports": Excuse("runs beside a compiler's graph, not in it", "fails"),
+}
+TILED = CALL | {"covers": flash_attend, "fused": True, "excused": REFUSED}
 
 # Modules
 
@@ -159,6 +192,20 @@ MECHANISMS = [
         score=biased_score,
         causal=True,
         **FUSED | {"peer": biased_peer},
+    ),
+    Mechanism(name="flash_attend", make=in_tiles, **TILED),
+    Mechanism(
+        name="flash_attend causal",
+        make=partial(in_tiles, causal=True),
+        causal=True,
+        **TILED,
+    ),
+    Mechanism(
+        name="flash_attend biased",
+        make=biased(in_tiles),
+        score=biased_score,
+        causal=True,
+        **TILED | {"peer": biased_peer},
     ),
     Mechanism(
         name="attention_weights", make=weighed, weights=weighed_weights, **WEIGHED

@@ -27,6 +27,7 @@ OTHERS = {
     "additive_score": SCORES,
     "as_maps": CHECK,
     "assemble": CHECKPOINT,
+    "attend_tile": "attends to scores, inside of flash_attend",
     "attention_cost": COUNTS,
     "causal_mask": MASK,
     "check_bias": CHECK,
@@ -61,6 +62,7 @@ OTHERS = {
     "spread": MASK,
     "step": SHOW,
     "visible": MASK,
+    "tiles": "cuts a table, and mixes no values",
 }
 
 # Modules that attend through a mechanism inside them, and by no sum of their own.

@@ -1,0 +1,318 @@
+"""Time flash_attend beside the fused call and attention by hand.
+
+    python benchmarks/flash.py            a quarter of an hour; writes flash.md, .csv
+    python benchmarks/flash.py --quick    two minutes; prints, writes nothing
+
+Causal attention alone, without a module around it. Results are compared before any is
+timed. A speed above 1 means faster than the fused call.
+"""
+
+import argparse
+import itertools
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from harness import (
+    Patience,
+    free_memory,
+    growth_exponent,
+    in_fresh_process,
+    machine,
+    peak_growth,
+    time_side_by_side,
+)
+from multi_head import DTYPES, PASSES, Row, cells_of, say, table, write_csv
+from torch import Tensor
+
+from attention import attend, attention_weights, flash_attend
+
+HEADS, HEAD_DIM = 12, 64
+LENGTHS = [1024, 2048, 4096, 8192]
+LONGEST_BY_HAND = 4096
+TOLERANCE = {"float32": 1e-5, "bfloat16": 3e-2}  # relative, for each token's vector
+GOALS = {  # speed as a multiple of the fused call's
+    ("float32", "forward"): 0.95,
+    ("bfloat16", "forward"): 1.25,
+    ("float32", "forward+backward"): 0.9,
+    ("bfloat16", "forward+backward"): 0.9,
+}
+PATIENCE_SECONDS = 20  # for each cell, to take disturbed samples again
+OURS, FUSED, BY_HAND = "flash_attend", "fused call", "by hand"
+HERE = Path(__file__).parent
+
+
+def attend_by_hand(
+    queries: Tensor, keys: Tensor, values: Tensor, *, causal: bool
+) -> Tensor:
+    """The oracle: the whole table of weights."""
+    return attention_weights(queries, keys, causal=causal) @ values
+
+
+CONTENDERS: dict[str, Callable[..., Tensor]] = {
+    OURS: flash_attend,
+    FUSED: attend,
+    BY_HAND: attend_by_hand,
+}
+
+
+class Step:
+    """One contender's call on one input, forward alone or with its backward pass."""
+
+    def __init__(self, form: Callable, length: int, device: str, backward: bool):
+        torch.manual_seed(123)
+        shape = (4, 1, HEADS, length, HEAD_DIM)
+        *self.inputs, self.arrived = torch.randn(shape).to(device)
+        self.form, self.backward = form, backward
+
+    def to(self, dtype: torch.dtype) -> "Step":
+        """The same with inputs that are rounded to `dtype`."""
+        self.inputs = [t.to(dtype).requires_grad_(self.backward) for t in self.inputs]
+        self.arrived = self.arrived.to(dtype)
+        return self
+
+    def __call__(self) -> list[Tensor]:
+        """The context and, after a backward pass, the three gradients."""
+        if not self.backward:
+            with torch.no_grad():
+                return [self.form(*self.inputs, causal=True)]
+        context = self.form(*self.inputs, causal=True)
+        gradients = torch.autograd.grad(context, self.inputs, self.arrived)
+        return [context.detach(), *gradients]
+
+
+# Time and errors.
+
+
+def time_cell(
+    device: str, dtype: str, direction: str, length: int, rounds: int
+) -> list[Row]:
+    """Rows of the CSV, one for each contender that is not too long a wait."""
+    backward = direction != "forward"
+    steps = {
+        name: Step(form, length, device, backward).to(DTYPES[dtype])
+        for name, form in CONTENDERS.items()
+        if name != BY_HAND or length <= LONGEST_BY_HAND
+    }
+    # The exact result is that of the rounded inputs.
+    exact = Step(attend, length, device, backward).to(DTYPES[dtype]).to(torch.float64)
+    expected = exact()
+    errors = {
+        name: mean_error(name, step(), expected, dtype) for name, step in steps.items()
+    }
+    timings = time_side_by_side(steps, rounds, device, Patience(PATIENCE_SECONDS))
+    cell = {"device": device, "dtype": dtype, "direction": direction, "length": length}
+    return [
+        {
+            **cell,
+            "contender": name,
+            "milliseconds": round(timing.median * 1e3, 3),
+            "spread": round(timing.spread * 1e3, 3),
+            "speed": round(1 / timing.ratio(timings[FUSED]), 3),
+            "error": errors[name],
+            "error_ratio": round(errors[name] / errors[FUSED], 3),
+            "rounds": rounds,
+            "disturbed": timing.disturbed,
+        }
+        for name, timing in timings.items()
+    ]
+
+
+def mean_error(
+    name: str, results: list[Tensor], expected: list[Tensor], dtype: str
+) -> float:
+    """The mean over all numbers of the context; AssertionError if any result is off."""
+    for result, wanted in zip(results, expected, strict=True):
+        distance = (result - wanted).norm(dim=-1).mean() / wanted.norm(dim=-1).mean()
+        if not distance <= TOLERANCE[dtype]:  # NaN fails too
+            raise AssertionError(
+                f"{name} must compute attention, to {TOLERANCE[dtype]:g}; "
+                f"the relative error is {distance:.1e}"
+            )
+    return (results[0] - expected[0]).abs().mean().item()
+
+
+# Memory.
+
+
+def measure_memory(device: str, lengths: list[int]) -> list[Row]:
+    """Rows of the CSV: the peak of each contender, dtype, pass and length."""
+    if device == "cpu" and not Path("/proc/self/clear_refs").exists():
+        say("cpu memory: not measured, it needs Linux's /proc")
+        return []
+    rows = []
+    for name, dtype in itertools.product(CONTENDERS, DTYPES):
+        peaks = in_fresh_process(memory_peaks, name, dtype, device, lengths)
+        place = {"device": device, "dtype": dtype, "contender": name}
+        rows += [
+            {**place, "direction": direction, "length": length, "peak_mib": peak}
+            for (direction, length), peak in peaks.items()
+        ]
+    return rows
+
+
+def memory_peaks(
+    name: str, dtype: str, device: str, lengths: list[int]
+) -> dict[tuple[str, int], float]:
+    """MiB by pass and length, up to the length that might not fit."""
+    peaks: dict[tuple[str, int], float] = {}
+    for direction in PASSES:
+        backward = direction != "forward"
+        Step(CONTENDERS[name], 64, device, backward).to(DTYPES[dtype])()  # libraries
+        last = 0
+        for length in lengths:
+            if 4 * last > free_memory(device) / 3:
+                say(f"  {name}, {direction}: {length} and longer might not fit")
+                break
+            step = Step(CONTENDERS[name], length, device, backward).to(DTYPES[dtype])
+            last = peak_growth(step, device)
+            peaks[direction, length] = round(last / 2**20, 2)
+    return peaks
+
+
+# The report.
+
+
+def report(rows: list[Row], machines: dict[str, str], rounds: int) -> str:
+    """The tables and what follows from them, in Markdown."""
+    parts = [
+        "# flash_attend beside the fused call",
+        "Written by `benchmarks/flash.py`.",
+    ]
+    for device, description in machines.items():
+        times = [row for row in rows if row["device"] == device and "speed" in row]
+        peaks = [row for row in rows if row["device"] == device and "peak_mib" in row]
+        parts += [
+            f"## {device}",
+            description,
+            times_table(times),
+            f"Milliseconds, the median of {rounds} rounds; the speed as a multiple of "
+            "the fused call's, the median of the rounds' ratios; the mean error of the "
+            "context against float64, as a multiple of the fused call's. Spread is the "
+            f"interquartile range of {OURS}. Causal, batch 1, {HEADS} heads of width "
+            f"{HEAD_DIM}.",
+            verdict(times),
+        ]
+        if peaks:
+            parts += [
+                memory_table(peaks),
+                "MiB at the peak, beyond the input; the context and the gradients are "
+                "counted. The exponent is the slope of log(memory) over log(length): 1 "
+                "is linear, 2 quadratic.",
+            ]
+    return "\n\n".join(parts) + "\n"
+
+
+def times_table(rows: list[Row]) -> str:
+    """A row for each cell, a column for each contender."""
+    lines = []
+    for cell, group in cells_of(rows, "dtype", "direction", "length"):
+        by_name = {row["contender"]: row for row in group}
+        shown = [
+            f"{row['milliseconds']:.1f} ({row['speed']:.2f} × speed, "
+            f"{row['error_ratio']:.2f} × error)"
+            if row
+            else "–"
+            for row in map(by_name.get, CONTENDERS)
+        ]
+        spread = by_name[OURS]["spread"] / by_name[OURS]["milliseconds"]
+        lines.append([*map(str, cell), *shown, f"{spread:.0%}"])
+    return table(["dtype", "pass", "length", *CONTENDERS, "spread"], lines)
+
+
+def memory_table(rows: list[Row]) -> str:
+    """A row for each dtype, pass and contender, a column for each length."""
+    lengths = sorted({row["length"] for row in rows})
+    lines = []
+    for cell, group in cells_of(rows, "dtype", "direction", "contender"):
+        peaks = {row["length"]: row["peak_mib"] for row in group}
+        shown = [f"{peaks[n]:.0f}" if n in peaks else "–" for n in lengths]
+        lines.append([*cell, *shown, f"{growth_exponent(peaks):.2f}"])
+    return table(["dtype", "pass", "contender", *map(str, lengths), "exponent"], lines)
+
+
+def verdict(rows: list[Row]) -> str:
+    """Where the goals are met, where not, and how disturbed the run was."""
+    mine = [row for row in rows if row["contender"] == OURS]
+    missed = [
+        row for row in mine if row["speed"] < GOALS[row["dtype"], row["direction"]]
+    ]
+    words = [
+        f"{OURS} meets the goal for its speed in {len(mine) - len(missed)} of "
+        f"{len(mine)} cells."
+    ]
+    for row in missed:
+        goal = GOALS[row["dtype"], row["direction"]]
+        place = f"{row['dtype']} {row['direction']} {row['length']}"
+        words.append(f"Not in {place}: {row['speed']:.2f} ×, the goal is {goal:.2f} ×.")
+    disturbed, taken = (
+        sum(row[key] for row in rows) for key in ("disturbed", "rounds")
+    )
+    if disturbed:
+        words.append(f"Other processes disturbed {disturbed} of {taken} samples.")
+    return " ".join(words)
+
+
+# The command.
+
+
+def main() -> None:
+    options = arguments()
+    lengths = LENGTHS[:2] if options.quick else LENGTHS
+    machines = {device: machine(device) for device in options.devices}
+    rows: list[Row] = []
+    for device, description in machines.items():
+        say(f"{device}: {description}")
+        cells = list(itertools.product(DTYPES, PASSES, lengths))
+        for number, cell in enumerate(cells, start=1):
+            start = time.perf_counter()
+            found = time_cell(device, *cell, options.rounds)
+            rows += found
+            ours = next(row for row in found if row["contender"] == OURS)
+            say(
+                f"[{number}/{len(cells)}] {device} {' '.join(map(str, cell))}: "
+                f"{ours['milliseconds']:.1f} ms, {ours['speed']:.2f} × the fused "
+                f"call's speed, {ours['error_ratio']:.2f} × its error "
+                f"({time.perf_counter() - start:.0f} s)"
+            )
+        rows += measure_memory(device, lengths)
+    text = report(rows, machines, options.rounds)
+    say(f"\n{text}")
+    if not options.quick:
+        (HERE / "flash.md").write_text(text, encoding="utf-8")
+        write_csv(HERE / "flash.csv", rows)
+        say("Written: benchmarks/flash.md and benchmarks/flash.csv")
+
+
+def arguments() -> argparse.Namespace:
+    """The options of the command line; a misfit ends the program with a message."""
+    summary, _, rest = __doc__.partition("\n")
+    parser = argparse.ArgumentParser(
+        description=summary,
+        epilog=rest,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="fewer lengths and rounds, nothing written"
+    )
+    parser.add_argument(
+        "--device", choices=["cpu", "cuda"], help="only this one (default: all there)"
+    )
+    parser.add_argument(
+        "--rounds", type=int, help="samples of each contender (default: 9, quick 3)"
+    )
+    options = parser.parse_args()
+    if options.rounds is None:
+        options.rounds = 3 if options.quick else 9
+    if options.rounds < 2:
+        parser.error(f"--rounds must be at least 2, came {options.rounds}")
+    there = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    if options.device not in (None, *there):
+        parser.error(f"--device {options.device}: PyTorch sees no such device here")
+    options.devices = [options.device] if options.device else there
+    return options
+
+
+if __name__ == "__main__":
+    main()
