@@ -239,15 +239,14 @@ def test_memory_grows_with_the_length_and_not_with_its_square(backward):
     assert peak(2048) < 2.1 * peak(1024) < 2.1**2 * peak(512)
 
 
-def test_memory_is_at_most_twice_that_of_the_fused_call():
+def test_in_one_thread_memory_is_at_most_twice_that_of_the_fused_call():
     tensors = [torch.zeros(1, 12, 1024, 64, requires_grad=True) for _ in range(3)]
     peaks = []
     for form in (flash_attend, attend):
-        with Ledger() as ledger:
+        with Ledger() as ledger:  # it sees one thread; each further one holds a head
             form(*tensors, causal=True).sum().backward()
         peaks.append(ledger.peak)
-    # beside the result a few heads at once, one for each thread, are held
-    assert peaks[0] - peaks[1] <= torch.get_num_threads() / 12 * 5 * peaks[1]
+    assert peaks[0] <= 2 * peaks[1]
 
 
 # Tiles
