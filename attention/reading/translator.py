@@ -1,7 +1,7 @@
 """Reading a translator
 
-A working translator, loaded into our own modules: where its heads look, what kinds
-of heads it has, and how little a map tells of what matters.
+A working translator in our own modules: where its heads look, and which it needs;
+the encoder's maps are a fair guide to that, the decoder's mislead.
 
 Written by `book/reading/translator.ipynb`: read and change it there.
 """
@@ -148,9 +148,9 @@ class DecoderLayer(nn.Module):
 
 
 def _places(length, d):
-    """Sines, then cosines, of the places 0, 1, …: Vaswani et al. 2017, section 3.5."""
+    """Sines, then cosines, of the places 0, 1, …: Vaswani et al., as in Marian."""
     step = math.log(10000) / (d // 2 - 1)
-    rates = torch.exp(-step * torch.arange(d // 2))
+    rates = torch.exp(-step * torch.arange(d // 2, dtype=torch.float64))
     angles = torch.arange(length)[:, None] * rates
     return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
