@@ -16,6 +16,8 @@ from sphinx.application import Sphinx
 
 BLACK = re.compile(r"\b(fill|stroke): *(#000000|#000|black)(?![0-9a-z])")
 INKS = {"#5a62d8": "var(--picture-blue)", "#b3541e": "var(--picture-brown)"}
+PLACES = ("d", "transform", "x", "y")
+FINE = re.compile(r"(?<![\d.])[1-9]\d*\.\d{2,}")  # finer than a tenth of a pixel
 LEGIBLE = 9.0  # the least height of words in CSS pixels; a picture scrolls before
 REFERENCE = re.compile(r"(url\(#|^#)([^)]+)")
 PIXELS = {"": 1.0, "px": 1.0, "pt": 4 / 3, "in": 96.0}
@@ -32,6 +34,7 @@ def inline(svg: str, label: str, prefix: str) -> str:
         element.tag = local(element.tag)
         element.attrib = {local(name): value for name, value in element.items()}
         follow_theme(element)
+        lighten(element)
     tell_ids_apart(root, prefix)
     width, height = size(root)
     least = min(width, LEGIBLE / smallest(root) * view_width(root, width))
@@ -66,6 +69,16 @@ def follow_theme(element: ElementTree.Element) -> None:
     for name in ("fill", "stroke"):
         if element.get(name) in ("#000000", "#000", "black"):
             element.set(name, "currentColor")
+
+
+def lighten(element: ElementTree.Element) -> None:
+    """Leave out what nobody can see: digits beyond the first, space between marks."""
+    for name in element.attrib.keys() & set(PLACES):
+        value = FINE.sub(lambda found: f"{float(found[0]):.1f}", element.get(name))
+        element.set(name, " ".join(value.split()))
+    if element.tag not in ("text", "tspan"):
+        element.text = (element.text or "").strip()
+    element.tail = (element.tail or "").strip()
 
 
 def tell_ids_apart(root: ElementTree.Element, prefix: str) -> None:
