@@ -1,34 +1,58 @@
 """Change the code in small ways, and see whether the tests notice.
 
-    python tests/mutate.py attention/core/masks.py      every mutant of a file
+    python tests/mutate.py                              every mutant of every file
+    python tests/mutate.py attention/core/masks.py      of one file
     python tests/mutate.py --sample 50 book/tangle.py   some, chosen by a fixed seed
+    python tests/mutate.py --record ...                 keep the result: mutation.md
+    python tests/mutate.py --again                      those that survived last time
 
-Each mutant is one change: another operator, comparison, number, truth value or branch.
-A mutant that the file's own tests and the wrong calls let pass survives, and is
-printed. All happens in a
-copy of the tree. Modules are written from chapters, so a survivor is mended by a test.
+Each mutant is one change: another operator, comparison, number, truth value or branch,
+a call, return or error left out. Annotations and text (docstrings, the words of an
+error, the order of `__all__`) are left as they are. A mutant that the file's own tests
+and the wrong calls let pass survives, and is printed. All happens in a copy of the
+tree. Modules are written from chapters, so a survivor is mended by a test.
 """
 
 import argparse
 import ast
+import contextlib
 import copy
 import difflib
+import gc
+import importlib
+import json
 import os
 import random
+import re
+import resource
 import shutil
 import signal
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
+from itertools import takewhile
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[1]
+RECORD = ROOT / "tests/mutation.md"
 TESTS = {
-    "book/tangle.py": "tests/test_tangle.py",
-    "book/conftest.py": "tests/test_verifier.py",
+    "book/tangle.py": ["tests/test_tangle.py"],
+    "book/conftest.py": ["tests/test_verifier.py"],
 }
-TIMEOUT = 300  # seconds a mutant: one that never ends is noticed, too
+FILES = [
+    path.relative_to(ROOT).as_posix()
+    for path in sorted(ROOT.glob("attention/*/*.py"))
+    if path.stem != "__init__"
+] + [*TESTS]
+LEFT_OUT = [".git", ".venv", "_build", "__pycache__", ".hypothesis"]
+FIRST = 600  # seconds that the tests may take on the plain code
+NAMES = ("mutants", "tried", "killed", "slow")
+AROUND = 40  # letters that are shown on each side of a change
+MEMORY = 8 * 2**30  # bytes for a mutant, which may ask for any
 OTHER = {
     ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult,
     ast.FloorDiv: ast.Mult, ast.Mod: ast.Mult, ast.Pow: ast.Mult, ast.MatMult: ast.Add,
@@ -104,9 +128,10 @@ def annotates(tree: ast.AST, node: ast.AST) -> bool:
     return id(node) in tree.in_annotations
 
 
-def mutants(source: str) -> Iterator[str]:
-    """The source with one change, for each change."""
+def mutants(source: str) -> Iterator[tuple[int, str]]:
+    """The line that is changed and the changed source, for each change."""
     tree = ast.parse(source)
+    seen = {ast.unparse(tree)}
     for parent, field, place in sites(tree):
         value = getattr(parent, field)
         node = value if place is None else value[place]
@@ -115,75 +140,232 @@ def mutants(source: str) -> Iterator[str]:
                 setattr(parent, field, new)
             else:
                 value[place] = new
-            yield ast.unparse(ast.fix_missing_locations(tree))
+            text = ast.unparse(ast.fix_missing_locations(tree))
+            if text not in seen:
+                seen.add(text)
+                yield node.lineno, text
             if place is None:
                 setattr(parent, field, node)
             else:
                 value[place] = node
 
 
-def passes(tree: Path, test: str) -> bool:
-    """Do the tests pass in a fork, which has PyTorch loaded and the package not?"""
+class QuickFirst:
+    """The order of the tests, in which a mutant is noticed soon."""
+
+    def __init__(self):
+        self.seconds = Counter()
+
+    def pytest_runtest_logreport(self, report):
+        self.seconds[report.nodeid] += report.duration
+
+    def pytest_collection_modifyitems(self, items):
+        items.sort(key=lambda item: round(self.seconds[item.nodeid], 1))
+
+
+def attempt(
+    tree: Path, tests: list[str], order: QuickFirst, report: Path | None
+) -> int:
+    """Never returns: the exit status says whether the tests pass."""
+    os.setsid()
+    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
+    silent = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(silent, 1), os.dup2(silent, 2)
+    os.chdir(tree)
+    sys.path[:0] = [str(tree)]
+    os.environ["PYTHONPATH"] = str(tree)
+    if report is None:  # a mutant's bytecode could be taken for the next one's
+        os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+        sys.dont_write_bytecode = True
+    options = ["-x", "-q", "-p", "no:cacheprovider", "--tb=no"]
+    options += ["--jaxtyping-packages=attention,beartype.beartype"]
+    options += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # loaded before
+    status = int(pytest.main([*tests, *options], plugins=[order]))
+    if report is not None:
+        loaded = [
+            name
+            for name, module in list(sys.modules.items())
+            if (file := getattr(module, "__file__", None))
+            and not Path(file).is_relative_to(tree)
+        ]
+        report.write_text(json.dumps({"seconds": order.seconds, "loaded": loaded}))
+    os._exit(status)
+
+
+def passes(*asked, limit: float) -> bool | None:
+    """Do the tests pass in a fork with all but the tree loaded? None: too slow."""
     if (child := os.fork()) == 0:
-        os.setsid()
-        silent = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(silent, 1), os.dup2(silent, 2)
-        os.chdir(tree)
-        sys.path[:0] = [str(tree)]
-        os.environ["PYTHONPATH"] = str(tree)
-        options = ["-x", "-q", "-p", "no:cacheprovider", "--tb=no"]
-        options += ["--jaxtyping-packages=attention,beartype.beartype"]
-        os._exit(int(pytest.main([test, "tests/test_wrong_calls.py", *options])))
-    end = time.monotonic() + TIMEOUT
+        try:
+            attempt(*asked)
+        finally:
+            os._exit(1)
+    end = time.monotonic() + limit
     while time.monotonic() < end:
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
             return status == 0
-        time.sleep(0.02)
+        time.sleep(0.01)
     os.killpg(child, signal.SIGKILL)
     os.waitpid(child, 0)
-    return False
+    return None
 
 
-def run(file: str, sample: int | None) -> tuple[int, int]:
-    """How many mutants of the file were killed, and of how many."""
+def begin(tree: Path, tests: list[str], order: QuickFirst, folder: Path) -> float:
+    """Run the tests on the plain code, learn from them, and say how long they take."""
+    report, start = folder / "report.json", time.monotonic()
+    if not passes(tree, tests, order, report, limit=FIRST):
+        sys.exit(f"{', '.join(tests)} must pass without a change")
+    seconds = time.monotonic() - start
+    learned = json.loads(report.read_text())
+    order.seconds.update(learned["seconds"])
+    for name in learned["loaded"]:  # once here, and not in each fork
+        with contextlib.suppress(Exception):
+            importlib.import_module(name)
+    gc.freeze()  # and is never swept in a fork
+    return seconds
+
+
+def shared(a: str, b: str) -> int:
+    """How many letters both begin with."""
+    pairs = zip(a, b, strict=False)
+    return len([*takewhile(lambda pair: pair[0] == pair[1], pairs)])
+
+
+def change(plain: str, text: str) -> str:
+    """What differs, with a little of what stands around it."""
+    lines = list(difflib.unified_diff(plain.split("\n"), text.split("\n"), n=0))[2:]
+    old, new = (
+        " ".join(line[1:].strip() for line in lines if line[0] == sign) for sign in "-+"
+    )
+    same = shared(old, new)
+    tail = shared(old[same:][::-1], new[same:][::-1])
+    start = max(same - AROUND, 0)
+    sides = (side[start : len(side) - max(tail - AROUND, 0)] for side in (old, new))
+    return " → ".join(f"`{side}`" for side in sides).replace("|", "\\|")
+
+
+def run(file: str, sample: int | None, again: set | None) -> tuple[dict, list]:
+    """The counts of the file's mutants, and the line and change of each survivor.
+
+    With `again`, the counts are of the mutants with these lines and changes only.
+    """
     path = Path(file)
-    test = TESTS.get(file, f"tests/{path.parent.name}/test_{path.stem}.py")
+    tests = TESTS.get(file) or [
+        f"tests/{path.parent.name}/test_{path.stem}.py",
+        "tests/test_wrong_calls.py",
+    ]
+    order, survivors = QuickFirst(), []
     with TemporaryDirectory() as folder:
         tree = Path(folder) / "tree"
-        shutil.copytree(ROOT, tree, ignore=shutil.ignore_patterns(".git", "_build"))
-        plain = ast.unparse(ast.parse((ROOT / file).read_text("utf-8")))
-        all_mutants = [text for text in mutants(plain) if text != plain]
-        random.Random(0).shuffle(all_mutants)
+        shutil.copytree(ROOT, tree, ignore=shutil.ignore_patterns(*LEFT_OUT))
+        source = (ROOT / file).read_text("utf-8")
+        plain = ast.unparse(ast.parse(source))
         (tree / file).write_text(plain, "utf-8")
-        if not passes(tree, test):
-            sys.exit(f"{test} fails without a change")
-        chosen, killed = all_mutants[:sample], 0
-        for text in chosen:
+        seconds = begin(tree, tests, order, Path(folder))
+        for stale in (tree / file).parent.glob(f"__pycache__/{path.stem}.*"):
+            stale.unlink()
+        if not passes(tree, tests, order, None, limit=FIRST):
+            sys.exit(f"{', '.join(tests)} must pass in a fork, too")
+        every = [(line, change(plain, text), text) for line, text in mutants(source)]
+        random.Random(0).shuffle(every)
+        chosen = every[:sample]
+        if again is not None:
+            chosen = [mutant for mutant in every if mutant[:2] in again]
+        counts = {"mutants": len(every), "tried": len(chosen), "killed": 0, "slow": 0}
+        for line, what, text in chosen:
             (tree / file).write_text(text, "utf-8")
-            if not passes(tree, test):
-                killed += 1
-                continue
-            lines = difflib.unified_diff(plain.split("\n"), text.split("\n"), n=0)
-            changed = [line for line in lines if line[:2] not in ("--", "++", "@@")]
-            print(f"survives in {file}:", *changed, sep="\n  ", flush=True)
-        print(f"{file}: {killed} of {len(chosen)} killed", flush=True)
-    return killed, len(chosen)
+            passed = passes(tree, tests, order, None, limit=30 + 5 * seconds)
+            counts["killed"] += not passed
+            counts["slow"] += passed is None
+            if passed:
+                survivors.append((line, what))
+                print(f"{file}:{line}: {what}", flush=True)
+        print(f"{file}: {counts['killed']} of {len(chosen)} killed", flush=True)
+    return counts, sorted(survivors)
+
+
+WORDS = """# Which changes of the code the tests notice
+
+> Written by `make mutants ARGS="--record …"`, but for the reasons: they are kept.
+
+Each mutant is the code with one small change (`tests/mutate.py` says which). It is
+killed when the file's own tests or the wrong calls fail, or take five times as long as
+without a change and half a minute more. Where not all were tried, a seed chose some.
+
+"""
+
+
+def table(*rows: tuple) -> str:
+    """Rows of a Markdown table, the first its head."""
+    lines = [f"| {' | '.join(map(str, row))} |\n" for row in rows]
+    return "".join([lines[0], "|---" * len(rows[0]) + "|\n", *lines[1:]])
+
+
+class Record:
+    """The stored results: counts by file, and survivors with the reasons by hand."""
+
+    def __init__(self, path: Path):
+        self.path, self.counts, self.survivors, self.reasons = path, {}, {}, {}
+        text = path.read_text("utf-8") if path.exists() else ""
+        for row in re.findall(r"(?m)^\| (.+) \|$", text):
+            file, *cells = re.split(r" (?<!\\)\| ", row)
+            if file in FILES and cells[-1].endswith("%"):
+                self.counts[file] = dict(zip(NAMES, map(int, cells[:4]), strict=True))
+            elif file in FILES:
+                line, what, reason = cells
+                self.survivors.setdefault(file, []).append((int(line), what))
+                self.reasons[file, what] = reason
+
+    def again(self, file: str, counts: dict, survivors: list) -> None:
+        """Of those that survived, these still do."""
+        self.counts[file]["killed"] += counts["killed"]
+        self.counts[file]["slow"] += counts["slow"]
+        self.survivors[file] = survivors
+
+    def write(self) -> None:
+        total = {name: sum(c[name] for c in self.counts.values()) for name in NAMES}
+        counts = {file: self.counts[file] for file in FILES if file in self.counts}
+        shares = [
+            (file, *c.values(), f"{c['killed'] / c['tried']:.1%}")
+            for file, c in (counts | {"**all**": total}).items()
+        ]
+        lives = [
+            (file, *each, self.reasons.get((file, each[1]), "no reason yet"))
+            for file in FILES
+            for each in self.survivors.get(file, [])
+        ]
+        head = ("file", "mutants", "tried", "killed", "of them by time", "share")
+        text = WORDS + table(head, *shares)
+        if missing := [f"`{file}`" for file in FILES if file not in counts]:
+            text += f"\nNot tried: {', '.join(missing)}.\n"
+        head = ("file", "line", "change", "why it may live")
+        text += f"\n## Survivors\n\n{table(head, *lives)}"
+        self.path.write_text(text, "utf-8")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--sample", type=int, help="how many mutants; none means all")
-    parser.add_argument("file", nargs="+", help="like attention/core/masks.py")
+    parser.add_argument("--record", action="store_true", help="write tests/mutation.md")
+    parser.add_argument("--again", action="store_true", help="recorded survivors only")
+    parser.add_argument("file", nargs="*", help="like attention/core/masks.py")
     asked = parser.parse_args()
-    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
-    sys.dont_write_bytecode = True
-    import matplotlib.pyplot  # noqa: F401
-    import pytest
-    import torch
-
-    torch.set_num_threads(1)
-    results = [run(file, asked.sample) for file in asked.file]
-    killed, count = map(sum, zip(*results, strict=True))
-    print(f"all: {killed} of {count} killed, {killed / count:.1%}")
-    sys.exit(killed < 0.95 * count)
+    os.environ |= {"OMP_NUM_THREADS": "1"}
+    os.nice(10)
+    killed = tried = 0
+    for file in asked.file or FILES:
+        record = Record(RECORD)
+        old = set(record.survivors.get(file, []))
+        if asked.again and not old:
+            continue
+        counts, survivors = run(file, asked.sample, old if asked.again else None)
+        killed, tried = killed + counts["killed"], tried + counts["tried"]
+        if asked.again:
+            record.again(file, counts, survivors)
+        else:
+            record.counts[file], record.survivors[file] = counts, survivors
+        if asked.record:
+            record.write()
+    if tried:
+        print(f"all: {killed} of {tried} killed, {killed / tried:.1%}")
+    sys.exit(killed < 0.95 * tried and not asked.again)
