@@ -159,6 +159,20 @@ def test_imports_for_the_type_checker_follow_the_imports(book):
     )
 
 
+@pytest.mark.parametrize(
+    "block",
+    [
+        "if TYPE_CHECKING:\n    import os\n\n    HERE = os",
+        "if TYPE_CHECKING:\n    import os\nelse:\n    os = None",
+    ],
+    ids=["more than imports", "with another way"],
+)
+def test_a_block_for_the_type_checker_that_does_more_stays_in_its_place(book, block):
+    book.chapter(f"from typing import TYPE_CHECKING\n\nONE = 1\n\n{block}")
+    assert tangle.main(book.root) == 0
+    assert book.module().endswith(f"ONE = 1\n\n{block}\n")
+
+
 def test_a_part_is_a_package_named_by_its_caption(book):
     assert tangle.main(book.root) == 0
     assert book.module("__init__") == (
@@ -250,6 +264,11 @@ def test_a_module_that_is_not_text_is_stale(book, capsys):
     (book.root / "attention/one/late.py").write_bytes(b"\xff\xfe")
     assert tangle.main(book.root, check=True) == 1
     assert "stale: attention/one/late.py, line 1: is " in capsys.readouterr().err
+
+
+def test_bytes_that_read_the_same_are_stale_too():
+    why = ": differs in its line ends or encoding"
+    assert tangle.difference(b"\xff", "\ufffd") == why
 
 
 # What is refused: each in one line that names the file and, if there is one, the cell

@@ -57,6 +57,10 @@ def test_the_detector_finds_a_leak_between_any_two_tokens(hears, heard):
     assert future_leak(leaky, torch.randn(7, 3)) > 0
 
 
+def test_two_tokens_have_a_future_to_leak():
+    assert future_leak(lambda x: x.flip(0), torch.randn(2, 3)) > 0
+
+
 def test_the_detector_is_silent_where_nothing_leaks():
     assert future_leak(lambda x: x.cumsum(dim=-2), torch.randn(2, 7, 3)) == 0
 

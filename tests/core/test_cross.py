@@ -50,6 +50,14 @@ def test_the_context_has_the_width_of_x_unless_told_otherwise():
     assert module(x, x).shape == (2, 5, 22)
 
 
+def test_the_heads_share_the_width_and_no_bias_is_added_unless_asked_for():
+    module = CrossAttention(3, 22, 11)
+    assert module.head_dim == 2
+    assert {name for name, _ in module.named_parameters() if "bias" in name} == {
+        "out_proj.bias"
+    }
+
+
 def test_each_query_is_answered_by_itself():
     module, x, other = some_inputs()
     torch.testing.assert_close(module(x[:, 2:3], other), module(x, other)[:, 2:3])
@@ -120,8 +128,9 @@ def test_dropout_acts_in_training_only():
     module = CrossAttention(3, 22, 11, dropout=0.5)
     x = torch.randn(2, 5, 3)
     assert not torch.equal(module(x, x), module(x, x))
-    module.eval()
-    assert torch.equal(module(x, x), module(x, x))
+    plain = CrossAttention(3, 22, 11)
+    plain.load_state_dict(module.state_dict())
+    assert torch.equal(module.eval()(x, x), plain(x, x))
 
 
 @pytest.mark.parametrize(

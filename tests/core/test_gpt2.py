@@ -18,6 +18,7 @@ from attention import (
     fill,
     load_safetensors,
 )
+from attention.core.gpt2 import Layout
 
 LAYOUTS = ["ours", "torch", "gpt2", "separate"]
 FUSED = ["torch", "gpt2"]
@@ -334,6 +335,12 @@ def test_a_checkpoint_fused_head_by_head_is_not_noticed():
     fill(mixed, state | by_head, "torch")
     x = torch.randn(2, 7, 22, generator=torch.Generator().manual_seed(0))
     assert (module(x) - mixed(x)).abs().max() > 0.01
+
+
+def test_a_layout_cannot_be_changed():
+    layout = Layout({"W_query.": ("W_query",)})
+    with pytest.raises(AttributeError, match="cannot assign to field 'transposed'"):
+        layout.transposed = True
 
 
 def test_an_unknown_layout_is_refused():

@@ -217,6 +217,18 @@ def test_a_copy_computes_the_same(make, copied):
     torch.testing.assert_close(copied(module)(x), module(x))
 
 
+@pytest.mark.parametrize("make", BOTH)
+def test_queries_keys_and_values_have_no_bias_unless_asked_for(make):
+    names = {name.removeprefix("heads.0.") for name, _ in make().named_parameters()}
+    assert not names & {"W_query.bias", "W_key.bias", "W_value.bias"}
+    names = {name for name, _ in make(qkv_bias=True).named_parameters()}
+    assert {name.removeprefix("heads.0.") for name in names} >= {"W_query.bias"}
+
+
+def test_the_heads_share_the_width():
+    assert split().head_dim == 2
+
+
 def test_dropout_keeps_the_expected_output():
     module = MultiHeadAttention(3, 10, 11, 0.3, 5)
     x = torch.randn(7, 3)

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from attention import SelfAttention, attend, attention_weights
-from attention.core.scaled_dot_product import nan_of, spread
+from attention.core.scaled_dot_product import check_fit, nan_of, spread
 
 
 def some_tensors(dtype=torch.float32, batch=(2, 3)):
@@ -161,6 +161,31 @@ def test_causal_queries_are_the_last_of_the_keys():
     torch.testing.assert_close(context[..., -1:, :], last)
 
 
+@pytest.mark.parametrize("batch", [(), (7,), (2, 7)], ids=str)
+@pytest.mark.parametrize("num_queries", [5, 7])
+def test_what_is_causal_is_so_with_any_leading_axes(batch, num_queries):
+    queries, keys = torch.randn(*batch, num_queries, 3), torch.randn(*batch, 7, 3)
+    past = torch.ones(num_queries, 7, dtype=torch.bool).tril(7 - num_queries)
+    context = attention_weights(queries, keys, past) @ keys
+    torch.testing.assert_close(attend(queries, keys, keys, causal=True), context)
+    weights = attention_weights(queries, keys, causal=True)
+    torch.testing.assert_close(weights @ keys, context)
+    bias = torch.randn(num_queries, 7)
+    context = attention_weights(queries, keys, past, bias=bias) @ keys
+    biased = attend(queries, keys, keys, causal=True, bias=bias)
+    torch.testing.assert_close(biased, context)
+
+
+def test_a_mask_and_causal_hide_what_either_hides():
+    queries, keys, values = some_tensors()
+    mask = some_mask(5, 7)
+    both = mask & torch.ones(5, 7, dtype=torch.bool).tril(2)
+    weights = attention_weights(queries, keys, mask, causal=True)
+    assert torch.equal(weights, attention_weights(queries, keys, both))
+    context = attend(queries, keys, values, mask, causal=True)
+    assert torch.equal(context, attend(queries, keys, values, both))
+
+
 def test_permuted_keys_change_nothing():
     queries, keys, values = some_tensors()
     order = torch.randperm(7)
@@ -200,6 +225,10 @@ def test_dropout_keeps_the_expected_context():
     assert not torch.equal(draws[0], draws[1])
 
 
+def test_all_weights_may_be_dropped():
+    assert (attend(*some_tensors(), dropout_p=1.0) == 0).all()
+
+
 def test_another_score_is_not_scaled_unless_asked():
     queries, keys, _ = some_tensors()
 
@@ -236,6 +265,14 @@ BAD = {
     ),
     "lengths differ": (
         change(values=torch.randn(2, 3, 2, 13)),
+        "keys and values must have one length, came=7 and 2",
+    ),
+    "lengths differ without a batch": (
+        {
+            "queries": torch.randn(5, 11),
+            "keys": torch.randn(7, 11),
+            "values": torch.randn(2, 13),
+        },
         "keys and values must have one length, came=7 and 2",
     ),
     "batches differ": (
@@ -352,6 +389,11 @@ def test_bias_is_off_unless_asked_for():
     assert some_module(qkv_bias=True)[0].W_key.bias is not None
 
 
+def test_one_token_of_width_one_attends_to_itself():
+    module, x = SelfAttention(1, 1), torch.randn(1, 1)
+    assert torch.equal(module(x), module.W_value(x))
+
+
 def test_another_attend_can_be_handed_in():
     def by_hand(queries, keys, values, mask=None):
         return attention_weights(queries, keys, mask) @ values
@@ -427,6 +469,19 @@ def test_a_nan_query_is_never_answered_by_a_number(dtype):
         queries, keys = torch.randn(2, 1, 2, num_keys, 5, dtype=dtype)
         queries[..., num_keys // 2, 3] = math.nan
         assert attend(queries, keys, keys)[..., num_keys // 2, :].isnan().all()
+
+
+def test_a_nan_query_among_many_with_few_keys_is_noticed():
+    queries, keys = torch.randn(1, 17, 17, 5), torch.randn(1, 17, 3, 5)
+    queries[..., 4, 3] = math.nan
+    assert attend(queries, keys, keys)[..., 4, :].isnan().all()
+
+
+def test_more_queries_than_keys_fit_unless_they_are_causal(as_importer):
+    queries, keys = torch.randn(7, 3), torch.randn(5, 3)
+    assert check_fit(queries, keys, keys) == (7, 5)
+    with pytest.raises(ValueError, match="causal needs no more queries"):
+        check_fit(queries, keys, keys, causal=True)
 
 
 def test_a_table_is_spread_over_the_last_two_axes_alone():

@@ -257,7 +257,45 @@ def test_the_score_refuses_what_would_broadcast_by_accident(as_importer):
         additive_score(torch.randn(5, 1), torch.randn(7, 11), torch.randn(11))
 
 
-@pytest.mark.parametrize("sizes", [(0, 3, 11), (2, -1, 11), (2, 3, 2.5)])
+@pytest.mark.parametrize(
+    ("shapes", "message"),
+    [
+        (((5,), (7, 11), (11,)), "queries, keys and v must be"),
+        (((5, 11), (7,), (11,)), "queries, keys and v must be"),
+        (((5, 11), (7, 11), (11, 1)), "queries, keys and v must be"),
+        (((5, 11), (7, 1), (11,)), "11 numbers of v each"),
+        (((2, 5, 11), (3, 7, 11), (11,)), "batch axes must broadcast, came"),
+    ],
+    ids=str,
+)
+def test_the_score_refuses_a_misfit(as_importer, shapes, message):
+    with pytest.raises(ValueError, match=message):
+        additive_score(*map(torch.randn, shapes))
+
+
+@pytest.mark.parametrize("batch", [(), (2,), (2, 3)], ids=str)
+def test_the_score_takes_any_batch_axes(batch):
+    queries, keys = torch.randn(*batch, 5, 11), torch.randn(*batch, 7, 11)
+    assert additive_score(queries, keys, torch.randn(11)).shape == (*batch, 5, 7)
+    alone = additive_score(queries, keys[(0,) * len(batch)], torch.randn(11))
+    assert alone.shape == (*batch, 5, 7)
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_the_score_refuses_whole_numbers(as_importer, place):
+    tensors = [torch.randn(5, 11), torch.randn(7, 11), torch.randn(11)]
+    tensors[place] = tensors[place].long()
+    with pytest.raises(ValueError, match=r"must be floats, came .*torch\.int64"):
+        additive_score(*tensors)
+
+
+def test_one_of_each_size_will_do():
+    module = AdditiveAttention(1, 1, 1)
+    values = torch.randn(1, 1)
+    assert torch.equal(module(torch.randn(1, 1), torch.randn(1, 1), values), values)
+
+
+@pytest.mark.parametrize("sizes", [(0, 3, 11), (2, -1, 11), (2, 3, 2.5), (2, True, 1)])
 def test_sizes_are_whole_and_positive(as_importer, sizes):
     with pytest.raises(ValueError, match=r"d_\w+=\S+ must be a whole number"):
         AdditiveAttention(*sizes)

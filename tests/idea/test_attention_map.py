@@ -9,6 +9,7 @@ import torch
 from matplotlib.colors import to_rgb
 
 from attention import describe, show_weights
+from attention.idea.attention_map import as_maps
 
 QUERIES, KEYS = ["a", "b", "c"], ["v", "w", "x", "y", "z"]
 
@@ -43,6 +44,29 @@ def test_several_heads_are_described_one_by_one():
     words = describe(some_weights(2), QUERIES, KEYS)
     assert "Head 1, strongest: a → " in words
     assert "Head 2, strongest: a → " in words
+
+
+def test_layers_and_heads_are_both_named():
+    words = describe(some_weights(2, 3), QUERIES, KEYS)
+    for layer in (1, 2):
+        for head in (1, 2, 3):
+            assert f"Layer {layer}, head {head}, strongest: a → " in words
+
+
+@pytest.mark.parametrize(("heads", "pairs"), [((16,), 3 * 16), ((17,), 17)], ids=str)
+def test_more_than_sixteen_maps_are_described_by_one_pair_each(heads, pairs):
+    assert describe(some_weights(*heads), QUERIES, KEYS).count(" → ") == pairs
+
+
+def test_sixteen_queries_are_described_one_by_one():
+    weights, names = torch.full((16, 2), 0.5), [f"q{i}" for i in range(16)]
+    assert describe(weights, names, ["k", "l"]).count(" → ") == 16
+
+
+def test_of_scores_the_strongest_is_the_farthest_from_zero():
+    words = describe(torch.tensor([[-2.0, 1.0]]), ["q"], ["k", "l"], signed=True)
+    assert words.endswith("(columns). Strongest: q → k -2.00.")
+    assert words.startswith("Scores: 1 queries")
 
 
 def test_a_large_map_is_described_by_its_strongest_pair():
@@ -101,12 +125,66 @@ def test_the_first_query_is_drawn_on_top():
     assert [label.get_text() for label in axes.get_xticklabels()] == KEYS
 
 
+def test_a_cell_is_a_square_in_its_place_with_its_number_in_the_middle():
+    weights = torch.tensor([[0.05, 0.95], [0.04, 0.96]])
+    axes = show_weights(weights, ["q", "r"], ["k", "l"]).axes[0]
+    middles = [(0.5, 0.5), (1.5, 0.5), (0.5, 1.5), (1.5, 1.5)]
+    centres = torch.tensor(
+        [[*map(float, square.get_center())] for square in axes.patches]
+    )
+    torch.testing.assert_close(centres, torch.tensor(middles))
+    assert {(p.get_width(), p.get_height()) for p in axes.patches} == {(0.94, 0.94)}
+    assert [text.get_position() for text in axes.texts] == middles
+    told = [(text.get_text(), text.get_color()) for text in axes.texts]
+    assert told == [
+        ("0.05", "black"), ("0.95", "black"), ("0.04", "black"), ("0.96", "white")
+    ]  # fmt: skip
+
+
+def test_keys_stand_above_queries_on_the_left_and_nothing_frames_the_map():
+    axes = show_weights(some_weights(), QUERIES, KEYS).axes[0]
+    assert axes.get_xlim() == (0, 5)
+    assert axes.get_aspect() == 1
+    assert axes.get_xticks().tolist() == [0.5, 1.5, 2.5, 3.5, 4.5]
+    assert axes.get_yticks().tolist() == [0.5, 1.5, 2.5]
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("keys", "queries")
+    assert axes.xaxis.get_ticks_position() == axes.xaxis.get_label_position() == "top"
+    assert not any(spine.get_visible() for spine in axes.spines.values())
+    ticks = axes.xaxis.get_ticklines() + axes.yaxis.get_ticklines()
+    assert {tick.get_markersize() for tick in ticks} == {0}
+
+
+@pytest.mark.parametrize(
+    ("heads", "sides", "inches"),
+    [
+        ((), (3, 5), (3.3, 2.34)),
+        ((), (8, 8), (4.74, 4.74)),
+        ((), (9, 5), (2.0, 2.88)),
+        ((), (3, 40), (9.7, 1.56)),  # wider than a page
+        ((2,), (3, 5), (6.6, 2.34)),
+        ((5,), (3, 5), (6.6, 7.02)),
+        ((2,), (3, 40), (9.7, 3.12)),
+    ],
+    ids=str,
+)
+def test_a_picture_is_as_large_as_its_cells(heads, sides, inches):
+    weights = torch.full((*heads, *sides), 1 / sides[1])
+    figure = show_weights(weights, ["q"] * sides[0], ["k"] * sides[1])
+    assert figure.get_size_inches().tolist() == pytest.approx(inches)
+
+
+def test_a_map_alone_has_no_title():
+    assert show_weights(some_weights(1), QUERIES, KEYS).axes[0].get_title() == ""
+
+
 def test_forbidden_cells_are_hatched_and_carry_no_number():
     mask = torch.ones(3, 5, dtype=torch.bool).tril()
     figure = show_weights(some_weights(), QUERIES, KEYS, mask=mask)
     patches = figure.axes[0].patches
     assert [bool(p.get_hatch()) for p in patches] == (~mask).flatten().tolist()
     assert len(figure.axes[0].texts) == mask.sum()
+    hidden = [patch for patch in patches if patch.get_hatch()]
+    assert {(p.get_facecolor()[3], p.get_linewidth()) for p in hidden} == {(0, 0)}
 
 
 def test_numbers_are_written_up_to_eight_rows_and_a_bar_is_drawn_beyond():
@@ -116,6 +194,35 @@ def test_numbers_are_written_up_to_eight_rows_and_a_bar_is_drawn_beyond():
     assert len(large.axes[0].texts) == 0
     assert not small.axes[0].child_axes
     assert len(large.axes[0].child_axes) == 1
+    for sides in ((1, 9), (9, 1)):
+        large = show_weights(
+            torch.ones(sides) / sides[1], "q" * sides[0], "k" * sides[1]
+        )
+        assert len(large.axes[0].child_axes) == 1
+
+
+@pytest.mark.parametrize(
+    ("signed", "ends"), [(False, ["1", "0"]), (True, ["2", "-2"])], ids=str
+)
+def test_a_bar_beside_the_map_says_which_opacity_is_which_value(signed, ends):
+    weights = torch.zeros(2, 9)
+    weights[:, 0] = -2 if signed else 1
+    figure = show_weights(weights, "ab", "abcdefghi", signed=signed)
+    axes = figure.axes[0]
+    (bar,) = axes.child_axes
+    assert [label.get_text() for label in bar.get_yticklabels()] == ends
+    assert bar.get_yticks().tolist() == [0.5, 19.5]
+    assert (bar.get_xlim(), bar.get_ylim()) == ((0, 1), (20, 0))
+    assert bar.get_xticks().tolist() == []
+    assert bar.yaxis.get_ticks_position() == "right"
+    opacity = torch.tensor([square.get_alpha() for square in bar.patches])
+    steps = torch.linspace(1, -1 if signed else 0, 20).abs()
+    torch.testing.assert_close(opacity, steps, atol=1e-4, rtol=0)
+    figure.canvas.draw()
+    whole, strip = axes.get_window_extent(), bar.get_window_extent()
+    assert strip.x0 == pytest.approx(whole.x0 + 1.04 * whole.width)
+    assert strip.width == pytest.approx(0.05 * whole.width)
+    assert (strip.y0, strip.y1) == pytest.approx((whole.y0, whole.y1))
 
 
 SIDES = {
@@ -149,12 +256,26 @@ def test_heads_stand_side_by_side_and_spare_places_stay_empty():
 
 
 def test_signed_values_have_two_inks_on_a_scale_centred_on_zero():
-    scores = torch.tensor([[-2.0, 1.0, 0.0]])
+    scores = torch.tensor([[-2.0, 0.5, 0.0]])
     figure = show_weights(scores, ["q"], ["k", "l", "m"], signed=True)
     colours = [p.get_facecolor() for p in figure.axes[0].patches]
-    assert [c[3] for c in colours] == [1.0, 0.5, 0.0]
+    assert [c[3] for c in colours] == [1.0, 0.25, 0.0]
     blue, brown = (to_rgb(ink) for ink in ("#5a62d8", "#b3541e"))
     assert [c[:3] for c in colours[:2]] == [brown, blue]
+
+
+def test_scores_that_are_all_zero_have_no_ink():
+    figure = show_weights(torch.zeros(1, 2), ["q"], ["k", "l"], signed=True)
+    assert [p.get_alpha() for p in figure.axes[0].patches] == [0, 0]
+
+
+def test_each_head_may_have_a_mask_of_its_own():
+    mask = torch.rand(2, 3, 5) < 0.5
+    mask[0, 0, 0], mask[1, 0, 0] = True, False
+    figure = show_weights(some_weights(2), QUERIES, KEYS, mask=mask)
+    for axes, hidden in zip(figure.axes, ~mask, strict=True):
+        hatched = [bool(patch.get_hatch()) for patch in axes.patches]
+        assert hatched == hidden.flatten().tolist()
 
 
 def test_no_colour_hangs_on_the_last_bit():
@@ -182,10 +303,18 @@ def test_a_map_saves_to_a_file(tmp_path):
     assert (tmp_path / "map.png").stat().st_size > 1000
 
 
+def test_values_are_weights_unless_they_are_said_to_be_signed(as_importer):
+    with pytest.raises(ValueError, match=r"must lie from 0 to 1, came low=-2\.0"):
+        as_maps(torch.full((3, 5), -2.0), QUERIES, KEYS)
+
+
 BAD = {
     "too few keys": ({"keys": KEYS[:4]}, r"queries x keys \(3, 4\), came=\(3, 5\)"),
     "no heads": ({"weights": torch.ones(0, 3, 5)}, r"came=\(0, 3, 5\)"),
     "one axis": ({"weights": torch.ones(5)}, r"came=\(5,\)"),
+    "five axes": ({"weights": torch.ones(1, 1, 1, 3, 5)}, r"came=\(1, 1, 1, 3, 5\)"),
+    "a query that is a number": ({"queries": ["a", 2, "c"]}, "be strings, came 2"),
+    "a key that is a number": ({"keys": [*KEYS[:4], 2]}, "be strings, came 2"),
     "above one": ({"weights": torch.full((3, 5), 1.5)}, "from 0 to 1.*high=1.5"),
     "below zero": ({"weights": torch.full((3, 5), -0.5)}, "from 0 to 1.*low=-0.5"),
     "not a number": ({"weights": torch.full((3, 5), torch.nan)}, "low=nan"),

@@ -103,6 +103,8 @@ def test_the_map_in_view_at_first_is_the_one_asked_for():
     cells = [float(text) for _, text in page.all("td")[1:]]
     close(torch.tensor(cells).reshape(3, 5), weights[1, 4])
     assert "In view: layer 2 of 2, head 5 of 7." in page.texts("caption")[0]
+    ((root, _),) = page.all("div", **{"class": "attention-explorer"})
+    assert (root["data-layer"], root["data-head"]) == ("1", "4")
 
 
 @pytest.mark.parametrize("show", [(2, 0), (0, 7), (-1, 0), (1,), (0, 0, 0)], ids=str)
@@ -160,6 +162,8 @@ TOKENS = {
     "a line break inside": ("a\nb", "a↵b"),
     "a tab": ("\t", "⇥"),
     "a control": ("\x00\x1b", "\\x00\\x1b"),
+    "the last controls": ("\x1f\x7f", "\\x1f\\x7f"),
+    "the ends of what is printed": ("!~", "!~"),
     "nothing": ("", "∅"),
     "half a character": ("\ud83d", "?"),
     "a long token": ("long" * 99, "long" * 99),
@@ -178,6 +182,29 @@ def test_a_token_adds_nothing_to_the_page_but_itself(token, shown, tmp_path):
     explorer.save(tmp_path / "map.html")
 
 
+ROOM = {
+    "eight by eight": (["q"] * 8, ["k"] * 8, "few", 2),
+    "nine keys": (["q"] * 7, ["k"] * 9, "tilt few", 2),
+    "65 cells": (["q"] * 13, ["k"] * 5, "", 2),
+    "nine keys and many cells": (["q"] * 8, ["k"] * 9, "tilt", 2),
+    "a key of four letters": (["q"], ["k", "four"], "few", 2),
+    "a key of five letters": (["q"], ["k", "fifth"], "tilt few", 2),
+    "two wide letters": (["q"], ["k", "注意"], "few", 2),
+    "two wide letters and one": (["q"], ["k", "注意k"], "tilt few", 2),
+    "a query of three letters": (["q", "que"], ["k"], "few", 3),
+    "two wide letters as a query": (["注意", "q"], ["k"], "few", 4),
+    "a query of twelve letters": (["q" * 12], ["k"], "few", 12),
+    "a query of 13 letters": (["q" * 13], ["k"], "few", 12),
+}
+
+
+@pytest.mark.parametrize(("queries", "keys", "kind", "name"), ROOM.values(), ids=ROOM)
+def test_the_room_of_a_cell_follows_from_the_tokens(queries, keys, kind, name):
+    weights = torch.full((len(queries), len(keys)), 1 / len(keys))
+    ((attrs, _),) = read(explore(weights, queries, keys)).all("table")
+    assert attrs == {"class": kind, "style": f"--keys:{len(keys)};--name:{name}"}
+
+
 def test_a_caption_is_text_not_html():
     caption = '<b>"Tom" & שלום</b>'
     page = read(explore(some_weights(), QUERIES, KEYS, caption=caption))
@@ -192,6 +219,12 @@ def test_elsewhere_it_is_words():
     words = describe(weights, QUERIES, KEYS)
     assert repr(explore(weights, QUERIES, KEYS)) == words
     assert "Layer 2, head 3, strongest: a → " in words
+
+
+def test_an_explorer_cannot_be_changed():
+    explorer = explore(some_weights(), QUERIES, KEYS)
+    with pytest.raises(AttributeError, match="cannot assign to field 'html'"):
+        explorer.html = ""
 
 
 def test_the_page_holds_the_words_of_all_heads_with_tokens_isolated():
@@ -266,6 +299,16 @@ def test_weights_with_a_gradient_in_half_precision_are_shown(dtype):
 def test_many_rounded_weights_still_sum_to_one():
     names = [f"t{n}" for n in range(257)]
     explore(torch.full((2, 257), 1 / 257), ["q", "r"], names)
+
+
+@pytest.mark.parametrize("off", [-0.0101, 0.0101])
+def test_a_sum_may_be_off_by_one_in_a_hundred_and_what_rounding_adds(off):
+    weights = torch.full((1, 5), 0.2)
+    weights[0, 0] += off
+    explore(weights, ["q"], KEYS)
+    weights[0, 0] += off / 50
+    with pytest.raises(ValueError, match="must sum to 1"):
+        explore(weights, ["q"], KEYS)
 
 
 def refusal(draw, arguments):

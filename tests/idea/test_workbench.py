@@ -34,6 +34,11 @@ def test_a_picture_carries_no_date_and_no_version():
     assert "matplotlib.org" not in svg
 
 
+def test_a_picture_lets_the_page_shine_through():
+    svg = drawn(described(line_figure(), "words"))["image/svg+xml"]
+    assert "fill: #ffffff" not in svg
+
+
 def test_letters_in_a_picture_stay_letters():
     figure = line_figure()
     figure.suptitle("readable")
@@ -87,7 +92,8 @@ def test_step_compares_classes_method_by_method():
     lines = step(Before, After).splitlines()
     assert "-    return x" in lines
     assert "+    return 2 * x" in lines
-    assert not any("backward" in line for line in lines if line[0] in "+-")
+    around = [line for line in lines if line[0] == " "]
+    assert around == [" def forward(self, x):", " "]  # no more than a line each
 
 
 def is_double(answer):

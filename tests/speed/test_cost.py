@@ -47,6 +47,16 @@ def test_the_steps_between_the_products_are_counted_by_the_cell():
     assert cells == {"scale": 1, "mask": 0, "softmax": 5}
 
 
+def test_what_the_block_computes_is_what_it_computes_without():
+    with Ledger():
+        made = torch.full((13,), 7, dtype=torch.float64).sum(dtype=torch.float32)
+    assert (made.item(), made.dtype) == (91, torch.float32)
+
+
+def test_numbers_take_four_bytes_unless_told_otherwise():
+    assert attention_cost(13, 7) == attention_cost(13, 7, itemsize=4)
+
+
 def test_twice_the_length_is_four_times_the_operations():
     once, twice = attention_cost(11, 5), attention_cost(22, 5)
     for name, (operations, _) in once.items():
