@@ -25,6 +25,8 @@ UNCHECKED = {
     ("idea/additive", "map"): "trained, too: the cell `shares` checks what it shows",
     ("idea/additive", "unseen-map"): "trained, too: the cell `unseen-shares` checks it",
     ("idea/simple", "timing"): "times differ from run to run",
+    ("speed/choosing", "devices"): "it asks the devices of one machine",
+    ("speed/choosing", "speed"): "times differ from run to run",
     ("speed/cost", "ceilings"): "rates of one machine",
     ("speed/cost", "roofline"): "the heights are timed; `points-check` has the rest",
     ("speed/cost", "slopes"): "times differ from run to run",
