@@ -57,8 +57,8 @@ clean: ## Remove what was built (.venv stays)
 	@find attention book tests benchmarks -name __pycache__ -prune -exec rm -rf {} + \
 		2>/dev/null || true
 
-bench: $(BENCH_READY) ## Time MultiHeadAttention beside its peers (ARGS=--quick)
-	@$(PY) benchmarks/multi_head.py $(ARGS)
+bench: $(BENCH_READY) ## Time all beside what you would use instead (ARGS=--quick)
+	@$(PY) benchmarks $(ARGS)
 
 mutants: $(READY) ## Ask whether the tests notice a change of the code (ARGS="FILE ...")
 	@$(PY) tests/mutate.py $(ARGS)

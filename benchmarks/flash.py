@@ -1,4 +1,4 @@
-"""Time flash_attend beside the fused call and attention by hand.
+"""Time flash_attend beside the fused call, its backends, FlexAttention and by hand.
 
     python benchmarks/flash.py            a quarter of an hour; writes flash.md, .csv
     python benchmarks/flash.py --quick    two minutes; prints, writes nothing
@@ -9,8 +9,10 @@ timed. A speed above 1 means faster than the fused call.
 
 import argparse
 import itertools
+import math
 import time
 from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -19,12 +21,25 @@ from harness import (
     free_memory,
     growth_exponent,
     in_fresh_process,
-    machine,
     peak_growth,
     time_side_by_side,
 )
-from multi_head import DTYPES, PASSES, Row, cells_of, say, table, write_csv
+from multi_head import (
+    CANNOT_RUN,
+    DTYPES,
+    PASSES,
+    Row,
+    cells_of,
+    describe,
+    first_line,
+    say,
+    table,
+    write_csv,
+)
 from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from attention import attend, attention_weights, flash_attend
 
@@ -40,6 +55,7 @@ GOALS = {  # speed as a multiple of the fused call's
 }
 PATIENCE_SECONDS = 20  # for each cell, to take disturbed samples again
 OURS, FUSED, BY_HAND = "flash_attend", "fused call", "by hand"
+FLEX = "FlexAttention, compiled"
 HERE = Path(__file__).parent
 
 
@@ -50,9 +66,50 @@ def attend_by_hand(
     return attention_weights(queries, keys, causal=causal) @ values
 
 
+def attend_by(
+    backend: SDPBackend, queries: Tensor, keys: Tensor, values: Tensor, *, causal: bool
+) -> Tensor:
+    """The fused call with one backend of CUDA alone; RuntimeError elsewhere."""
+    if not queries.is_cuda:
+        raise RuntimeError(f"a backend for CUDA; this is {queries.device}")
+    with sdpa_kernel(backend):
+        return F.scaled_dot_product_attention(queries, keys, values, is_causal=causal)
+
+
+def attend_flex(
+    queries: Tensor, keys: Tensor, values: Tensor, *, causal: bool
+) -> Tensor:
+    """FlexAttention, compiled, with its mask made once for each length."""
+    if not causal:
+        raise ValueError(f"attend_flex must be causal, came {causal=}")
+    blocks = past(queries.shape[-2], queries.device.type)
+    return compiled_flex()(queries, keys, values, block_mask=blocks)
+
+
+@cache
+def compiled_flex() -> Callable[..., Tensor]:
+    """One for all calls: every length is compiled by itself, at its first call."""
+    return torch.compile(flex_attention, dynamic=False)
+
+
+@cache
+def past(length: int, device: str):
+    """Where a query may see a key, as FlexAttention wants to know it."""
+    return create_block_mask(
+        lambda b, h, i, j: i >= j, None, None, length, length, device=device
+    )
+
+
+BACKENDS = {
+    "cuDNN": SDPBackend.CUDNN_ATTENTION,
+    "FlashAttention": SDPBackend.FLASH_ATTENTION,
+    "memory-efficient": SDPBackend.EFFICIENT_ATTENTION,
+}
 CONTENDERS: dict[str, Callable[..., Tensor]] = {
     OURS: flash_attend,
     FUSED: attend,
+    **{name: partial(attend_by, backend) for name, backend in BACKENDS.items()},
+    FLEX: attend_flex,
     BY_HAND: attend_by_hand,
 }
 
@@ -98,9 +155,17 @@ def time_cell(
     # The exact result is that of the rounded inputs.
     exact = Step(attend, length, device, backward).to(DTYPES[dtype]).to(torch.float64)
     expected = exact()
-    errors = {
-        name: mean_error(name, step(), expected, dtype) for name, step in steps.items()
-    }
+    errors = {}
+    for name, step in steps.items():
+        try:
+            results = step()
+        except CANNOT_RUN as error:
+            if name in (OURS, FUSED):
+                raise
+            explain(f"{name} cannot run {direction} on {device}: {first_line(error)}")
+            continue
+        errors[name] = mean_error(name, results, expected, dtype)
+    steps = {name: steps[name] for name in errors}
     timings = time_side_by_side(steps, rounds, device, Patience(PATIENCE_SECONDS))
     cell = {"device": device, "dtype": dtype, "direction": direction, "length": length}
     return [
@@ -117,6 +182,12 @@ def time_cell(
         }
         for name, timing in timings.items()
     ]
+
+
+@cache
+def explain(why: str) -> None:
+    """Say it the first time."""
+    say(f"  {why}")
 
 
 def mean_error(
@@ -159,13 +230,18 @@ def memory_peaks(
     peaks: dict[tuple[str, int], float] = {}
     for direction in PASSES:
         backward = direction != "forward"
-        Step(CONTENDERS[name], 64, device, backward).to(DTYPES[dtype])()  # libraries
+        try:  # load libraries
+            Step(CONTENDERS[name], 64, device, backward).to(DTYPES[dtype])()
+        except CANNOT_RUN:  # explained when it was to be timed
+            continue
         last = 0
         for length in lengths:
             if 4 * last > free_memory(device) / 3:
                 say(f"  {name}, {direction}: {length} and longer might not fit")
                 break
             step = Step(CONTENDERS[name], length, device, backward).to(DTYPES[dtype])
+            if name == FLEX:
+                step()  # compile
             last = peak_growth(step, device)
             peaks[direction, length] = round(last / 2**20, 2)
     return peaks
@@ -228,7 +304,8 @@ def memory_table(rows: list[Row]) -> str:
     for cell, group in cells_of(rows, "dtype", "direction", "contender"):
         peaks = {row["length"]: row["peak_mib"] for row in group}
         shown = [f"{peaks[n]:.0f}" if n in peaks else "–" for n in lengths]
-        lines.append([*cell, *shown, f"{growth_exponent(peaks):.2f}"])
+        exponent = growth_exponent(peaks) if len(peaks) > 1 else math.nan
+        lines.append([*cell, *shown, f"{exponent:.2f}"])
     return table(["dtype", "pass", "contender", *map(str, lengths), "exponent"], lines)
 
 
@@ -260,7 +337,7 @@ def verdict(rows: list[Row]) -> str:
 def main() -> None:
     options = arguments()
     lengths = LENGTHS[:2] if options.quick else LENGTHS
-    machines = {device: machine(device) for device in options.devices}
+    machines = {device: describe(device) for device in options.devices}
     rows: list[Row] = []
     for device, description in machines.items():
         say(f"{device}: {description}")

@@ -192,7 +192,8 @@ def machine(device: str) -> str:
     """What the numbers were taken on, in one line."""
     versions = f"torch {torch.__version__}, Python {platform.python_version()}"
     if device == "cuda":
-        return f"{torch.cuda.get_device_name()}, {versions}"
+        cudnn = f"cuDNN {torch.backends.cudnn.version()}"
+        return f"{torch.cuda.get_device_name()}, {cudnn}, {versions}"
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
     cores = f"{cores or os.cpu_count()} cores, {torch.get_num_threads()} threads"
     return f"{cpu_model()}, {cores}, {versions}"
