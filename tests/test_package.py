@@ -38,6 +38,26 @@ def test_importing_attention_loads_little_more_than_torch():
     }
 
 
+def test_without_triton_all_can_be_imported_and_one_function_says_what_it_needs():
+    code = """
+import sys
+import torch
+sys.modules["triton"] = None  # as if it were not installed
+from attention import *
+try:
+    triton_attend(*torch.zeros(3, 5, 16))
+except ModuleNotFoundError as error:
+    print(error)
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    need = "triton_attend needs Triton: pip install 'building-attention[triton]'"
+    assert (run.returncode, run.stdout) == (0, need + "\n"), run.stderr
+
+
+def test_triton_is_imported_on_use_alone():
+    assert "triton" not in loaded_by("from attention import triton_attend")
+
+
 def test_all_public_names_can_be_imported():
     assert attention.__all__ == sorted(attention.__all__)
     for name in attention.__all__:

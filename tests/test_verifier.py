@@ -359,16 +359,19 @@ def test_one_edited_module_turns_the_run_red(copy):
 # What a machine lacks
 
 
-@pytest.mark.parametrize("package", verifier.NEEDS["translator.ipynb"])
-def test_a_chapter_is_skipped_with_a_reason_without_its_package(monkeypatch, package):
+@pytest.mark.parametrize(
+    ("name", "package"),
+    [(name, package) for name, needed in verifier.NEEDS.items() for package in needed],
+)
+def test_a_chapter_is_skipped_with_a_reason_without_its_package(
+    monkeypatch, name, package
+):
+    (chapter,) = (ROOT / "book").glob(f"*/{name}")
     monkeypatch.setattr(verifier, "find_spec", lambda name: name != package)
-    translator, other = (
-        SimpleNamespace(path=Path(f"book/{name}.ipynb"))
-        for name in ("reading/translator", "core/causal")
-    )
+    other = SimpleNamespace(path=Path("book/core/causal.ipynb"))
     try:
         verifier.pytest_runtest_setup(other)
     except pytest.skip.Exception:
         pytest.fail("a chapter that needs nothing is skipped")
     with pytest.raises(pytest.skip.Exception, match=f"needs {package}, which is not"):
-        verifier.pytest_runtest_setup(translator)
+        verifier.pytest_runtest_setup(SimpleNamespace(path=chapter))

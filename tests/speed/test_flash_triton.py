@@ -1,0 +1,422 @@
+"""Flash attention in Triton: the numbers and gradients of by hand, in 16 bits too."""
+
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+
+import pytest
+import torch
+
+from attention import (
+    MultiHeadAttention,
+    attend,
+    attention_weights,
+    future_leak,
+    merge,
+    triton_attend,
+)
+from attention.speed import flash_triton
+
+pytestmark = pytest.mark.skipif(
+    not find_spec("triton"), reason="needs triton, which is not installed"
+)
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def some_tensors(sizes=(2, 3, 3, 37, 53), width=16, dtype=torch.float32):
+    """Queries, keys and values: batch, heads, key heads, and two lengths."""
+    batch, heads, groups, num_queries, num_keys = sizes
+    shapes = (heads, num_queries), (groups, num_keys), (groups, num_keys)
+    tensors = (torch.randn(batch, *shape, width) for shape in shapes)
+    return [tensor.to(DEVICE, dtype).requires_grad_() for tensor in tensors]
+
+
+def by_hand(queries, keys, values, **options):
+    shared = queries.shape[-3] // keys.shape[-3]
+    keys, values = (t.repeat_interleave(shared, dim=-3) for t in (keys, values))
+    return attention_weights(queries, keys, **options) @ values
+
+
+def results(form, tensors, arrived, dtype=None, **options):
+    """Context and gradients; `dtype` is what they are computed in."""
+    tensors = [t.detach().to(dtype or t.dtype).requires_grad_() for t in tensors]
+    context = form(*tensors, **options)
+    return context, *torch.autograd.grad(context, tensors, arrived.to(context.dtype))
+
+
+def same(tensors, **options):
+    """Does the kernel give what by hand gives, forward and backward?"""
+    arrived = torch.randn(tensors[0].shape).to(DEVICE)
+    ours = results(triton_attend, tensors, arrived, **options)
+    options.pop("tile", None)
+    torch.testing.assert_close(ours, results(by_hand, tensors, arrived, **options))
+
+
+SIZES = {
+    "as many queries as keys": (1, 1, 1, 37, 37),
+    "the last queries": (1, 1, 1, 5, 71),
+    "one query": (1, 2, 1, 1, 37),
+    "one of each": (1, 1, 1, 1, 1),
+    "whole tiles": (1, 1, 1, 32, 64),
+    "several sequences": (3, 1, 1, 2, 5),
+    "heads that share keys": (1, 4, 2, 11, 37),
+    "heads that share all keys": (1, 3, 1, 37, 41),
+}
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES.keys())
+def test_it_equals_by_hand_forward_and_backward(sizes, causal):
+    same(some_tensors(sizes), causal=causal)
+
+
+@pytest.mark.parametrize("width", [16, 32, 64, 128])
+def test_it_knows_each_width(width):
+    same(some_tensors((1, 1, 1, 37, 41), width), causal=True)
+
+
+def test_more_queries_than_keys_will_do_if_all_are_seen():
+    same(some_tensors((1, 1, 1, 41, 7)))
+
+
+@pytest.mark.parametrize("tile", [(16, 16), (16, 64), (64, 16)], ids=str)
+@pytest.mark.parametrize("causal", [False, True])
+def test_the_size_of_a_tile_changes_nothing(tile, causal):
+    same(some_tensors((1, 1, 1, 53, 71)), causal=causal, tile=tile)
+
+
+def test_the_scale_can_be_chosen():
+    same(some_tensors((1, 1, 1, 7, 11)), scale=0.3)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_in_16_bits_it_errs_at_most_twice_as_much_as_by_hand(dtype, causal):
+    tensors = some_tensors((1, 2, 1, 67, 67), 64, dtype)
+    arrived = torch.randn(1, 2, 67, 64).to(DEVICE, dtype)
+    exact = results(by_hand, tensors, arrived, torch.float64, causal=causal)
+    ours = results(triton_attend, tensors, arrived, causal=causal)
+    plain = results(by_hand, tensors, arrived, causal=causal)
+    for one, other, truth in zip(ours, plain, exact, strict=True):
+        assert one.dtype == dtype
+        assert (one - truth).abs().mean() <= 2 * (other - truth).abs().mean()
+
+
+LEADING = {
+    "no batch, no heads": ((5, 16), (7, 16), (7, 16)),
+    "heads alone": ((3, 5, 16), (3, 7, 16), (3, 7, 16)),
+    "two batches": ((2, 1, 3, 5, 16), (2, 1, 3, 7, 16), (2, 1, 3, 7, 16)),
+    "keys for all": ((2, 3, 5, 16), (7, 16), (3, 7, 16)),
+    "queries for all": ((1, 5, 16), (3, 7, 16), (3, 7, 16)),
+    "values for all heads": ((2, 3, 5, 16), (2, 3, 7, 16), (2, 1, 7, 16)),
+    "nothing to see": ((2, 3, 5, 16), (2, 3, 0, 16), (2, 3, 0, 16)),
+    "nobody to see it": ((2, 3, 0, 16), (2, 3, 5, 16), (2, 3, 5, 16)),
+    "no sequence": ((0, 3, 5, 16), (0, 3, 5, 16), (0, 3, 5, 16)),
+}
+
+
+@pytest.mark.parametrize("shapes", LEADING.values(), ids=LEADING.keys())
+def test_leading_axes_are_those_of_attend(shapes):
+    tensors = [torch.randn(shape).to(DEVICE).requires_grad_() for shape in shapes]
+    ours, fused = triton_attend(*tensors), attend(*tensors)
+    torch.testing.assert_close(ours, fused)
+    arrived = torch.randn(ours.shape).to(DEVICE)
+    gradients = [torch.autograd.grad(y, tensors, arrived) for y in (ours, fused)]
+    torch.testing.assert_close(*gradients)
+
+
+def test_what_is_no_copy_is_read_as_well():
+    turned = [t.detach().mT.contiguous().mT for t in some_tensors((1, 1, 1, 7, 7))]
+    torch.testing.assert_close(triton_attend(*turned), attend(*turned))
+
+
+def test_inputs_are_left_alone():
+    tensors = some_tensors((1, 1, 1, 7, 7))
+    before = [tensor.clone() for tensor in tensors]
+    triton_attend(*tensors).sum().backward()
+    assert all(map(torch.equal, tensors, before))
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_extreme_scores_stay_finite(causal):
+    queries, keys, values = some_tensors((1, 1, 1, 37, 37))
+    tensors = [100 * queries, -100 * keys, values]
+    context = triton_attend(*tensors, causal=causal)
+    torch.testing.assert_close(context, by_hand(*tensors, causal=causal))
+    gradients = torch.autograd.grad(context.sum(), tensors)
+    assert all(gradient.isfinite().all() for gradient in gradients)
+
+
+# The interpreter's NumPy warns of a nan.
+nan_is_meant = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+
+
+@nan_is_meant
+def test_not_a_number_is_not_hidden():
+    queries, keys, values = (t.detach() for t in some_tensors((1, 2, 2, 7, 7)))
+    queries[:, :, 3] = torch.nan
+    context = triton_attend(queries, keys, values)
+    assert context[:, :, 3].isnan().all()
+    assert context[:, :, :3].isfinite().all()
+
+
+@nan_is_meant
+def test_tiles_in_the_future_are_never_read():
+    queries, keys, values = (t.detach() for t in some_tensors((1, 1, 1, 64, 64)))
+    expected = attend(queries, keys, values, causal=True)
+    keys[:, :, 32:], values[:, :, 32:] = torch.nan, torch.nan
+    context = triton_attend(queries, keys, values, causal=True, tile=(16, 16))
+    torch.testing.assert_close(context[:, :, :32], expected[:, :, :32])
+
+
+def test_two_runs_give_the_same_bits():
+    tensors, arrived = some_tensors((1, 4, 2, 7, 37)), torch.ones(1, 4, 7, 16)
+    runs = [results(triton_attend, tensors, arrived.to(DEVICE)) for _ in range(2)]
+    assert all(map(torch.equal, *runs))
+
+
+# Parts
+
+
+def part(queries, keys, values):
+    options = None, False, 0.0, None, None
+    return flash_triton._attend(queries, keys, values, *options)
+
+
+def test_the_logsumexp_is_that_of_the_scores():
+    queries, keys, values = some_tensors((2, 3, 1, 5, 41))
+    scores = queries @ keys.mT / 16**0.5
+    _, logsumexp = part(queries, keys, values)
+    torch.testing.assert_close(logsumexp, scores.logsumexp(dim=-1))
+
+
+def test_parts_of_the_keys_merge():
+    queries, keys, values = some_tensors((1, 2, 2, 5, 41))
+    first = part(queries, keys[:, :, :17], values[:, :, :17])
+    second = part(queries, keys[:, :, 17:], values[:, :, 17:])
+    context, _ = merge(*first, *second)
+    torch.testing.assert_close(context, attend(queries, keys, values))
+
+
+# In a module
+
+
+def test_a_module_takes_it_in_the_place_of_attend():
+    module = MultiHeadAttention(3, 32, 11, 0.0, 2).to(DEVICE)
+    twin = MultiHeadAttention(3, 32, 11, 0.0, 2, attend=triton_attend).to(DEVICE)
+    twin.load_state_dict(module.state_dict())
+    x = torch.randn(2, 7, 3).to(DEVICE)
+    torch.testing.assert_close(twin(x), module(x))
+    for one in (module, twin):
+        one(x).pow(2).sum().backward()
+    for one, other in zip(twin.parameters(), module.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad)
+
+
+def test_the_future_does_not_leak():
+    module = MultiHeadAttention(3, 32, 11, 0.0, 2, attend=triton_attend).to(DEVICE)
+    assert future_leak(module, torch.randn(2, 7, 3).to(DEVICE)) == 0
+
+
+# What a GPU would be given, without one
+
+DRY = """
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+
+from attention.speed import flash_triton
+
+
+class Driver:
+    def get_current_device(self):
+        return 0
+
+    def get_current_stream(self, device):
+        return 0
+
+    def get_current_target(self):
+        return GPUTarget("cuda", 90, 32)
+
+    def get_benchmarker(self):
+        return lambda launch, quantiles: (launch(), [1.0, 1.0, 1.0])[1]
+
+
+launches, run, compiling = [], triton.JITFunction.run, False
+
+
+def dry(kernel, *arguments, grid, warmup, **constants):
+    launches.append((kernel.__name__, grid(constants), constants["HEIGHT"]))
+    if compiling:
+        found = run(kernel, *arguments, grid=grid, warmup=True, **constants)
+        print("compiled", kernel.__name__, ".target sm_90" in found.asm["ptx"])
+
+
+triton.runtime.driver.set_active(Driver())
+triton.JITFunction.run = dry
+flash_triton._import_triton()
+
+
+def launch(tile):
+    three = [torch.zeros(2, h, 100, 16, dtype=torch.bfloat16) for h in (6, 3, 3)]
+    three = [tensor.requires_grad_() for tensor in three]
+    context, _ = flash_triton._Flash.apply(*three, (0.25, True, tile))
+    context.sum().backward()
+
+
+launch(None)
+for name in ("_forward_kernel", "_queries_kernel", "_keys_kernel"):
+    tried = {entry for entry in launches if entry[0] == name}
+    print(name, sorted({grid for _, grid, height in tried if height == 64}))
+compiling = True
+launch((32, 32))
+"""
+
+
+@pytest.fixture(scope="module")
+def dry_run(tmp_path_factory):
+    """What is launched and compiled in a process that believes to be on a GPU."""
+    env = os.environ | {"TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("triton"))}
+    env.pop("TRITON_INTERPRET", None)
+    command = [sys.executable, "-c", DRY]
+    run = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    return run.stdout.splitlines()
+
+
+def test_the_kernels_compile_for_a_gpu(dry_run):
+    compiled = [line for line in dry_run if line.startswith("compiled")]
+    names = ("_forward_kernel", "_queries_kernel", "_keys_kernel")
+    assert compiled == [f"compiled {name} True" for name in names]
+
+
+def test_every_tile_that_is_tried_has_its_number_of_programs(dry_run):
+    # 12 heads with two bands of queries; 6 key heads with one or two bands of keys
+    assert "_forward_kernel [(24,)]" in dry_run
+    assert "_queries_kernel [(24,)]" in dry_run
+    assert "_keys_kernel [(6,), (12,)]" in dry_run
+
+
+def test_heavy_bands_come_first():
+    global band_of, tl  # a kernel sees no local names
+    import triton
+    import triton.language as tl
+
+    flash_triton._import_triton()
+    band_of = flash_triton._band
+
+    @triton.jit
+    def kernel(bands, sizes, HEIGHT: tl.constexpr, CAUSAL: tl.constexpr):
+        band, head = band_of(sizes, HEIGHT, CAUSAL)
+        tl.store(bands + tl.program_id(0), band * 10 + head)
+
+    bands = torch.zeros(6, dtype=torch.int32).to(DEVICE)
+    kernel[(6,)](bands, (2, 1, 37, 37), 16, True)
+    assert bands.tolist() == [20, 10, 0, 21, 11, 1]
+    kernel[(6,)](bands, (2, 1, 37, 37), 16, False)
+    assert bands.tolist() == [0, 10, 20, 1, 11, 21]
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="needs a CUDA GPU")
+@pytest.mark.parametrize("width", [64, 128])
+@pytest.mark.parametrize(
+    "dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str
+)
+def test_on_a_gpu_the_tuned_kernels_err_at_most_twice_as_much_as_by_hand(dtype, width):
+    tensors = some_tensors((2, 6, 2, 1000, 1000), width, dtype)
+    arrived = torch.randn(2, 6, 1000, width).to(DEVICE, dtype)
+    exact = results(by_hand, tensors, arrived, torch.float64, causal=True)
+    ours = results(triton_attend, tensors, arrived, causal=True)
+    plain = results(by_hand, tensors, arrived, causal=True)
+    for one, other, truth in zip(ours, plain, exact, strict=True):
+        assert (one - truth).abs().mean() <= 2 * (other - truth).abs().mean()
+
+
+# Misfits
+
+
+def change(**changes):
+    queries, keys, values = some_tensors((2, 3, 3, 5, 7))
+    return {"queries": queries, "keys": keys, "values": values} | changes
+
+
+def three(*shape, dtype=torch.float32):
+    tensor = torch.zeros(shape, dtype=dtype, device=DEVICE)
+    return {"queries": tensor, "keys": tensor, "values": tensor}
+
+
+BAD = {
+    "lengths differ": (
+        lambda: change(values=torch.randn(2, 3, 2, 16).to(DEVICE)),
+        "keys and values must have one length, came=7 and 2",
+    ),
+    "batches differ": (
+        lambda: change(queries=torch.randn(5, 3, 5, 16).to(DEVICE)),
+        r"must broadcast, came=\(5, 3\), \(2, 3\), \(2, 3\)",
+    ),
+    "heads are no multiple": (
+        lambda: change(queries=torch.randn(2, 7, 5, 16).to(DEVICE)),
+        r"must broadcast, came=\(2, 7\), \(2, 3\), \(2, 3\)",
+    ),
+    "one axis": (
+        lambda: change(values=torch.randn(7).to(DEVICE)),
+        "values must be floats",
+    ),
+    "more queries than keys": (
+        lambda: change(queries=torch.randn(2, 3, 11, 16).to(DEVICE), causal=True),
+        "no more queries than keys, came 11 and 7",
+    ),
+    "an odd width": (
+        lambda: three(2, 3, 5, 48),
+        r"one width among \(16, 32, 64, 128\), came \[48\]",
+    ),
+    "values of another width": (
+        lambda: change(values=torch.randn(2, 3, 7, 32).to(DEVICE)),
+        r"one width among \(16, 32, 64, 128\), came \[16, 32\]",
+    ),
+    "float64": (
+        lambda: three(2, 3, 5, 16, dtype=torch.float64),
+        "supports torch.float16, torch.bfloat16, torch.float32, came torch.float64",
+    ),
+    "a mask": (
+        lambda: change(mask=torch.ones(5, 7, dtype=torch.bool)),
+        r"supports no mask but causal=True, came a mask of \(5, 7\)",
+    ),
+    "dropout": (
+        lambda: change(dropout_p=0.1),
+        "supports dropout_p=0 alone, came dropout_p=0.1",
+    ),
+    "a tile of 48": (
+        lambda: change(tile=(48, 16)),
+        r"supports two of \(16, 32, 64, 128, 256\) for a tile, came tile=\(48, 16\)",
+    ),
+    "a tile of one side": (lambda: change(tile=(16,)), r"came tile=\(16,\)"),
+}
+
+
+@pytest.mark.parametrize(("make", "message"), BAD.values(), ids=BAD.keys())
+def test_a_misfit_is_refused_and_both_sides_are_named(as_importer, make, message):
+    with pytest.raises(ValueError, match=message):
+        triton_attend(**make())
+
+
+def test_a_cpu_without_the_interpreter_is_refused(monkeypatch):
+    monkeypatch.setattr(flash_triton, "_interpreted", lambda: False)
+    queries = torch.zeros(2, 5, 16)
+    must = "supports CUDA, and the CPU if TRITON_INTERPRET=1 is set, came cpu"
+    with pytest.raises(ValueError, match=must):
+        triton_attend(queries, queries, queries)
+
+
+def test_the_interpreter_is_chosen_once(monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1" if DEVICE == "cuda" else "0")
+    with pytest.raises(RuntimeError, match="must not change after Triton is imported"):
+        triton_attend(*some_tensors((1, 1, 1, 2, 2)))
+
+
+def test_a_second_derivative_is_refused():
+    queries, keys, values = some_tensors((1, 1, 1, 2, 2))
+    context = triton_attend(queries, keys, values)
+    with pytest.raises(RuntimeError, match="create_graph must be False, came True"):
+        torch.autograd.grad(context.sum(), queries, create_graph=True)
