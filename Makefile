@@ -72,8 +72,8 @@ check-tangle: $(READY)
 	@$(PY) book/tangle.py --check
 
 unit: $(READY)
-	@$(PY) -m pytest tests --ignore tests/site --quiet \
-		--jaxtyping-packages=attention,beartype.beartype
+	@OMP_NUM_THREADS=1 $(PY) -m pytest tests --ignore tests/site --quiet -n 2 \
+		--dist loadscope --jaxtyping-packages=attention,beartype.beartype
 
 chapters: $(READY)
 	@$(PY) -m pytest --nbval book -n 2 --dist loadscope -p no:cacheprovider --quiet
@@ -84,7 +84,7 @@ site: $(READY)
 	@echo "site: built without a warning"
 
 pages: $(READY)
-	@$(PY) -m pytest tests/site --quiet
+	@$(PY) -m pytest tests/site -n 2 --dist loadscope --quiet
 
 # What the steps stand on: remade when the pins or the package's settings change.
 
