@@ -1,8 +1,8 @@
 """Where the time goes
 
 Operations and bytes of each step of attention, counted, checked, and held against
-what this machine can do: the table of all scores costs more to carry than to
-compute.
+what this machine can do: three quarters of the bytes belong to steps that compute
+little.
 
 Written by `book/speed/cost.ipynb`: read and change it there.
 """
