@@ -27,7 +27,6 @@ OTHERS = {
     "additive_score": SCORES,
     "as_maps": CHECK,
     "assemble": CHECKPOINT,
-    "attend_tile": "attends to scores, inside of flash_attend",
     "attention_cost": COUNTS,
     "causal_mask": MASK,
     "check_bias": CHECK,
@@ -67,6 +66,7 @@ OTHERS = {
 
 # What attends, and cannot be asked so many questions.
 ELSEWHERE = {
+    "attend_tile": "one tile of flash_attend, from scores that are made already",
     "triton_attend": "interpreted, a call takes a tenth of a second; "
     "tests/speed/test_flash_triton.py asks it the same",
 }
