@@ -93,11 +93,10 @@ def describe(
 def _names(axes: Sequence[int]) -> list[str]:
     """What each map is called: head 2, or layer 1, head 2; nothing if it is alone."""
     words = ("layer", "head")[2 - len(axes) :]
-    places = list(product(*(range(1, size + 1) for size in axes)))
-    if len(places) == 1:
-        return [""]
+    places = product(*(range(1, size + 1) for size in axes))
     named = (zip(words, place, strict=True) for place in places)
-    return [", ".join(f"{word} {n}" for word, n in pairs) for pairs in named]
+    names = [", ".join(f"{word} {n}" for word, n in pairs) for pairs in named]
+    return names if len(names) > 1 else [""]
 
 
 def _told_apart(tokens: Sequence[str]) -> list[str]:
@@ -201,16 +200,14 @@ def show_weights(
     rows = -(-len(maps) // columns)
     figure = Figure(figsize=(columns * width, rows * height), layout="constrained")
     limit = max(maps.abs().max().item(), 1e-4) if signed else 1.0
-    places = figure.subplots(rows, columns, squeeze=False).flat
-    for head, axes in enumerate(places):
-        if head >= len(maps):
-            axes.set_axis_off()
-            continue
-        _draw_map(axes, maps[head], mask[head], limit)
+    places = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axes, name, *of_map in zip(places, names, maps, mask, strict=False):
+        _draw_map(axes, *of_map, limit)
         _name_axes(axes, queries, keys, cell)
-        if names[head]:
-            axes.set_title(names[head], fontsize=10)
+        axes.set_title(name, fontsize=10)
         if max(maps.shape[1:]) > 8:
             _draw_bar(axes, limit, signed)
+    for spare in places[len(maps) :]:
+        spare.set_axis_off()
     words = describe(weights, queries, keys, mask=mask, signed=signed)
     return described(figure, words)
