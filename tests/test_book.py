@@ -44,6 +44,7 @@ HOW_TO = {
 # Names in backticks that neither Python nor the tree defines, each with the reason.
 WORDS = {
     "bdi output td th tr w": "the explorer's elements of HTML and variable of CSS",
+    "corner draw grid lit placeOf shares": "names in the explorer's script and style",
     "make": "the program that knows the verbs of the Makefile",
     "meta": "torch's device that has shapes but no memory",
 }

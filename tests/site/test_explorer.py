@@ -446,6 +446,48 @@ def test_a_wider_map_scrolls_by_itself_and_hides_numbers_that_do_not_fit(visit):
         "cells => cells.map(cell => getComputedStyle(cell).fontSize)"
     )
     assert set(sizes) == {"0px"}
+    key(page, "key 3").hover()
+    size = "name => parseFloat(getComputedStyle(name).fontSize)"
+    assert key(page, "key 3").evaluate(size) >= 9.33  # the name stays
+
+
+CUT = """names => names.filter(
+    e => e.scrollWidth > e.clientWidth || e.scrollHeight > e.clientHeight
+).map(e => e.textContent)"""
+LONG = ["international", "congratulations", "New York City", "cat"]
+
+
+def test_a_phone_shows_long_tokens_whole(visit):
+    page = visit(
+        explore(torch.eye(4), LONG, LONG), viewport={"width": 390, "height": 844}
+    )
+    assert page.locator("bdi").evaluate_all(CUT) == []
+    assert width(page, "html") == width(page, ".room") == 0
+
+
+def test_a_token_too_long_for_three_lines_is_whole_in_the_sentence(visit):
+    endless = "=" * 64
+    page = visit(
+        explore(torch.eye(2), [endless, "cat"], [endless, "cat"]),
+        viewport={"width": 390, "height": 844},
+        has_touch=True,
+    )
+    query(page, endless).tap()
+    assert said(page).startswith(f"“{endless}” looks at")
+    assert query(page, endless).bounding_box()["height"] < 70
+    assert page.locator("bdi").evaluate_all(CUT) == [endless] * 2
+
+
+def test_pointing_at_a_token_moves_no_row(visit):
+    tokens = [*LONG, "commercial", "attention", "remarkably", "Wednesday", "beginning"]
+    page = visit(
+        explore(torch.eye(9), tokens, tokens), viewport={"width": 390, "height": 844}
+    )
+    heights = "rows => rows.map(row => row.getBoundingClientRect().height)"
+    before = page.locator("tr").evaluate_all(heights)
+    for name in tokens:
+        query(page, name).hover()
+        assert page.locator("tr").evaluate_all(heights) == before
 
 
 def test_a_site_can_allow_style_and_script_by_their_hashes(browser, tmp_path):
