@@ -186,7 +186,7 @@ def show_weights(
     `signed=True` draws scores, in two inks on a scale centred on zero. Needs
     matplotlib, the extra `maps`.
     """
-    maps, mask = as_maps(weights, queries, keys, mask, signed)
+    maps, allowed = as_maps(weights, queries, keys, mask, signed)
     names = _names(weights.shape[:-2])
     try:
         from matplotlib.figure import Figure
@@ -201,7 +201,7 @@ def show_weights(
     figure = Figure(figsize=(columns * width, rows * height), layout="constrained")
     limit = max(maps.abs().max().item(), 1e-4) if signed else 1.0
     places = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for axes, name, *of_map in zip(places, names, maps, mask, strict=False):
+    for axes, name, *of_map in zip(places, names, maps, allowed, strict=False):
         _draw_map(axes, *of_map, limit)
         _name_axes(axes, queries, keys, cell)
         axes.set_title(name, fontsize=10)

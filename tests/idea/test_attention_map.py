@@ -255,6 +255,17 @@ def test_heads_stand_side_by_side_and_spare_places_stay_empty():
     assert figure.get_figwidth() < 8  # two fit beside each other on a page
 
 
+@pytest.mark.parametrize("masked", [False, True], ids=["open", "masked"])
+def test_layers_and_heads_are_drawn_and_described_one_by_one(masked):
+    weights, mask = some_weights(2, 3), torch.rand(2, 3, 3, 5) < 0.5
+    mask = mask if masked else None
+    figure = show_weights(weights, QUERIES, KEYS, mask=mask)
+    titles = [f"layer {m}, head {n}" for m in (1, 2) for n in (1, 2, 3)]
+    assert [axes.get_title() for axes in figure.axes] == titles
+    words = figure._repr_mimebundle_()[0]["text/plain"]
+    assert words == describe(weights, QUERIES, KEYS, mask=mask)
+
+
 def test_signed_values_have_two_inks_on_a_scale_centred_on_zero():
     scores = torch.tensor([[-2.0, 0.5, 0.0]])
     figure = show_weights(scores, ["q"], ["k", "l", "m"], signed=True)
