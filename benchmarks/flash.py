@@ -7,35 +7,31 @@ Causal attention alone, without a module around it. Results are compared before 
 timed. A speed above 1 means faster than the fused call.
 """
 
-import argparse
 import itertools
-import math
 import time
 from collections.abc import Callable
 from functools import cache, partial
-from pathlib import Path
 
 import torch
-from harness import (
-    Patience,
-    free_memory,
-    growth_exponent,
-    in_fresh_process,
-    peak_growth,
-    time_side_by_side,
-)
-from multi_head import (
+from common import (
     CANNOT_RUN,
     DTYPES,
     PASSES,
+    PATIENCE_SECONDS,
     Row,
-    cells_of,
+    arguments,
     describe,
+    disturbance,
+    finish,
     first_line,
+    memory_table,
+    peaks_by_length,
+    results_of,
     say,
-    table,
-    write_csv,
+    tells_memory,
+    times_table,
 )
+from harness import Patience, in_fresh_process, time_side_by_side
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -53,10 +49,8 @@ GOALS = {  # speed as a multiple of the fused call's
     ("float32", "forward+backward"): 0.9,
     ("bfloat16", "forward+backward"): 0.9,
 }
-PATIENCE_SECONDS = 20  # for each cell, to take disturbed samples again
 OURS, FUSED, BY_HAND = "flash_attend", "fused call", "by hand"
 FLEX = "FlexAttention, compiled"
-HERE = Path(__file__).parent
 
 
 def attend_by_hand(
@@ -209,8 +203,7 @@ def mean_error(
 
 def measure_memory(device: str, lengths: list[int]) -> list[Row]:
     """Rows of the CSV: the peak of each contender, dtype, pass and length."""
-    if device == "cpu" and not Path("/proc/self/clear_refs").exists():
-        say("cpu memory: not measured, it needs Linux's /proc")
+    if not tells_memory(device):
         return []
     rows = []
     for name, dtype in itertools.product(CONTENDERS, DTYPES):
@@ -229,21 +222,20 @@ def memory_peaks(
     """MiB by pass and length, up to the length that might not fit."""
     peaks: dict[tuple[str, int], float] = {}
     for direction in PASSES:
-        backward = direction != "forward"
-        try:  # load libraries
-            Step(CONTENDERS[name], 64, device, backward).to(DTYPES[dtype])()
-        except CANNOT_RUN:  # explained when it was to be timed
-            continue
-        last = 0
-        for length in lengths:
-            if 4 * last > free_memory(device) / 3:
-                say(f"  {name}, {direction}: {length} and longer might not fit")
-                break
+
+        def ready(length, backward=direction != "forward"):
             step = Step(CONTENDERS[name], length, device, backward).to(DTYPES[dtype])
             if name == FLEX:
                 step()  # compile
-            last = peak_growth(step, device)
-            peaks[direction, length] = round(last / 2**20, 2)
+            return step
+
+        try:
+            ready(64)()  # load libraries
+        except CANNOT_RUN:  # explained when it was to be timed
+            continue
+        what = f"{name}, {direction}"
+        for length, peak in peaks_by_length(what, device, lengths, ready):
+            peaks[direction, length] = peak
     return peaks
 
 
@@ -257,12 +249,11 @@ def report(rows: list[Row], machines: dict[str, str], rounds: int) -> str:
         "Written by `benchmarks/flash.py`.",
     ]
     for device, description in machines.items():
-        times = [row for row in rows if row["device"] == device and "speed" in row]
-        peaks = [row for row in rows if row["device"] == device and "peak_mib" in row]
+        times, peaks = results_of(rows, device)
         parts += [
             f"## {device}",
             description,
-            times_table(times),
+            times_table(times, CONTENDERS, OURS, time_and_ratios),
             f"Milliseconds, the median of {rounds} rounds; the speed as a multiple of "
             "the fused call's, the median of the rounds' ratios; the mean error of the "
             "context against float64, as a multiple of the fused call's. Spread is the "
@@ -272,7 +263,7 @@ def report(rows: list[Row], machines: dict[str, str], rounds: int) -> str:
         ]
         if peaks:
             parts += [
-                memory_table(peaks),
+                memory_table(peaks, "dtype", "direction", "contender"),
                 "MiB at the peak, beyond the input; the context and the gradients are "
                 "counted. The exponent is the slope of log(memory) over log(length): 1 "
                 "is linear, 2 quadratic.",
@@ -280,33 +271,10 @@ def report(rows: list[Row], machines: dict[str, str], rounds: int) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def times_table(rows: list[Row]) -> str:
-    """A row for each cell, a column for each contender."""
-    lines = []
-    for cell, group in cells_of(rows, "dtype", "direction", "length"):
-        by_name = {row["contender"]: row for row in group}
-        shown = [
-            f"{row['milliseconds']:.1f} ({row['speed']:.2f} × speed, "
-            f"{row['error_ratio']:.2f} × error)"
-            if row
-            else "–"
-            for row in map(by_name.get, CONTENDERS)
-        ]
-        spread = by_name[OURS]["spread"] / by_name[OURS]["milliseconds"]
-        lines.append([*map(str, cell), *shown, f"{spread:.0%}"])
-    return table(["dtype", "pass", "length", *CONTENDERS, "spread"], lines)
-
-
-def memory_table(rows: list[Row]) -> str:
-    """A row for each dtype, pass and contender, a column for each length."""
-    lengths = sorted({row["length"] for row in rows})
-    lines = []
-    for cell, group in cells_of(rows, "dtype", "direction", "contender"):
-        peaks = {row["length"]: row["peak_mib"] for row in group}
-        shown = [f"{peaks[n]:.0f}" if n in peaks else "–" for n in lengths]
-        exponent = growth_exponent(peaks) if len(peaks) > 1 else math.nan
-        lines.append([*cell, *shown, f"{exponent:.2f}"])
-    return table(["dtype", "pass", "contender", *map(str, lengths), "exponent"], lines)
+def time_and_ratios(row: Row) -> str:
+    """What the table of times has in a cell."""
+    ratios = f"{row['speed']:.2f} × speed, {row['error_ratio']:.2f} × error"
+    return f"{row['milliseconds']:.1f} ({ratios})"
 
 
 def verdict(rows: list[Row]) -> str:
@@ -323,21 +291,17 @@ def verdict(rows: list[Row]) -> str:
         goal = GOALS[row["dtype"], row["direction"]]
         place = f"{row['dtype']} {row['direction']} {row['length']}"
         words.append(f"Not in {place}: {row['speed']:.2f} ×, the goal is {goal:.2f} ×.")
-    disturbed, taken = (
-        sum(row[key] for row in rows) for key in ("disturbed", "rounds")
-    )
-    if disturbed:
-        words.append(f"Other processes disturbed {disturbed} of {taken} samples.")
-    return " ".join(words)
+    return " ".join([*words, *disturbance(rows)])
 
 
 # The command.
 
 
 def main() -> None:
-    options = arguments()
+    options = arguments(__doc__)
     lengths = LENGTHS[:2] if options.quick else LENGTHS
-    machines = {device: describe(device) for device in options.devices}
+    shape = (1, HEADS, max(lengths), HEAD_DIM)
+    machines = {device: describe(device, shape) for device in options.devices}
     rows: list[Row] = []
     for device, description in machines.items():
         say(f"{device}: {description}")
@@ -354,41 +318,7 @@ def main() -> None:
                 f"({time.perf_counter() - start:.0f} s)"
             )
         rows += measure_memory(device, lengths)
-    text = report(rows, machines, options.rounds)
-    say(f"\n{text}")
-    if not options.quick:
-        (HERE / "flash.md").write_text(text, encoding="utf-8")
-        write_csv(HERE / "flash.csv", rows)
-        say("Written: benchmarks/flash.md and benchmarks/flash.csv")
-
-
-def arguments() -> argparse.Namespace:
-    """The options of the command line; a misfit ends the program with a message."""
-    summary, _, rest = __doc__.partition("\n")
-    parser = argparse.ArgumentParser(
-        description=summary,
-        epilog=rest,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "--quick", action="store_true", help="fewer lengths and rounds, nothing written"
-    )
-    parser.add_argument(
-        "--device", choices=["cpu", "cuda"], help="only this one (default: all there)"
-    )
-    parser.add_argument(
-        "--rounds", type=int, help="samples of each contender (default: 9, quick 3)"
-    )
-    options = parser.parse_args()
-    if options.rounds is None:
-        options.rounds = 3 if options.quick else 9
-    if options.rounds < 2:
-        parser.error(f"--rounds must be at least 2, came {options.rounds}")
-    there = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
-    if options.device not in (None, *there):
-        parser.error(f"--device {options.device}: PyTorch sees no such device here")
-    options.devices = [options.device] if options.device else there
-    return options
+    finish("flash", report(rows, machines, options.rounds), rows, options)
 
 
 if __name__ == "__main__":

@@ -7,48 +7,44 @@ All contenders hold the same weights, and their outputs and gradients are compar
 before any is timed. A ratio above 1 means slower than the fastest of the others.
 """
 
-import argparse
 import copy
-import csv
 import functools
 import itertools
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
-from harness import (
-    Patience,
-    Timing,
-    free_memory,
-    growth_exponent,
-    in_fresh_process,
-    machine,
-    peak_growth,
-    time_side_by_side,
+from common import (
+    CANNOT_RUN,
+    DTYPES,
+    PASSES,
+    PATIENCE_SECONDS,
+    Row,
+    arguments,
+    describe,
+    disturbance,
+    finish,
+    first_line,
+    memory_table,
+    peaks_by_length,
+    results_of,
+    say,
+    tells_memory,
+    times_table,
 )
+from harness import Patience, Timing, in_fresh_process, time_side_by_side
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.attention import SDPBackend
 
 from attention import MultiHeadAttention
 
 WIDTH, HEADS, BATCH = 768, 12, 4
 HEAD_DIM = WIDTH // HEADS
 LENGTHS, MEMORY_LENGTHS = [256, 1024, 2048], [512, 1024, 2048, 4096, 8192]
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2}  # relative, for each token's vector
-PASSES = ["forward", "forward+backward"]
 GOAL = 1.05  # times the fastest peer
-PATIENCE_SECONDS = 20  # for each cell, to take disturbed samples again
 OURS = "MultiHeadAttention"
-CANNOT_RUN = (ImportError, RuntimeError, TypeError, ValueError)
-HERE = Path(__file__).parent
-
-Row = dict[str, Any]
 
 
 # The contenders: each is built from our module and holds the same weights.
@@ -299,8 +295,7 @@ def fastest_peer(timings: dict[str, Timing]) -> str:
 
 def measure_memory(device: str, lengths: list[int]) -> list[Row]:
     """Rows of the CSV: the peak of each contender, pass and length, in float32."""
-    if device == "cpu" and not Path("/proc/self/clear_refs").exists():
-        say("cpu memory: not measured, it needs Linux's /proc")
+    if not tells_memory(device):
         return []
     rows = []
     for number, name in enumerate(CONTENDERS, start=1):
@@ -331,18 +326,15 @@ def memory_peaks(
     module = CONTENDERS[name](reference(max(lengths))).to(device)
     peaks: dict[tuple[str, int], float] = {}
     for direction in PASSES:
-        backward = direction != "forward"
-        Step(module, torch.randn(1, 64, WIDTH).to(device), backward)()  # load libraries
-        last = 0
-        for length in lengths:
-            # Twice the length takes four times the memory at worst; others need some.
-            if 4 * last > free_memory(device) / 3:
-                say(f"  {name}, {direction}: {length} and longer might not fit")
-                break
-            step = Step(module, torch.randn(1, length, WIDTH).to(device), backward)
+
+        def ready(length, backward=direction != "forward"):
             module.zero_grad(set_to_none=True)
-            last = peak_growth(step, device)
-            peaks[direction, length] = round(last / 2**20, 2)
+            return Step(module, torch.randn(1, length, WIDTH).to(device), backward)
+
+        ready(64)()  # load libraries
+        what = f"{name}, {direction}"
+        for length, peak in peaks_by_length(what, device, lengths, ready):
+            peaks[direction, length] = peak
     return peaks
 
 
@@ -353,9 +345,9 @@ def report(rows: list[Row], machines: dict[str, str], rounds: int) -> str:
     """The tables and what follows from them, in Markdown."""
     parts = ["# MultiHeadAttention beside its peers", "Written by `make bench`."]
     for device, description in machines.items():
-        times = [row for row in rows if row["device"] == device and "ratio" in row]
-        peaks = [row for row in rows if row["device"] == device and "peak_mib" in row]
-        parts += [f"## {device}", description, times_table(times)]
+        times, peaks = results_of(rows, device)
+        shown = times_table(times, CONTENDERS, OURS, time_and_ratio)
+        parts += [f"## {device}", description, shown]
         parts.append(
             f"Milliseconds, the median of {rounds} rounds; in brackets the ratio to "
             "the fastest peer, the median of the rounds' ratios. Spread is the "
@@ -365,7 +357,7 @@ def report(rows: list[Row], machines: dict[str, str], rounds: int) -> str:
         parts.append(verdict(times))
         if peaks:
             parts += [
-                memory_table(peaks),
+                memory_table(peaks, "direction", "contender"),
                 "MiB at the peak, beyond the input and the weights; the weights' "
                 f"gradients, {weights_mib():.0f} MiB, are counted. Batch 1, float32. "
                 "The exponent is the slope of log(memory) over log(length): 1 is "
@@ -379,40 +371,9 @@ def weights_mib() -> float:
     return sum(weight.nbytes for weight in reference(1).parameters()) / 2**20
 
 
-def times_table(rows: list[Row]) -> str:
-    """A row for each cell, a column for each contender."""
-    head = ["dtype", "pass", "length", *CONTENDERS, "spread"]
-    lines = []
-    for cell, group in cells_of(rows, "dtype", "direction", "length"):
-        by_name = {row["contender"]: row for row in group}
-        shown = [
-            f"{row['milliseconds']:.1f} ({row['ratio']:.2f})" if row else "–"
-            for row in map(by_name.get, CONTENDERS)
-        ]
-        mine = by_name[OURS]
-        spread = f"{mine['spread'] / mine['milliseconds']:.0%}"
-        lines.append([*map(str, cell), *shown, spread])
-    return table(head, lines)
-
-
-def memory_table(rows: list[Row]) -> str:
-    """A row for each pass and contender, a column for each length."""
-    lengths = sorted({row["length"] for row in rows})
-    lines = []
-    for (direction, name), group in cells_of(rows, "direction", "contender"):
-        peaks = {row["length"]: row["peak_mib"] for row in group}
-        shown = [f"{peaks[n]:.0f}" if n in peaks else "–" for n in lengths]
-        exponent = growth_exponent(peaks) if len(peaks) > 1 else math.nan
-        lines.append([direction, name, *shown, f"{exponent:.2f}"])
-    return table(["pass", "contender", *map(str, lengths), "exponent"], lines)
-
-
-def cells_of(rows: list[Row], *keys: str) -> list[tuple[tuple, list[Row]]]:
-    """The rows grouped by the values of `keys`, in the order of their first row."""
-    groups: dict[tuple, list[Row]] = {}
-    for row in rows:
-        groups.setdefault(tuple(row[key] for key in keys), []).append(row)
-    return list(groups.items())
+def time_and_ratio(row: Row) -> str:
+    """What the table of times has in a cell."""
+    return f"{row['milliseconds']:.1f} ({row['ratio']:.2f})"
 
 
 def verdict(rows: list[Row]) -> str:
@@ -426,101 +387,25 @@ def verdict(rows: list[Row]) -> str:
     for row in missed:
         place = f"{row['dtype']} {row['direction']} {row['length']}"
         words.append(f"Not in {place}: {row['ratio']:.2f} × {row['fastest']}.")
-    disturbed, taken = (
-        sum(row[key] for row in rows) for key in ("disturbed", "rounds")
-    )
-    if disturbed:
-        words.append(f"Other processes disturbed {disturbed} of {taken} samples.")
-    return " ".join(words)
-
-
-def table(head: list[str], lines: list[list[str]]) -> str:
-    """A Markdown table."""
-    rows = [head, ["---"] * len(head), *lines]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
-
-
-def write_csv(path: Path, rows: list[Row]) -> None:
-    """All rows, times and peaks; a column that a row has not stays empty."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        columns = list(dict.fromkeys(key for row in rows for key in row))
-        writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    return " ".join([*words, *disturbance(rows)])
 
 
 # The command.
 
 
 def main() -> None:
-    options = arguments()
+    options = arguments(__doc__)
     lengths = LENGTHS[:2] if options.quick else LENGTHS
     memory_lengths = MEMORY_LENGTHS[:3] if options.quick else MEMORY_LENGTHS
-    machines = {device: describe(device) for device in options.devices}
+    shape = (BATCH, HEADS, max(LENGTHS), HEAD_DIM)
+    machines = {device: describe(device, shape) for device in options.devices}
     rows: list[Row] = []
     for device, description in machines.items():
         say(f"{device}: {description}")
         product = itertools.product(DTYPES, PASSES, lengths)
         rows += time_cells([Cell(device, *cell) for cell in product], options.rounds)
         rows += measure_memory(device, memory_lengths)
-    text = report(rows, machines, options.rounds)
-    say(f"\n{text}")
-    if not options.quick:
-        (HERE / "multi_head.md").write_text(text, encoding="utf-8")
-        write_csv(HERE / "multi_head.csv", rows)
-        say("Written: benchmarks/multi_head.md and benchmarks/multi_head.csv")
-
-
-def arguments() -> argparse.Namespace:
-    """The options of the command line; a misfit ends the program with a message."""
-    summary, _, rest = __doc__.partition("\n")
-    parser = argparse.ArgumentParser(
-        description=summary,
-        epilog=rest,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "--quick", action="store_true", help="fewer lengths and rounds, nothing written"
-    )
-    parser.add_argument(
-        "--device", choices=["cpu", "cuda"], help="only this one (default: all there)"
-    )
-    parser.add_argument(
-        "--rounds", type=int, help="samples of each contender (default: 9, quick 3)"
-    )
-    options = parser.parse_args()
-    if options.rounds is None:
-        options.rounds = 3 if options.quick else 9
-    if options.rounds < 2:
-        parser.error(f"--rounds must be at least 2, came {options.rounds}")
-    there = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
-    if options.device not in (None, *there):
-        parser.error(f"--device {options.device}: PyTorch sees no such device here")
-    options.devices = [options.device] if options.device else there
-    return options
-
-
-def describe(device: str) -> str:
-    """The machine, and the kernels that the fused call picks on it."""
-    picked = ", ".join(f"{name}: {backend(device, name)}" for name in DTYPES)
-    return f"{machine(device)}. The fused call picks {picked}."
-
-
-def backend(device: str, dtype: str) -> str:
-    """The name of the kernel behind scaled_dot_product_attention."""
-    size = (BATCH, HEADS, max(LENGTHS), HEAD_DIM)
-    queries = torch.zeros(size, device=device, dtype=DTYPES[dtype])
-    # PyTorch has no public way to ask.
-    choice = torch._fused_sdp_choice(queries, queries, queries, None, 0.0, True)
-    return SDPBackend(choice).name
-
-
-def first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-def say(text: str) -> None:
-    print(text, flush=True)
+    finish("multi_head", report(rows, machines, options.rounds), rows, options)
 
 
 if __name__ == "__main__":

@@ -66,10 +66,15 @@ def distance(queries: Tensor, keys: Tensor) -> Tensor:
     return (-0.5 * places.abs()).to(queries)
 
 
+def by_place(queries: Tensor, keys: Tensor) -> dict:
+    """Three options at once, for a call that takes them."""
+    return {"scale": 0.3, "bias": distance(queries, keys), "causal": True}
+
+
 def biased(form):
     def make(sizes, dropout=0.0):
         def f(queries, keys, values, mask=None):
-            options = {"scale": 0.3, "bias": distance(queries, keys), "causal": True}
+            options = by_place(queries, keys)
             return form(sizes, dropout, **options)(queries, keys, values, mask)
 
         return f
@@ -82,8 +87,7 @@ def biased_score(f, queries, keys):
 
 
 def biased_weights(f, queries, keys, values, mask=None):
-    options = {"scale": 0.3, "bias": distance(queries, keys), "causal": True}
-    return attention_weights(queries, keys, mask, **options)
+    return attention_weights(queries, keys, mask, **by_place(queries, keys))
 
 
 def biased_peer(f, tensors, allowed):
@@ -172,6 +176,27 @@ ONE_HEAD = MODULE | {"reads": X, "wiring": wired.one_head}
 HEADS = MODULE | {"wiring": wired.split_heads, "after": wired.projected, "heads": True}
 
 
+def plain_causal_biased(make, options) -> list[Mechanism]:
+    """What a function of queries, keys and values does with and without options."""
+    name = options["covers"].__name__
+    return [
+        Mechanism(name=name, make=make, **options),
+        Mechanism(
+            name=f"{name} causal",
+            make=partial(make, causal=True),
+            causal=True,
+            **options,
+        ),
+        Mechanism(
+            name=f"{name} biased",
+            make=biased(make),
+            score=biased_score,
+            causal=True,
+            **options | {"peer": biased_peer},
+        ),
+    ]
+
+
 MECHANISMS = [
     Mechanism(
         name="simple_self_attention",
@@ -182,31 +207,8 @@ MECHANISMS = [
         score=lambda f, queries, keys: queries @ keys.mT,
         peer=peers.by_call_on_itself,
     ),
-    Mechanism(name="attend", make=fused, **FUSED),
-    Mechanism(
-        name="attend causal", make=partial(fused, causal=True), causal=True, **FUSED
-    ),
-    Mechanism(
-        name="attend biased",
-        make=biased(fused),
-        score=biased_score,
-        causal=True,
-        **FUSED | {"peer": biased_peer},
-    ),
-    Mechanism(name="flash_attend", make=in_tiles, **TILED),
-    Mechanism(
-        name="flash_attend causal",
-        make=partial(in_tiles, causal=True),
-        causal=True,
-        **TILED,
-    ),
-    Mechanism(
-        name="flash_attend biased",
-        make=biased(in_tiles),
-        score=biased_score,
-        causal=True,
-        **TILED | {"peer": biased_peer},
-    ),
+    *plain_causal_biased(fused, FUSED),
+    *plain_causal_biased(in_tiles, TILED),
     Mechanism(
         name="attention_weights", make=weighed, weights=weighed_weights, **WEIGHED
     ),

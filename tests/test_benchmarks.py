@@ -1,0 +1,97 @@
+"""What must stay true of the benchmarks, without running one: nothing here is timed."""
+
+import csv
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("resource")  # what the harness asks for its own time: not Windows
+
+BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+sys.path.insert(0, str(BENCHMARKS))
+
+import common  # noqa: E402
+import flash  # noqa: E402
+import multi_head  # noqa: E402
+
+SCRIPTS = {"multi_head": multi_head, "flash": flash}
+
+
+def number(text: str):
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            pass
+    return text
+
+
+def rows_of(name: str) -> list[common.Row]:
+    """The numbers that were written last."""
+    with (BENCHMARKS / f"{name}.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    return [{k: number(v) for k, v in row.items() if v != ""} for row in rows]
+
+
+def some_rows(script) -> list[common.Row]:
+    """Numbers for every contender, cell and device, as a run would give them."""
+    place = {"device": "cpu", "dtype": "float32", "direction": "forward"}
+    times = {"milliseconds": 2.0, "spread": 0.5, "rounds": 3, "disturbed": 1}
+    ratios = {"ratio": 1.5, "fastest": "another", "speed": 0.5, "error_ratio": 1.0}
+    rows = []
+    for name in script.CONTENDERS:
+        rows.append(place | times | ratios | {"contender": name, "length": 11})
+        for length in (11, 22):
+            peak = {"contender": name, "length": length, "peak_mib": 3.0 * length}
+            rows.append(place | peak)
+    return rows
+
+
+def test_the_report_is_what_its_numbers_say():
+    text = (BENCHMARKS / "multi_head.md").read_text(encoding="utf-8")
+    rounds = int(re.search(r"the median of (\d+) rounds", text)[1])
+    (described,) = re.findall(r"(?m)^.*The fused call picks.*$", text)
+    rows = rows_of("multi_head")
+    assert multi_head.report(rows, {"cpu": described}, rounds) == text
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_report_has_a_column_for_each_contender_and_says_what_was_missed(script):
+    script = SCRIPTS[script]
+    text = script.report(some_rows(script), {"cpu": "a machine"}, rounds=3)
+    head = next(line for line in text.splitlines() if line.startswith("| dtype"))
+    assert [*script.CONTENDERS, "spread"] == head.strip("| ").split(" | ")[3:]
+    assert "| 2.0 (" in text
+    assert "25% |" in text, "the spread of ours"
+    assert "Not in float32 forward 11" in text
+    assert f"disturbed {len(script.CONTENDERS)} of" in text
+    assert "| 33 | 66 | 1.00 |" in text, "twice the length, twice the memory"
+
+
+def test_a_quick_run_writes_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(common, "HERE", tmp_path)
+    for quick in ("--quick", None):
+        monkeypatch.setattr(sys, "argv", ["bench.py", *filter(None, [quick])])
+        options = common.arguments("Time it.")
+        common.finish("bench", "the report", [{"a": 1}, {"b": 2}], options)
+        assert bool(list(tmp_path.iterdir())) == (quick is None)
+    assert (tmp_path / "bench.csv").read_text() == "a,b\n1,\n,2\n"
+    assert capsys.readouterr().out.count("the report") == 2
+
+
+@pytest.mark.parametrize("wrong", [("--rounds", "1"), ("--device", "abacus")])
+def test_an_option_that_cannot_be_is_refused(wrong, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["bench.py", *wrong])
+    with pytest.raises(SystemExit):
+        common.arguments("Time it.")
+    assert wrong[0] in capsys.readouterr().err
+
+
+def test_lengths_that_might_not_fit_are_left_out(monkeypatch, capsys):
+    monkeypatch.setattr(common, "free_memory", lambda device: 12 * 2**20)
+    monkeypatch.setattr(common, "peak_growth", lambda call, device: call() * 2**20)
+    found = common.peaks_by_length("it", "cpu", [1, 2, 4], lambda n: lambda: n)
+    assert list(found) == [(1, 1.0), (2, 2.0)]
+    assert "it: 4 and longer might not fit" in capsys.readouterr().out
