@@ -26,6 +26,7 @@ UNCHECKED = {
     ("idea/additive", "unseen-map"): "trained, too: the cell `unseen-shares` checks it",
     ("idea/simple", "timing"): "times differ from run to run",
     ("speed/choosing", "devices"): "it asks the devices of one machine",
+    ("speed/choosing", "linears"): "times and errors of one processor",
     ("speed/choosing", "speed"): "times differ from run to run",
     ("speed/cost", "ceilings"): "rates of one machine",
     ("speed/cost", "least-shown"): "times differ from run to run",
