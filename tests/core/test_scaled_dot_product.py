@@ -4,26 +4,12 @@ import math
 
 import pytest
 import torch
+from examples import some_mask, some_tensors
 from torch import nn
 from torch.nn import functional as F
 
 from attention import SelfAttention, attend, attention_weights
 from attention.core.scaled_dot_product import check_fit, nan_of, spread
-
-
-def some_tensors(dtype=torch.float32, batch=(2, 3)):
-    """Queries, keys and values with another prime size on every axis."""
-    queries = torch.randn(*batch, 5, 11, dtype=dtype)
-    keys = torch.randn(*batch, 7, 11, dtype=dtype)
-    values = torch.randn(*batch, 7, 13, dtype=dtype)
-    return queries, keys, values
-
-
-def some_mask(*shape):
-    """A random mask in which every query sees at least its first key."""
-    mask = torch.rand(*shape) < 0.5
-    mask[..., 0] = True
-    return mask
 
 
 def by_loops(queries, keys, values):

@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from examples import some_mask, some_tensors
 
 from attention import (
     CrossAttention,
@@ -16,41 +17,23 @@ from attention import (
     future_leak,
 )
 from attention.speed.cost import Ledger
-from attention.speed.flash import _threads, attend_tile, tiles
-
-
-def some_tensors(dtype=torch.float32, batch=(2, 3)):
-    """Queries, keys and values with another prime size on every axis."""
-    queries = torch.randn(*batch, 5, 11, dtype=dtype)
-    keys = torch.randn(*batch, 7, 11, dtype=dtype)
-    values = torch.randn(*batch, 7, 13, dtype=dtype)
-    return queries, keys, values
-
-
-def some_mask(*shape):
-    """A random mask in which query 2 is blind and the others see their first key."""
-    mask = torch.rand(*shape) < 0.5
-    mask[..., 0] = True
-    if len(shape) > 1:
-        mask[..., 2, :] = False
-    return mask
-
+from attention.speed.flash import attend_tile, tiles
 
 OPTIONS = {
     "plain": {},
-    "mask": {"mask": some_mask(2, 3, 5, 7)},
-    "mask for all heads": {"mask": some_mask(2, 1, 5, 7)},
-    "mask for all batches": {"mask": some_mask(3, 5, 7)},
+    "mask": {"mask": some_mask(2, 3, 5, 7, blind=2)},
+    "mask for all heads": {"mask": some_mask(2, 1, 5, 7, blind=2)},
+    "mask for all batches": {"mask": some_mask(3, 5, 7, blind=2)},
     "mask for all queries": {"mask": some_mask(7)},
     "causal": {"causal": True},
-    "causal and mask": {"causal": True, "mask": some_mask(5, 7)},
+    "causal and mask": {"causal": True, "mask": some_mask(5, 7, blind=2)},
     "bias": {"bias": torch.randn(2, 3, 5, 7)},
     "bias for all batches": {"bias": torch.randn(3, 5, 7)},
     "bias for all queries": {"bias": torch.randn(7)},
     "bias and causal": {"bias": torch.randn(3, 5, 7), "causal": True},
     "bias, mask, causal": {
         "bias": torch.randn(5, 7),
-        "mask": some_mask(3, 5, 7),
+        "mask": some_mask(3, 5, 7, blind=2),
         "causal": True,
     },
     "scale": {"scale": 0.3},
@@ -89,7 +72,7 @@ def test_in_tiles_has_the_gradients_of_by_hand(options, tile):
 def test_the_gradient_is_right(causal):
     tensors = [t.requires_grad_() for t in some_tensors(torch.float64, batch=())]
     bias = torch.randn(5, 7, dtype=torch.float64, requires_grad=True)
-    mask = some_mask(5, 7)
+    mask = some_mask(5, 7, blind=2)
 
     def attention(queries, keys, values, bias):
         options = {"causal": causal, "bias": bias, "tile": (2, 3)}
@@ -119,10 +102,10 @@ def test_leading_axes_broadcast_and_their_gradients_add_up():
 GROUPED = {
     "plain": {},
     "causal": {"causal": True},
-    "mask for all heads": {"mask": some_mask(2, 1, 5, 7)},
-    "mask by head": {"mask": some_mask(6, 5, 7)},
+    "mask for all heads": {"mask": some_mask(2, 1, 5, 7, blind=2)},
+    "mask by head": {"mask": some_mask(6, 5, 7, blind=2)},
     "bias by head": {"bias": torch.randn(6, 5, 7)},
-    "bias for all": {"bias": torch.randn(1, 5, 7), "mask": some_mask(5, 7)},
+    "bias for all": {"bias": torch.randn(1, 5, 7), "mask": some_mask(5, 7, blind=2)},
 }
 
 
@@ -143,7 +126,7 @@ def test_fewer_key_heads_serve_neighbouring_query_heads(options):
 def test_a_blind_query_gets_zeros_and_teaches_nothing():
     tensors = [t.requires_grad_() for t in some_tensors()]
     bias = torch.randn(5, 7, requires_grad=True)
-    context = flash_attend(*tensors, some_mask(5, 7), bias=bias, tile=(2, 3))
+    context = flash_attend(*tensors, some_mask(5, 7, blind=2), bias=bias, tile=(2, 3))
     assert (context[:, :, 2] == 0).all()
     gradients = torch.autograd.grad(context.pow(2).sum(), [*tensors, bias])
     assert all(gradient.isfinite().all() for gradient in gradients)
@@ -152,13 +135,15 @@ def test_a_blind_query_gets_zeros_and_teaches_nothing():
 
 
 def test_a_bias_of_minus_infinity_hides_a_key():
-    tensors, mask = some_tensors(), some_mask(5, 7)
+    tensors, mask = some_tensors(), some_mask(5, 7, blind=2)
     bias = torch.zeros(5, 7).masked_fill(~mask, -torch.inf)
     context = flash_attend(*tensors, bias=bias, tile=(2, 3))
     torch.testing.assert_close(context, attend(*tensors, mask))
 
 
-@pytest.mark.parametrize("options", [{}, {"causal": True}, {"mask": some_mask(5, 7)}])
+@pytest.mark.parametrize(
+    "options", [{}, {"causal": True}, {"mask": some_mask(5, 7, blind=2)}]
+)
 def test_extreme_scores_stay_finite(options):
     queries, keys, values = some_tensors()
     tensors = [t.requires_grad_() for t in (100 * queries, 100 * keys, values)]
@@ -196,7 +181,7 @@ def test_what_is_no_copy_is_read_as_well():
 
 
 def test_inputs_are_left_alone():
-    tensors = [*some_tensors(), some_mask(5, 7), torch.randn(5, 7)]
+    tensors = [*some_tensors(), some_mask(5, 7, blind=2), torch.randn(5, 7)]
     before = [t.clone() for t in tensors]
     queries, keys, values, mask, bias = tensors
     flash_attend(queries, keys, values, mask, bias=bias, causal=True, tile=(2, 3))
@@ -271,7 +256,7 @@ def test_tiles_in_the_future_are_skipped():
 
 def test_a_tile_knows_its_context_and_logsumexp():
     scores, values = torch.randn(2, 3, 5), torch.randn(2, 5, 7)
-    context, logsumexp = attend_tile(scores * math.log2(math.e), values)
+    context, logsumexp = attend_tile(scores.clone(), values)
     torch.testing.assert_close(context, scores.softmax(dim=-1) @ values)
     torch.testing.assert_close(logsumexp, scores.logsumexp(dim=-1))
 
@@ -323,11 +308,30 @@ def test_threads_give_the_same_numbers_each_time(two_threads):
 
 
 def test_threads_leave_the_settings_of_others_alone(two_threads):
-    _threads.cache_clear()
     flash_attend(*long_tensors())
     assert torch.get_num_threads() == 2
     with ThreadPoolExecutor(1) as somebody:
         assert somebody.submit(torch.get_num_threads).result() == 2
+
+
+def test_a_failure_in_a_thread_is_told_and_leaves_the_settings(
+    two_threads, monkeypatch
+):
+    def fail(*arguments):
+        raise MemoryError("no room")
+
+    monkeypatch.setattr("attention.speed.flash._forward", fail)
+    with pytest.raises(MemoryError, match="no room"):
+        flash_attend(*long_tensors())
+    assert torch.get_num_threads() == 2
+
+
+def test_short_heads_taken_together_equal_each_by_itself():
+    tensors = [torch.randn(5, 701, 3) for _ in range(3)]
+    together = flash_attend(*tensors, causal=True)
+    for head in range(5):
+        alone = flash_attend(*(tensor[head] for tensor in tensors), causal=True)
+        torch.testing.assert_close(together[head], alone)
 
 
 def test_threads_follow_the_caller_into_inference_mode(two_threads):
