@@ -11,6 +11,7 @@ import re
 import struct
 from collections.abc import Mapping
 from importlib.util import find_spec
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -75,76 +76,68 @@ class SimplerSimpleRecurrentUnit(nn.Module):
         return torch.stack(states, dim=-2).relu()
 
 
-def _network(d, d_hidden):
-    return nn.Sequential(nn.Linear(d, d_hidden), nn.ReLU(), nn.Linear(d_hidden, d))
+_Source = Int[Tensor, "*batch length"]
+_Target = Int[Tensor, "*batch target_length"]
+_Read = Float[Tensor, "*batch length d"]
+_Written = Float[Tensor, "*batch target_length d"]
+_Mask = Bool[Tensor, "..."] | None
 
 
-class EncoderLayer(nn.Module):
+class _Layer(nn.Module):
+    """Attention, then a small network for each piece; each adds to what came in."""
+
+    def __init__(self, d: int, d_hidden: int, num_heads: int) -> None:
+        super().__init__()
+        self.attention = CrossAttention(d, d, num_heads, qkv_bias=True)
+        self.attention_norm = nn.LayerNorm(d, eps=1e-6)
+        layers = nn.Linear(d, d_hidden), nn.ReLU(), nn.Linear(d_hidden, d)
+        self.network = nn.Sequential(*layers)
+        self.network_norm = nn.LayerNorm(d, eps=1e-6)
+
+    def _look(self, x, encoded, mask):
+        x = self.attention_norm(x + self.attention(x, encoded, mask))
+        return self.network_norm(x + self.network(x))
+
+
+class EncoderLayer(_Layer):
     """Self-attention, then a small network for each token, as Vaswani et al. 2017.
 
     Maps (..., length, d) to (..., length, d). A mask is as in `CrossAttention`.
     """
 
-    def __init__(self, d: int, d_hidden: int, num_heads: int) -> None:
-        super().__init__()
-        self.attention = CrossAttention(d, d, num_heads, qkv_bias=True)
-        self.attention_norm = nn.LayerNorm(d, eps=1e-6)
-        self.network = _network(d, d_hidden)
-        self.network_norm = nn.LayerNorm(d, eps=1e-6)
-
-    def forward(
-        self,
-        x: Float[Tensor, "*batch length d"],
-        mask: Bool[Tensor, "..."] | None = None,
-    ) -> Float[Tensor, "*batch length d"]:
+    def forward(self, x: _Read, mask: _Mask = None) -> _Read:
         """Each token's vector after it has looked at the others."""
-        x = self.attention_norm(x + self.attention(x, x, mask))
-        return self.network_norm(x + self.network(x))
+        return self._look(x, x, mask)
 
     def attention_weights(
-        self,
-        x: Float[Tensor, "*batch length d"],
-        mask: Bool[Tensor, "..."] | None = None,
+        self, x: _Read, mask: _Mask = None
     ) -> Float[Tensor, "*batch num_heads length length"]:
         """The weights that `forward` gives the same input."""
         return self.attention.attention_weights(x, x, mask)
 
 
-class DecoderLayer(nn.Module):
+class DecoderLayer(_Layer):
     """A memory of what was written, cross-attention to what was read, a network.
 
-    Maps x (..., length, d) and encoded (..., context, d) to (..., length, d).
+    Maps x (..., target_length, d) and encoded (..., length, d) to the shape of x.
     """
 
     def __init__(self, d: int, d_hidden: int, num_heads: int) -> None:
-        super().__init__()
+        super().__init__(d, d_hidden, num_heads)
         self.memory = SimplerSimpleRecurrentUnit(d)
         self.memory_norm = nn.LayerNorm(d, eps=1e-6)
-        self.attention = CrossAttention(d, d, num_heads, qkv_bias=True)
-        self.attention_norm = nn.LayerNorm(d, eps=1e-6)
-        self.network = _network(d, d_hidden)
-        self.network_norm = nn.LayerNorm(d, eps=1e-6)
 
-    def forward(
-        self,
-        x: Float[Tensor, "*batch length d"],
-        encoded: Float[Tensor, "*batch context d"],
-        mask: Bool[Tensor, "..."] | None = None,
-    ) -> Float[Tensor, "*batch length d"]:
+    def forward(self, x: _Written, encoded: _Read, mask: _Mask = None) -> _Written:
         """Each step's vector after it has looked at the other sentence."""
         x = self.memory_norm(x + self.memory(x))
-        x = self.attention_norm(x + self.attention(x, encoded, mask))
-        return self.network_norm(x + self.network(x))
+        return self._look(x, encoded, mask)
 
     def attention_weights(
-        self,
-        x: Float[Tensor, "*batch length d"],
-        encoded: Float[Tensor, "*batch context d"],
-        mask: Bool[Tensor, "..."] | None = None,
-    ) -> Float[Tensor, "*batch num_heads length context"]:
+        self, x: _Written, encoded: _Read, mask: _Mask = None
+    ) -> Float[Tensor, "*batch num_heads target_length length"]:
         """The weights that `forward` gives the same input."""
-        queries = self.memory_norm(x + self.memory(x))
-        return self.attention.attention_weights(queries, encoded, mask)
+        x = self.memory_norm(x + self.memory(x))
+        return self.attention.attention_weights(x, encoded, mask)
 
 
 def _places(length, d):
@@ -163,10 +156,8 @@ def _check_ids(name, ids, embedding):
         must = f"whole numbers (..., length) on {weight.device}, at least one"
         raise ValueError(f"{name} must be {must}, {came=!s}")
     if not 0 <= ids.min() <= ids.max() < len(weight):
-        came = f"{ids.min()} to {ids.max()}"
-        raise ValueError(
-            f"{name} must be pieces from 0 to {len(weight) - 1}, {came=!s}"
-        )
+        must, came = f"from 0 to {len(weight) - 1}", f"{ids.min()} to {ids.max()}"
+        raise ValueError(f"{name} must be pieces {must}, {came=!s}")
 
 
 class Translator(nn.Module):
@@ -186,21 +177,17 @@ class Translator(nn.Module):
         num_decoder_layers: int,
     ) -> None:
         super().__init__()
-        check_sizes(d=d, d_hidden=d_hidden)
+        check_sizes(d=d, d_hidden=d_hidden, num_encoder_layers=num_encoder_layers)
+        check_sizes(num_decoder_layers=num_decoder_layers)
         if d % 2 or d < 4:
             raise ValueError(f"{d=} must be an even number of at least 4")
-        layers = {"encoder": num_encoder_layers, "decoder": num_decoder_layers}
-        check_sizes(**{f"num_{side}_layers": count for side, count in layers.items()})
         self.vocabulary, self.d = vocabulary, d
         self.embedding = nn.Embedding(len(vocabulary), d)
         self.bias = nn.Parameter(torch.zeros(len(vocabulary)))
-        sizes = (d, d_hidden, num_heads)
-        self.encoder = nn.ModuleList(
-            EncoderLayer(*sizes) for _ in range(num_encoder_layers)
-        )
-        self.decoder = nn.ModuleList(
-            DecoderLayer(*sizes) for _ in range(num_decoder_layers)
-        )
+        sizes = d, d_hidden, num_heads
+        encoder = (EncoderLayer(*sizes) for _ in range(num_encoder_layers))
+        decoder = (DecoderLayer(*sizes) for _ in range(num_decoder_layers))
+        self.encoder, self.decoder = nn.ModuleList(encoder), nn.ModuleList(decoder)
 
     def ids(self, text: str) -> Int[Tensor, " length"]:
         """The numbers of the pieces of `text`, with the end of the sentence."""
@@ -209,8 +196,7 @@ class Translator(nn.Module):
         ids = self.vocabulary.encode(text)
         if self.vocabulary.unk_id() in ids:
             raise ValueError(f"text must have known characters only, came {text!r}")
-        ids.append(self.vocabulary.eos_id())
-        return torch.tensor(ids, device=self.bias.device)
+        return torch.tensor([*ids, self.vocabulary.eos_id()], device=self.bias.device)
 
     def pieces(self, ids: Int[Tensor, " length"]) -> list[str]:
         """The pieces as they are written; one that starts a word starts with ▁."""
@@ -237,10 +223,7 @@ class Translator(nn.Module):
         return target
 
     def forward(
-        self,
-        source: Int[Tensor, "*batch length"],
-        target: Int[Tensor, "*batch target_length"],
-        mask: Bool[Tensor, "..."] | None = None,
+        self, source: _Source, target: _Target, mask: _Mask = None
     ) -> Float[Tensor, "*batch target_length num_pieces"]:
         """Scores for each piece of `target`, given the source and the pieces before.
 
@@ -248,25 +231,16 @@ class Translator(nn.Module):
         """
         return self.score(self.decode(target, self.encode(source, mask), mask))
 
-    def encode(
-        self,
-        source: Int[Tensor, "*batch length"],
-        mask: Bool[Tensor, "..."] | None = None,
-    ) -> Float[Tensor, "*batch length d"]:
+    def encode(self, source: _Source, mask: _Mask = None) -> _Read:
         """What the decoder looks at: a vector for each piece of the source."""
-        x = self._read(source)
+        x = self._embed("source", source)
         for layer in self.encoder:
             x = layer(x, mask)
         return x
 
-    def decode(
-        self,
-        target: Int[Tensor, "*batch target_length"],
-        encoded: Float[Tensor, "*batch length d"],
-        mask: Bool[Tensor, "..."] | None = None,
-    ) -> Float[Tensor, "*batch target_length d"]:
+    def decode(self, target: _Target, encoded: _Read, mask: _Mask = None) -> _Written:
         """A vector for each piece of `target`, made from the pieces before it."""
-        x = self._read(target, moved=True)
+        x = self._embed("target", target)
         for layer in self.decoder:
             x = layer(x, encoded, mask)
         return x
@@ -276,28 +250,26 @@ class Translator(nn.Module):
         return F.linear(x, self.embedding.weight, self.bias)
 
     def attention_weights(
-        self,
-        source: Int[Tensor, "*batch length"],
-        target: Int[Tensor, "*batch target_length"],
-        mask: Bool[Tensor, "..."] | None = None,
+        self, source: _Source, target: _Target, mask: _Mask = None
     ) -> tuple[
         Float[Tensor, "layers *batch num_heads length length"],
         Float[Tensor, "decoder_layers *batch num_heads target_length length"],
     ]:
         """The weights of `forward`: those of the encoder, and the cross-attention."""
-        x, y, encoder, cross = self._read(source), self._read(target, True), [], []
+        x, encoder = self._embed("source", source), []
         for layer in self.encoder:
             encoder.append(layer.attention_weights(x, mask))
             x = layer(x, mask)
+        y, cross = self._embed("target", target), []
         for layer in self.decoder:
             cross.append(layer.attention_weights(y, x, mask))
             y = layer(y, x, mask)
         return torch.stack(encoder), torch.stack(cross)
 
-    def _read(self, ids, moved=False):
-        _check_ids("target" if moved else "source", ids, self.embedding)
+    def _embed(self, side, ids):
+        _check_ids(side, ids, self.embedding)
         x = self.embedding(ids) * math.sqrt(self.d)
-        if moved:
+        if side == "target":  # what is to be written next is not yet known
             x = F.pad(x[..., :-1, :], (0, 0, 1, 0))
         return x + _places(x.shape[-2], self.d).to(x)
 
@@ -311,13 +283,12 @@ def read_marian(path: Path | str) -> tuple[dict[str, Tensor], dict[str, str]]:
     8-bit matrices are divided by their scale. All are inputs x outputs, as Marian has
     them. ValueError for another format, a file cut short or another kind of number.
     """
-    data, at = bytearray(Path(path).read_bytes()), 0
+    file = BytesIO(Path(path).read_bytes())
 
     def take(form: str) -> tuple:
-        nonlocal at
-        here, at = at, at + struct.calcsize(form)
-        return struct.unpack_from(form, data, here)
+        return struct.unpack(form, file.read(struct.calcsize(form)))
 
+    tensors, settings = {}, {}
     try:
         version, count = take("<QQ")
         if version != 1:
@@ -325,83 +296,56 @@ def read_marian(path: Path | str) -> tuple[dict[str, Tensor], dict[str, str]]:
         heads = [take("<QQQQ") for _ in range(count)]  # name, kind, axes, bytes
         names = [take(f"{head[0]}s")[0].rstrip(b"\0").decode() for head in heads]
         shapes = [take(f"<{head[2]}i") for head in heads]
-        (gap,) = take("<Q")
-        at += gap
-        tensors, settings = {}, {}
+        take(f"{take('<Q')[0]}x")  # a gap, and how long it is
         for name, (_, kind, _, size), shape in zip(names, heads, shapes, strict=True):
-            if at + size > len(data):
-                raise ValueError(f"{len(data)} bytes of {at + size}")
+            (data,) = take(f"{size}s")
             if kind == _TEXT:
-                lines = data[at : at + size].rstrip(b"\0").decode().splitlines()
+                lines = data.rstrip(b"\0").decode().splitlines()
                 settings |= (line.split(": ", 1) for line in lines if ": " in line)
             else:
-                tensors[name] = _entry(data, at, name, kind, shape, size)
-            at += size
+                tensors[name] = _tensor(name, kind, shape, data)
     except (struct.error, ValueError) as error:
         must = "a model file of Marian, version 1"
         raise ValueError(f"{path} must be {must}, came {error}") from None
     return tensors, settings
 
 
-def _entry(data, at, name, kind, shape, size):
-    """One tensor, from the bytes that begin at `at`."""
+def _tensor(name, kind, shape, data):
+    """What the bytes of an entry stand for; 8-bit numbers end with their scale."""
     if kind not in (_FLOAT, _BYTE):
         raise ValueError(f"{name} of the unknown kind {kind:#x}")
     number = math.prod(shape)
     need = 4 * number if kind == _FLOAT else number + 4
-    if min(shape, default=0) < 1 or need > size:
-        raise ValueError(f"{name} of shape {shape} in {size} bytes")
+    if min(shape, default=0) < 1 or need > len(data):
+        raise ValueError(f"{name} of shape {shape} in {len(data)} bytes")
     dtype = torch.float32 if kind == _FLOAT else torch.int8
-    flat = torch.frombuffer(data, dtype=dtype, count=number, offset=at)
+    flat = torch.frombuffer(bytearray(data), dtype=dtype, count=number)
     if kind == _FLOAT:
-        return flat.reshape(shape).clone()
-    (scale,) = struct.unpack_from("<f", data, at + number)
+        return flat.reshape(shape)
+    (scale,) = struct.unpack_from("<f", data, number)
     if not 0 < scale < math.inf:
         raise ValueError(f"{name} with the scale {scale}")
     flat = flat / scale
     return flat.reshape(shape) if name == "Wemb" else flat.reshape(shape[::-1]).T
 
 
-_SETTINGS = {  # what our modules compute; another network would need others
-    "transformer-decoder-autoreg": "rnn",
-    "dec-cell": "ssru",
-    "dec-cell-base-depth": "2",
-    "transformer-preprocess": '""',
-    "transformer-postprocess": "dan",
-    "transformer-ffn-depth": "2",
-    "transformer-ffn-activation": "relu",
-    "transformer-train-position-embeddings": "false",
-    "tied-embeddings-all": "true",
+_MODULES = {  # of Marian's weight and bias, where there is one
+    "Wq bq": "attention.W_query",
+    "Wk bk": "attention.W_key",
+    "Wv bv": "attention.W_value",
+    "Wo bo": "attention.out_proj",
+    "Wo_ln_scale Wo_ln_bias": "attention_norm",
+    "rnn_W": "memory.new",
+    "rnn_Wf rnn_bf": "memory.keep",
+    "rnn_ffn_ln_scale rnn_ffn_ln_bias": "memory_norm",
+    "ffn_W1 ffn_b1": "network.0",
+    "ffn_W2 ffn_b2": "network.2",
+    "ffn_ffn_ln_scale ffn_ffn_ln_bias": "network_norm",
 }
-_SIZES = (
-    "dim-emb",
-    "transformer-dim-ffn",
-    "transformer-heads",
-    "enc-depth",
-    "dec-depth",
-)
 _NAMES = {
-    "Wq": "attention.W_query.weight",
-    "bq": "attention.W_query.bias",
-    "Wk": "attention.W_key.weight",
-    "bk": "attention.W_key.bias",
-    "Wv": "attention.W_value.weight",
-    "bv": "attention.W_value.bias",
-    "Wo": "attention.out_proj.weight",
-    "bo": "attention.out_proj.bias",
-    "Wo_ln_scale": "attention_norm.weight",
-    "Wo_ln_bias": "attention_norm.bias",
-    "rnn_W": "memory.new.weight",
-    "rnn_Wf": "memory.keep.weight",
-    "rnn_bf": "memory.keep.bias",
-    "rnn_ffn_ln_scale": "memory_norm.weight",
-    "rnn_ffn_ln_bias": "memory_norm.bias",
-    "ffn_W1": "network.0.weight",
-    "ffn_b1": "network.0.bias",
-    "ffn_W2": "network.2.weight",
-    "ffn_b2": "network.2.bias",
-    "ffn_ffn_ln_scale": "network_norm.weight",
-    "ffn_ffn_ln_bias": "network_norm.bias",
+    theirs: f"{ours}.{kind}"
+    for both, ours in _MODULES.items()
+    for theirs, kind in zip(both.split(), ("weight", "bias"), strict=False)
 }
 
 
@@ -415,6 +359,21 @@ def _our_name(name):
     return f"{found[1]}.{int(found[2]) - 1}.{_NAMES[found[3]]}"
 
 
+_SETTINGS = {  # what our modules compute; another network would need others
+    "transformer-decoder-autoreg": "rnn",
+    "dec-cell": "ssru",
+    "dec-cell-base-depth": "2",
+    "transformer-preprocess": '""',
+    "transformer-postprocess": "dan",
+    "transformer-ffn-depth": "2",
+    "transformer-ffn-activation": "relu",
+    "transformer-train-position-embeddings": "false",
+    "tied-embeddings-all": "true",
+}
+_SIZES = ["dim-emb", "transformer-dim-ffn", "transformer-heads"]
+_SIZES += ["enc-depth", "dec-depth"]
+
+
 def assemble(
     tensors: Mapping[str, Tensor], settings: Mapping[str, str], vocabulary: Any
 ) -> Translator:
@@ -422,8 +381,7 @@ def assemble(
 
     ValueError for another architecture, or a tensor missing, extra or misshapen.
     """
-    must = _SETTINGS | dict.fromkeys(_SIZES, "a whole number")
-    for name, value in must.items():
+    for name, value in (_SETTINGS | dict.fromkeys(_SIZES, "a whole number")).items():
         came = settings.get(name, "nothing")
         if came != value and not (name in _SIZES and came.isdecimal()):
             raise ValueError(f"{name} must be {value}, {came=!s}")
