@@ -368,22 +368,23 @@ def test_sizes_that_do_not_fit_are_refused(sizes, message):
 # The file
 
 FLOAT, BYTE, TEXT = 0x404, 0x4101, 0x101
-SETTINGS = {
-    "dim-emb": "22",
-    "transformer-dim-ffn": "17",
-    "transformer-heads": "11",
-    "enc-depth": "3",
-    "dec-depth": "2",
-    "transformer-decoder-autoreg": "rnn",
-    "dec-cell": "ssru",
-    "dec-cell-base-depth": "2",
-    "transformer-preprocess": '""',
-    "transformer-postprocess": "dan",
-    "transformer-ffn-depth": "2",
-    "transformer-ffn-activation": "relu",
-    "transformer-train-position-embeddings": "false",
-    "tied-embeddings-all": "true",
-}
+MODEL_YML = """\
+dec-cell: ssru
+dec-cell-base-depth: 2
+dec-depth: 2
+dim-emb: 22
+enc-depth: 3
+tied-embeddings-all: true
+transformer-decoder-autoreg: rnn
+transformer-dim-ffn: 17
+transformer-ffn-activation: relu
+transformer-ffn-depth: 2
+transformer-heads: 11
+transformer-postprocess: dan
+transformer-preprocess: ""
+transformer-train-position-embeddings: false
+"""
+SETTINGS = dict(line.split(": ") for line in MODEL_YML.splitlines())
 
 
 def marian(entries, version=1, gap=24):
@@ -411,9 +412,9 @@ def eight_bits(name, *shape, scale=127.0):
     return values / scale, (name, BYTE, shape, data + struct.pack("<f", scale))
 
 
-def text(settings):
-    data = "".join(f"{name}: {value}\n" for name, value in settings.items()).encode()
-    return ("special:model.yml", TEXT, (len(data) + 1,), data + b"\0")
+def text(content):
+    data = content.encode() + b"\0"
+    return ("special:model.yml", TEXT, (len(data),), data)
 
 
 def write(path, *entries, **options):
@@ -425,7 +426,7 @@ def test_what_was_written_is_read(tmp_path):
     bias, bias_entry = floats("encoder_l1_self_bq", 1, 7)
     matrix, matrix_entry = eight_bits("encoder_l1_self_Wq", 5, 7, scale=31.0)
     embedding, embedding_entry = eight_bits("Wemb", 13, 3)
-    entries = (bias_entry, text({"a": "b: c"}), matrix_entry, embedding_entry)
+    entries = (bias_entry, text("a: b: c\n"), matrix_entry, embedding_entry)
     tensors, settings = read_marian(write(tmp_path / "model.bin", *entries))
     assert settings == {"a": "b: c"}
     assert tensors.keys() == {"encoder_l1_self_bq", "encoder_l1_self_Wq", "Wemb"}
@@ -436,7 +437,7 @@ def test_what_was_written_is_read(tmp_path):
 
 
 def test_a_file_cut_short_anywhere_is_refused(tmp_path):
-    entries = [floats("a", 2, 3)[1], eight_bits("b", 3, 5)[1], text({"c": "d"})]
+    entries = [floats("a", 2, 3)[1], eight_bits("b", 3, 5)[1], text("c: d\n")]
     whole = marian(entries)
     for length in range(0, len(whole), 7):
         path = tmp_path / "short.bin"
