@@ -11,7 +11,6 @@ from __future__ import annotations  # Triton reads tl.constexpr as a word
 import inspect
 import math
 from collections.abc import Callable
-from contextlib import nullcontext
 from functools import cache
 
 import torch
@@ -52,29 +51,30 @@ def _import_triton() -> None:
 @_kernel
 def _places(matrix, rows, DIM: tl.constexpr):
     """Where in memory these rows of a matrix lie."""
-    start, step = matrix
+    start, step, _ = matrix
     return start + rows[:, None].to(tl.int64) * step + tl.arange(0, DIM)[None, :]
 
 
 @_kernel
-def _load(matrix, rows, length, DIM: tl.constexpr):
+def _load(matrix, rows, DIM: tl.constexpr):
     """These rows of a matrix; zeros for those beyond its end."""
-    return tl.load(_places(matrix, rows, DIM), mask=rows[:, None] < length, other=0.0)
+    there = rows[:, None] < matrix[2]
+    return tl.load(_places(matrix, rows, DIM), mask=there, other=0.0)
 
 
 @_kernel
-def _store(tile, matrix, rows, length, DIM: tl.constexpr):
+def _store(tile, matrix, rows, DIM: tl.constexpr):
     """Write a tile to these rows of a matrix, and nothing beyond its end."""
     tile = tile.to(matrix[0].dtype.element_ty)
-    tl.store(_places(matrix, rows, DIM), tile, mask=rows[:, None] < length)
+    tl.store(_places(matrix, rows, DIM), tile, mask=rows[:, None] < matrix[2])
 
 
 @_kernel
-def _head(matrices, head, sizes, shared):
-    """The matrix of a head: where it starts, and how far it is from row to row."""
-    start, of_batch, of_head, of_row = matrices
-    batch, head = head // sizes[0], head % sizes[0] // shared
-    return start + batch.to(tl.int64) * of_batch + head.to(tl.int64) * of_head, of_row
+def _head(tensor, head):
+    """The matrix of a head: where it starts, its step from row to row, its length."""
+    start, of_batch, of_head, of_row, heads, length = tensor
+    start += (head // heads).to(tl.int64) * of_batch
+    return start + (head % heads).to(tl.int64) * of_head, of_row, length
 
 
 @_kernel
@@ -84,13 +84,17 @@ def _dot(left, right):
 
 
 @_kernel
-def _hide(scores, rows, columns, sizes, CAUSAL: tl.constexpr):
-    """Minus infinity for keys that are in the future, or not there at all."""
-    _, _, num_queries, num_keys = sizes
-    seen = columns < num_keys
-    if CAUSAL:
-        seen = seen & (columns <= rows + num_keys - num_queries)
-    return tl.where(seen, scores, float("-inf"))
+def _scores(left, right, at, sizes, scales, CAUSAL: tl.constexpr, EDGE: tl.constexpr):
+    """Scores of a tile; at the edge, minus infinity where a key is not to be seen."""
+    scores = _dot(left, tl.trans(right)) * scales[1]
+    if EDGE:
+        rows, columns = at
+        num_queries, num_keys, _ = sizes
+        seen = columns < num_keys
+        if CAUSAL:
+            seen = seen & (columns <= rows + num_keys - num_queries)
+        scores = tl.where(seen, scores, float("-inf"))
+    return scores
 
 
 @_kernel
@@ -105,11 +109,11 @@ def _absorb(scores, v, largest, total, summed):
 
 
 @_kernel
-def _band(sizes, HEIGHT: tl.constexpr, CAUSAL: tl.constexpr):
-    """Which band of queries is this program's, and of which head."""
-    bands = tl.cdiv(sizes[2], HEIGHT)
+def _band(length, SIDE: tl.constexpr, LAST_FIRST: tl.constexpr):
+    """Which band of rows, each `SIDE` high, is this program's, and of which head."""
+    bands = tl.cdiv(length, SIDE)
     band, head = tl.program_id(0) % bands, tl.program_id(0) // bands
-    if CAUSAL:
+    if LAST_FIRST:
         band = bands - 1 - band
     return band, head
 
@@ -118,13 +122,13 @@ def _band(sizes, HEIGHT: tl.constexpr, CAUSAL: tl.constexpr):
 def _columns(
     band, sizes, HEIGHT: tl.constexpr, WIDTH: tl.constexpr, CAUSAL: tl.constexpr
 ):
-    """Where the whole tiles of a band of queries end, and where all of them do."""
-    _, _, num_queries, num_keys = sizes
+    """Where a band of queries starts on whole tiles, on those at the edge, and ends."""
+    num_queries, num_keys, _ = sizes
     seen, end = num_keys, num_keys  # by the first query, and by the last
     if CAUSAL:
         seen = band * HEIGHT + num_keys - num_queries + 1
         end = tl.minimum(seen + HEIGHT - 1, num_keys)
-    return seen // WIDTH * WIDTH, end
+    return 0, seen // WIDTH * WIDTH, end
 
 
 @_kernel
@@ -133,29 +137,26 @@ def _forward_kernel(
     sizes, scales, CAUSAL: tl.constexpr, DIM: tl.constexpr,
     HEIGHT: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    _, shared, num_queries, num_keys = sizes
-    band, head = _band(sizes, HEIGHT, CAUSAL)
-    queries, context = _head(queries, head, sizes, 1), _head(context, head, sizes, 1)
-    keys, values = _head(keys, head, sizes, shared), _head(values, head, sizes, shared)
+    num_queries, _, shared = sizes
+    band, head = _band(num_queries, HEIGHT, CAUSAL)
     rows = band * HEIGHT + tl.arange(0, HEIGHT)
-    q = _load(queries, rows, num_queries, DIM)
+    q = _load(_head(queries, head), rows, DIM)
+    keys, values = _head(keys, head // shared), _head(values, head // shared)
     largest = tl.full([HEIGHT], float("-inf"), tl.float32)
     total = tl.full([HEIGHT], 0.0, tl.float32)
     summed = tl.full([HEIGHT, DIM], 0.0, tl.float32)
 
-    whole, end = _columns(band, sizes, HEIGHT, WIDTH, CAUSAL)
+    stops = _columns(band, sizes, HEIGHT, WIDTH, CAUSAL)
     for edge in tl.static_range(2):
-        for start in tl.range(whole if edge else 0, end if edge else whole, WIDTH):
+        for start in tl.range(stops[edge], stops[edge + 1], WIDTH):
             columns = start + tl.arange(0, WIDTH)
-            k = _load(keys, columns, num_keys, DIM)
-            v = _load(values, columns, num_keys, DIM)
-            scores = _dot(q, tl.trans(k)) * scales[1]
-            if edge:
-                scores = _hide(scores, rows[:, None], columns[None, :], sizes, CAUSAL)
+            k, v = _load(keys, columns, DIM), _load(values, columns, DIM)
+            at = rows[:, None], columns[None, :]
+            scores = _scores(q, k, at, sizes, scales, CAUSAL, edge)
             largest, total, summed = _absorb(scores, v, largest, total, summed)
 
     total = tl.where(total == 0.0, 1.0, total)
-    _store(summed / total[:, None], context, rows, num_queries, DIM)
+    _store(summed / total[:, None], _head(context, head), rows, DIM)
     places = logsumexp + head.to(tl.int64) * num_queries + rows
     tl.store(places, largest + tl.log2(total), mask=rows < num_queries)
 
@@ -169,14 +170,14 @@ def _numbers(vector, head, rows, length):
 
 @_kernel
 def _rows(band, sizes, HEIGHT: tl.constexpr, WIDTH: tl.constexpr, CAUSAL: tl.constexpr):
-    """Where the tiles of a band of keys start, and where its whole ones do."""
-    _, _, num_queries, num_keys = sizes
+    """Where a band of keys starts on tiles at the edge, on whole ones, and ends."""
+    num_queries, num_keys, _ = sizes
     top, whole = 0, 0
     if CAUSAL:
         diagonal = band * WIDTH - (num_keys - num_queries)
         top = tl.maximum(diagonal, 0) // HEIGHT * HEIGHT
         whole = tl.cdiv(tl.maximum(diagonal + WIDTH - 1, 0), HEIGHT) * HEIGHT
-    return top, tl.minimum(whole, num_queries)
+    return top, tl.minimum(whole, num_queries), num_queries
 
 
 @_kernel
@@ -185,32 +186,24 @@ def _keys_kernel(
     sizes, scales, CAUSAL: tl.constexpr, DIM: tl.constexpr,
     HEIGHT: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    _, shared, num_queries, num_keys = sizes
-    bands = tl.cdiv(num_keys, WIDTH)
-    band, first = tl.program_id(0) % bands, tl.program_id(0) // bands * shared
+    num_queries, num_keys, shared = sizes
+    band, group = _band(num_keys, WIDTH, False)
     columns = band * WIDTH + tl.arange(0, WIDTH)
-    keys, values = (
-        _head(keys, first, sizes, shared),
-        _head(values, first, sizes, shared),
-    )
-    k, v = _load(keys, columns, num_keys, DIM), _load(values, columns, num_keys, DIM)
+    k = _load(_head(keys, group), columns, DIM)
+    v = _load(_head(values, group), columns, DIM)
     dk = tl.full([WIDTH, DIM], 0.0, tl.float32)
     dv = tl.full([WIDTH, DIM], 0.0, tl.float32)
 
-    top, whole = _rows(band, sizes, HEIGHT, WIDTH, CAUSAL)
+    stops = _rows(band, sizes, HEIGHT, WIDTH, CAUSAL)
     for member in tl.range(shared):
-        head = first + member
-        q_head, do_head = _head(queries, head, sizes, 1), _head(arrived, head, sizes, 1)
-        for edge in tl.static_range(2):
-            ends = (top, whole) if edge else (whole, num_queries)
-            for start in tl.range(ends[0], ends[1], HEIGHT):
+        head = group * shared + member
+        q_head, do_head = _head(queries, head), _head(arrived, head)
+        for part in tl.static_range(2):
+            for start in tl.range(stops[part], stops[part + 1], HEIGHT):
                 rows = start + tl.arange(0, HEIGHT)
-                q = _load(q_head, rows, num_queries, DIM)
-                do = _load(do_head, rows, num_queries, DIM)
-                scores = _dot(k, tl.trans(q)) * scales[1]
-                if edge:
-                    at = rows[None, :], columns[:, None]
-                    scores = _hide(scores, at[0], at[1], sizes, CAUSAL)
+                q, do = _load(q_head, rows, DIM), _load(do_head, rows, DIM)
+                at = rows[None, :], columns[:, None]
+                scores = _scores(k, q, at, sizes, scales, CAUSAL, part == 0)
                 kept = _numbers(logsumexp, head, rows, num_queries)
                 weights = tl.exp2(scores - kept[None, :])
                 dv += _dot(weights.to(do.dtype), do)
@@ -218,10 +211,8 @@ def _keys_kernel(
                 slopes = weights * (_dot(v, tl.trans(do)) - row_sum[None, :])
                 dk += _dot(slopes.to(q.dtype), q)
 
-    for_keys = _head(for_keys, first, sizes, shared)
-    for_values = _head(for_values, first, sizes, shared)
-    _store(dk * scales[0], for_keys, columns, num_keys, DIM)
-    _store(dv, for_values, columns, num_keys, DIM)
+    _store(dk * scales[0], _head(for_keys, group), columns, DIM)
+    _store(dv, _head(for_values, group), columns, DIM)
 
 
 @_kernel
@@ -230,32 +221,28 @@ def _queries_kernel(
     sizes, scales, CAUSAL: tl.constexpr, DIM: tl.constexpr,
     HEIGHT: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    _, shared, num_queries, num_keys = sizes
-    band, head = _band(sizes, HEIGHT, CAUSAL)
-    queries, arrived = _head(queries, head, sizes, 1), _head(arrived, head, sizes, 1)
-    keys, values = _head(keys, head, sizes, shared), _head(values, head, sizes, shared)
+    num_queries, _, shared = sizes
+    band, head = _band(num_queries, HEIGHT, CAUSAL)
     rows = band * HEIGHT + tl.arange(0, HEIGHT)
-    q = _load(queries, rows, num_queries, DIM)
-    do = _load(arrived, rows, num_queries, DIM)
+    q = _load(_head(queries, head), rows, DIM)
+    do = _load(_head(arrived, head), rows, DIM)
+    keys, values = _head(keys, head // shared), _head(values, head // shared)
     kept = _numbers(logsumexp, head, rows, num_queries)
     row_sum = _numbers(row_sums, head, rows, num_queries)
     dq = tl.full([HEIGHT, DIM], 0.0, tl.float32)
 
-    whole, end = _columns(band, sizes, HEIGHT, WIDTH, CAUSAL)
+    stops = _columns(band, sizes, HEIGHT, WIDTH, CAUSAL)
     for edge in tl.static_range(2):
-        for start in tl.range(whole if edge else 0, end if edge else whole, WIDTH):
+        for start in tl.range(stops[edge], stops[edge + 1], WIDTH):
             columns = start + tl.arange(0, WIDTH)
-            k = _load(keys, columns, num_keys, DIM)
-            v = _load(values, columns, num_keys, DIM)
-            scores = _dot(q, tl.trans(k)) * scales[1]
-            if edge:
-                scores = _hide(scores, rows[:, None], columns[None, :], sizes, CAUSAL)
+            k, v = _load(keys, columns, DIM), _load(values, columns, DIM)
+            at = rows[:, None], columns[None, :]
+            scores = _scores(q, k, at, sizes, scales, CAUSAL, edge)
             weights = tl.exp2(scores - kept[:, None])
             slopes = weights * (_dot(do, tl.trans(v)) - row_sum[:, None])
             dq += _dot(slopes.to(k.dtype), k)
 
-    for_queries = _head(for_queries, head, sizes, 1)
-    _store(dq * scales[0], for_queries, rows, num_queries, DIM)
+    _store(dq * scales[0], _head(for_queries, head), rows, DIM)
 
 
 @cache
@@ -275,26 +262,29 @@ def _interpreted() -> bool:
     return not isinstance(_forward_kernel, triton.JITFunction)
 
 
-def _launch(kernel, heads, axis, tensors, sizes, settings):
-    """Start a program for each of the heads and each of its bands along `axis`."""
-    scale, causal, tile = settings
-    dim, dtype, device = tensors[0].shape[-1], tensors[0].dtype, tensors[0].device
+def _launch(kernel, axis, inputs, outputs, settings):
+    """Start a program for each head of what is made and each of its bands."""
+    (queries, keys, *_), (scale, causal, tile) = inputs, settings
+    (_, heads, num_queries, dim), (_, groups, num_keys, _) = queries.shape, keys.shape
     constants = {"CAUSAL": causal, "DIM": dim}
     if tile or _interpreted():
         constants["HEIGHT"], constants["WIDTH"] = tile or (32, 32)
     else:
-        longest = triton.next_power_of_2(max(sizes[2:]))
-        kernel = _tuned(kernel, dim, dtype, device, causal, longest)
+        longest = triton.next_power_of_2(max(num_queries, num_keys))
+        kernel = _tuned(kernel, dim, queries.dtype, queries.device, causal, longest)
 
     def programs(constants):
-        length = {"HEIGHT": sizes[2], "WIDTH": sizes[3]}[axis]
-        return (heads * triton.cdiv(length, constants[axis]),)
+        batch, heads, length = outputs[0].shape[:3]
+        return (batch * heads * triton.cdiv(length, constants[axis]),)
 
-    packed = [(t, *t.stride()[:3]) if t.ndim == 4 else t for t in tensors]
-    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-        kernel[programs](
-            *packed, sizes, (scale, scale * math.log2(math.e)), **constants
-        )
+    packed = (
+        (t, *t.stride()[:3], *t.shape[1:3]) if t.ndim == 4 else t
+        for t in (*inputs, *outputs)
+    )
+    sizes = num_queries, num_keys, heads // groups
+    scales = scale, scale * math.log2(math.e)
+    with torch.cuda.device_of(queries):
+        kernel[programs](*packed, sizes, scales, **constants)
 
 
 def _readable(tensor: Tensor) -> Tensor:
@@ -304,21 +294,14 @@ def _readable(tensor: Tensor) -> Tensor:
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
-def _sizes(queries: Tensor, keys: Tensor) -> tuple[int, int, int, int]:
-    """What kernels are told: heads, how many of them share keys, and two lengths."""
-    (_, heads, num_queries, _), (_, groups, num_keys, _) = queries.shape, keys.shape
-    return heads, heads // groups, num_queries, num_keys
-
-
 def _backward(queries, keys, values, context, logsumexp, arrived, settings):
     """Gradients of queries, keys and values."""
-    sizes, row_sums = _sizes(queries, keys), (arrived.float() * context).sum(dim=-1)
+    row_sums = (arrived.float() * context).sum(dim=-1)
     four = [_readable(tensor) for tensor in (queries, keys, values, arrived)]
     dq, dk, dv = (tensor.new_empty(tensor.shape) for tensor in four[:3])
-    kept, heads = (*four, logsumexp, row_sums), queries.shape[:2].numel()
-    _launch(_queries_kernel, heads, "HEIGHT", (*kept, dq), sizes, settings)
-    groups = keys.shape[:2].numel()
-    _launch(_keys_kernel, groups, "WIDTH", (*kept, dk, dv), sizes, settings)
+    kept = *four, logsumexp, row_sums
+    _launch(_queries_kernel, "HEIGHT", kept, [dq], settings)
+    _launch(_keys_kernel, "WIDTH", kept, [dk, dv], settings)
     return (gradient.to(queries.dtype) for gradient in (dq, dk, dv))
 
 
@@ -327,12 +310,10 @@ class _Flash(torch.autograd.Function):
 
     @staticmethod
     def forward(queries, keys, values, settings):
-        sizes, heads = _sizes(queries, keys), queries.shape[:2].numel()
         three = [_readable(tensor) for tensor in (queries, keys, values)]
         context = three[0].new_empty(queries.shape)
         logsumexp = queries.new_empty(queries.shape[:-1], dtype=torch.float32)
-        tensors = (*three, context, logsumexp)
-        _launch(_forward_kernel, heads, "HEIGHT", tensors, sizes, settings)
+        _launch(_forward_kernel, "HEIGHT", three, [context, logsumexp], settings)
         return context.to(queries.dtype), logsumexp
 
     @staticmethod
@@ -349,7 +330,7 @@ class _Flash(torch.autograd.Function):
         return *_backward(*ctx.saved_tensors, arrived, ctx.settings), None
 
 
-_WIDTHS = (16, 32, 64, 128)
+_WIDTHS, _SIDES = (16, 32, 64, 128), (16, 32, 64, 128, 256)
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
@@ -363,13 +344,11 @@ def _check_support(queries, values, mask, dropout_p, tile):
     shape = None if mask is None else tuple(mask.shape)
     need(mask is None, "no mask but causal=True", f"a mask of {shape}")
     need(dropout_p == 0, "dropout_p=0 alone", f"{dropout_p=}")
-    dtypes = ", ".join(map(str, _DTYPES))
-    need(queries.dtype in _DTYPES, dtypes, queries.dtype)
+    need(queries.dtype in _DTYPES, ", ".join(map(str, _DTYPES)), queries.dtype)
     widths, one = {queries.shape[-1], values.shape[-1]}, f"one width among {_WIDTHS}"
     need(len(widths) == 1 and widths <= set(_WIDTHS), one, sorted(widths))
-    sides = (16, 32, 64, 128, 256)
-    fits = tile is None or (len(tile) == 2 and set(tile) <= set(sides))
-    need(fits, f"two of {sides} for a tile", f"{tile=}")
+    fits = tile is None or (len(tile) == 2 and set(tile) <= set(_SIDES))
+    need(fits, f"two of {_SIDES} for a tile", f"{tile=}")
     kind, where = queries.device.type, "CUDA, and the CPU if TRITON_INTERPRET=1 is set"
     need(kind == "cuda" or (kind == "cpu" and _interpreted()), where, queries.device)
 
@@ -377,11 +356,11 @@ def _check_support(queries, values, mask, dropout_p, tile):
 def _shape(queries, keys, values, causal):
     """The shape of the scores; keys and values may have fewer heads than queries."""
     heads, groups = (t.shape[-3] if t.ndim > 2 else 1 for t in (queries, keys))
-    if not (values.ndim > 2 and 1 < groups < heads and heads % groups == 0):
+    if not (1 < groups < heads and heads % groups == 0):
         return check_fit(queries, keys, values, causal=causal)
-    queries = queries.unflatten(-3, (groups, -1))
-    shape = check_fit(queries, keys.unsqueeze(-3), values.unsqueeze(-3), causal=causal)
-    return *shape[:-4], heads, *shape[-2:]
+    firsts = queries[..., :: heads // groups, :, :]  # of those that share keys
+    *batch, _, num_queries, num_keys = check_fit(firsts, keys, values, causal=causal)
+    return *batch, heads, num_queries, num_keys
 
 
 def _attend(queries, keys, values, mask, causal, dropout_p, scale, tile):
@@ -389,17 +368,13 @@ def _attend(queries, keys, values, mask, causal, dropout_p, scale, tile):
     shape = _shape(queries, keys, values, causal)
     _import_triton()
     _check_support(queries, values, mask, dropout_p, tile)
-    batch, heads = shape[:-3], shape[-3] if len(shape) > 2 else 1
+    heads = shape[-3] if len(shape) > 2 else 1
     groups = max(t.shape[-3] if t.ndim > 2 else 1 for t in (keys, values))
-
-    def four_axes(tensor, heads):
-        tensor = tensor.expand(*batch, heads, -1, -1)
-        return tensor.reshape(math.prod(batch), heads, *tensor.shape[-2:])
-
+    three = (
+        tensor.expand(1, *shape[:-3], count, -1, -1).flatten(0, -4)
+        for tensor, count in ((queries, heads), (keys, groups), (values, groups))
+    )
     scale = queries.shape[-1] ** -0.5 if scale is None else scale
-    three = queries, keys, values
-    counts = heads, groups, groups
-    three = (four_axes(*each) for each in zip(three, counts, strict=True))
     context, logsumexp = _Flash.apply(*three, (scale, causal, tile))
     context = context.view(*shape[:-1], queries.shape[-1])
     return context, logsumexp.view(shape[:-1]) * math.log(2)

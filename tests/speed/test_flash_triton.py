@@ -307,14 +307,14 @@ def test_heavy_bands_come_first():
     band_of = flash_triton._band
 
     @triton.jit
-    def kernel(bands, sizes, HEIGHT: tl.constexpr, CAUSAL: tl.constexpr):
-        band, head = band_of(sizes, HEIGHT, CAUSAL)
+    def kernel(bands, length, HEIGHT: tl.constexpr, CAUSAL: tl.constexpr):
+        band, head = band_of(length, HEIGHT, CAUSAL)
         tl.store(bands + tl.program_id(0), band * 10 + head)
 
     bands = torch.zeros(6, dtype=torch.int32).to(DEVICE)
-    kernel[(6,)](bands, (2, 1, 37, 37), 16, True)
+    kernel[(6,)](bands, 37, 16, True)
     assert bands.tolist() == [20, 10, 0, 21, 11, 1]
-    kernel[(6,)](bands, (2, 1, 37, 37), 16, False)
+    kernel[(6,)](bands, 37, 16, False)
     assert bands.tolist() == [0, 10, 20, 1, 11, 21]
 
 
