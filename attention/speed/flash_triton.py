@@ -84,7 +84,10 @@ def _dot(left, right):
 
 
 @_kernel
-def _scores(left, right, at, sizes, scales, CAUSAL: tl.constexpr, EDGE: tl.constexpr):
+def _scores(
+    left, right, at, sizes, scales,
+    CAUSAL: tl.constexpr, WINDOW: tl.constexpr, EDGE: tl.constexpr,
+):  # fmt: skip
     """Scores of a tile; at the edge, minus infinity where a key is not to be seen."""
     scores = _dot(left, tl.trans(right)) * scales[1]
     if EDGE:
@@ -93,6 +96,8 @@ def _scores(left, right, at, sizes, scales, CAUSAL: tl.constexpr, EDGE: tl.const
         seen = columns < num_keys
         if CAUSAL:
             seen = seen & (columns <= rows + num_keys - num_queries)
+        if WINDOW:
+            seen = seen & (columns > rows + num_keys - num_queries - WINDOW)
         scores = tl.where(seen, scores, float("-inf"))
     return scores
 
@@ -120,39 +125,45 @@ def _band(length, SIDE: tl.constexpr, LAST_FIRST: tl.constexpr):
 
 @_kernel
 def _columns(
-    band, sizes, HEIGHT: tl.constexpr, WIDTH: tl.constexpr, CAUSAL: tl.constexpr
-):
-    """Where a band of queries starts on whole tiles, on those at the edge, and ends."""
+    band, sizes, CAUSAL: tl.constexpr, WINDOW: tl.constexpr,
+    HEIGHT: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    """Stops of a band of queries: at the edge, through whole tiles, at the edge."""
     num_queries, num_keys, _ = sizes
     seen, end = num_keys, num_keys  # by the first query, and by the last
     if CAUSAL:
         seen = band * HEIGHT + num_keys - num_queries + 1
         end = tl.minimum(seen + HEIGHT - 1, num_keys)
-    return 0, seen // WIDTH * WIDTH, end
+    first, whole = 0, 0
+    if WINDOW:
+        first = tl.maximum(seen - WINDOW, 0) // WIDTH * WIDTH
+        whole = tl.cdiv(tl.maximum(seen + HEIGHT - 1 - WINDOW, 0), WIDTH) * WIDTH
+        whole = tl.minimum(whole, end)
+    return first, whole, tl.maximum(whole, seen // WIDTH * WIDTH), end
 
 
 @_kernel
 def _forward_kernel(
     queries, keys, values, context, logsumexp,
-    sizes, scales, CAUSAL: tl.constexpr, DIM: tl.constexpr,
-    HEIGHT: tl.constexpr, WIDTH: tl.constexpr,
+    sizes, scales, CAUSAL: tl.constexpr, WINDOW: tl.constexpr,
+    DIM: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     num_queries, _, shared = sizes
     band, head = _band(num_queries, HEIGHT, CAUSAL)
     rows = band * HEIGHT + tl.arange(0, HEIGHT)
     q = _load(_head(queries, head), rows, DIM)
     keys, values = _head(keys, head // shared), _head(values, head // shared)
-    largest = tl.full([HEIGHT], float("-inf"), tl.float32)
+    largest = tl.full([HEIGHT], -1e38 if WINDOW else float("-inf"), tl.float32)
     total = tl.full([HEIGHT], 0.0, tl.float32)
     summed = tl.full([HEIGHT, DIM], 0.0, tl.float32)
 
-    stops = _columns(band, sizes, HEIGHT, WIDTH, CAUSAL)
-    for edge in tl.static_range(2):
-        for start in tl.range(stops[edge], stops[edge + 1], WIDTH):
+    stops = _columns(band, sizes, CAUSAL, WINDOW, HEIGHT, WIDTH)
+    for part in tl.static_range(3):
+        for start in tl.range(stops[part], stops[part + 1], WIDTH):
             columns = start + tl.arange(0, WIDTH)
             k, v = _load(keys, columns, DIM), _load(values, columns, DIM)
             at = rows[:, None], columns[None, :]
-            scores = _scores(q, k, at, sizes, scales, CAUSAL, edge)
+            scores = _scores(q, k, at, sizes, scales, CAUSAL, WINDOW, part != 1)
             largest, total, summed = _absorb(scores, v, largest, total, summed)
 
     total = tl.where(total == 0.0, 1.0, total)
@@ -169,22 +180,29 @@ def _numbers(vector, head, rows, length):
 
 
 @_kernel
-def _rows(band, sizes, HEIGHT: tl.constexpr, WIDTH: tl.constexpr, CAUSAL: tl.constexpr):
-    """Where a band of keys starts on tiles at the edge, on whole ones, and ends."""
+def _rows(
+    band, sizes, CAUSAL: tl.constexpr, WINDOW: tl.constexpr,
+    HEIGHT: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    """Stops of a band of keys: at the edge, through whole tiles, at the edge."""
     num_queries, num_keys, _ = sizes
-    top, whole = 0, 0
+    top, whole, last, end = 0, 0, num_queries, num_queries
     if CAUSAL:
         diagonal = band * WIDTH - (num_keys - num_queries)
         top = tl.maximum(diagonal, 0) // HEIGHT * HEIGHT
         whole = tl.cdiv(tl.maximum(diagonal + WIDTH - 1, 0), HEIGHT) * HEIGHT
-    return top, tl.minimum(whole, num_queries), num_queries
+        whole = tl.minimum(whole, num_queries)
+    if WINDOW:
+        end = tl.minimum(diagonal + WIDTH + WINDOW - 1, num_queries)
+        last = tl.minimum(tl.maximum(diagonal + WINDOW, 0) // HEIGHT * HEIGHT, end)
+    return top, whole, tl.maximum(whole, last), end
 
 
 @_kernel
 def _keys_kernel(
     queries, keys, values, arrived, logsumexp, row_sums, for_keys, for_values,
-    sizes, scales, CAUSAL: tl.constexpr, DIM: tl.constexpr,
-    HEIGHT: tl.constexpr, WIDTH: tl.constexpr,
+    sizes, scales, CAUSAL: tl.constexpr, WINDOW: tl.constexpr,
+    DIM: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     num_queries, num_keys, shared = sizes
     band, group = _band(num_keys, WIDTH, False)
@@ -194,16 +212,16 @@ def _keys_kernel(
     dk = tl.full([WIDTH, DIM], 0.0, tl.float32)
     dv = tl.full([WIDTH, DIM], 0.0, tl.float32)
 
-    stops = _rows(band, sizes, HEIGHT, WIDTH, CAUSAL)
+    stops = _rows(band, sizes, CAUSAL, WINDOW, HEIGHT, WIDTH)
     for member in tl.range(shared):
         head = group * shared + member
         q_head, do_head = _head(queries, head), _head(arrived, head)
-        for part in tl.static_range(2):
+        for part in tl.static_range(3):
             for start in tl.range(stops[part], stops[part + 1], HEIGHT):
                 rows = start + tl.arange(0, HEIGHT)
                 q, do = _load(q_head, rows, DIM), _load(do_head, rows, DIM)
                 at = rows[None, :], columns[:, None]
-                scores = _scores(k, q, at, sizes, scales, CAUSAL, part == 0)
+                scores = _scores(k, q, at, sizes, scales, CAUSAL, WINDOW, part != 1)
                 kept = _numbers(logsumexp, head, rows, num_queries)
                 weights = tl.exp2(scores - kept[None, :])
                 dv += _dot(weights.to(do.dtype), do)
@@ -218,8 +236,8 @@ def _keys_kernel(
 @_kernel
 def _queries_kernel(
     queries, keys, values, arrived, logsumexp, row_sums, for_queries,
-    sizes, scales, CAUSAL: tl.constexpr, DIM: tl.constexpr,
-    HEIGHT: tl.constexpr, WIDTH: tl.constexpr,
+    sizes, scales, CAUSAL: tl.constexpr, WINDOW: tl.constexpr,
+    DIM: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     num_queries, _, shared = sizes
     band, head = _band(num_queries, HEIGHT, CAUSAL)
@@ -231,13 +249,13 @@ def _queries_kernel(
     row_sum = _numbers(row_sums, head, rows, num_queries)
     dq = tl.full([HEIGHT, DIM], 0.0, tl.float32)
 
-    stops = _columns(band, sizes, HEIGHT, WIDTH, CAUSAL)
-    for edge in tl.static_range(2):
-        for start in tl.range(stops[edge], stops[edge + 1], WIDTH):
+    stops = _columns(band, sizes, CAUSAL, WINDOW, HEIGHT, WIDTH)
+    for part in tl.static_range(3):
+        for start in tl.range(stops[part], stops[part + 1], WIDTH):
             columns = start + tl.arange(0, WIDTH)
             k, v = _load(keys, columns, DIM), _load(values, columns, DIM)
             at = rows[:, None], columns[None, :]
-            scores = _scores(q, k, at, sizes, scales, CAUSAL, edge)
+            scores = _scores(q, k, at, sizes, scales, CAUSAL, WINDOW, part != 1)
             weights = tl.exp2(scores - kept[:, None])
             slopes = weights * (_dot(do, tl.trans(v)) - row_sum[:, None])
             dq += _dot(slopes.to(k.dtype), k)
@@ -264,14 +282,15 @@ def _interpreted() -> bool:
 
 def _launch(kernel, axis, inputs, outputs, settings):
     """Start a program for each head of what is made and each of its bands."""
-    (queries, keys, *_), (scale, causal, tile) = inputs, settings
+    (queries, keys, *_), (scale, causal, window, tile) = inputs, settings
     (_, heads, num_queries, dim), (_, groups, num_keys, _) = queries.shape, keys.shape
-    constants = {"CAUSAL": causal, "DIM": dim}
+    constants = {"CAUSAL": causal, "WINDOW": window or 0, "DIM": dim}
     if tile or _interpreted():
         constants["HEIGHT"], constants["WIDTH"] = tile or (32, 32)
     else:
         longest = triton.next_power_of_2(max(num_queries, num_keys))
-        kernel = _tuned(kernel, dim, queries.dtype, queries.device, causal, longest)
+        where = queries.dtype, queries.device
+        kernel = _tuned(kernel, dim, *where, causal, window, longest)
 
     def programs(constants):
         batch, heads, length = outputs[0].shape[:3]
@@ -334,7 +353,7 @@ _WIDTHS, _SIDES = (16, 32, 64, 128), (16, 32, 64, 128, 256)
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
-def _check_support(queries, values, mask, dropout_p, tile):
+def _check_support(queries, values, mask, causal, dropout_p, window, tile):
     """ValueError for what the kernels cannot do."""
 
     def need(holds, what, came):
@@ -343,6 +362,9 @@ def _check_support(queries, values, mask, dropout_p, tile):
 
     shape = None if mask is None else tuple(mask.shape)
     need(mask is None, "no mask but causal=True", f"a mask of {shape}")
+    whole = type(window) is int and window >= 1 and causal
+    rule = "a whole window of at least 1 with causal=True"
+    need(window is None or whole, rule, f"{window=} with {causal=}")
     need(dropout_p == 0, "dropout_p=0 alone", f"{dropout_p=}")
     need(queries.dtype in _DTYPES, ", ".join(map(str, _DTYPES)), queries.dtype)
     widths, one = {queries.shape[-1], values.shape[-1]}, f"one width among {_WIDTHS}"
@@ -363,11 +385,11 @@ def _shape(queries, keys, values, causal):
     return *batch, heads, num_queries, num_keys
 
 
-def _attend(queries, keys, values, mask, causal, dropout_p, scale, tile):
+def _attend(queries, keys, values, mask, causal, dropout_p, scale, window, tile):
     """Context and logsumexp, base e, as `merge` takes them."""
     shape = _shape(queries, keys, values, causal)
     _import_triton()
-    _check_support(queries, values, mask, dropout_p, tile)
+    _check_support(queries, values, mask, causal, dropout_p, window, tile)
     heads = shape[-3] if len(shape) > 2 else 1
     groups = max(t.shape[-3] if t.ndim > 2 else 1 for t in (keys, values))
     three = (
@@ -375,7 +397,7 @@ def _attend(queries, keys, values, mask, causal, dropout_p, scale, tile):
         for tensor, count in ((queries, heads), (keys, groups), (values, groups))
     )
     scale = queries.shape[-1] ** -0.5 if scale is None else scale
-    context, logsumexp = _Flash.apply(*three, (scale, causal, tile))
+    context, logsumexp = _Flash.apply(*three, (scale, causal, window, tile))
     context = context.view(*shape[:-1], queries.shape[-1])
     return context, logsumexp.view(shape[:-1]) * math.log(2)
 
@@ -389,18 +411,20 @@ def triton_attend(
     causal: bool = False,
     dropout_p: float = 0.0,
     scale: float | None = None,
+    window: int | None = None,
     tile: tuple[int, int] | None = None,
 ) -> Float[Tensor, "*batch num_queries head_dim"]:
     """Context vectors by kernels in Triton, for CUDA; equals `attend`.
 
     float16, bfloat16 or float32; widths 16, 32, 64 and 128, of values too. Memory grows
     linearly with length, forward and backward. Axis -3 counts heads: keys and values
-    may have fewer, each then serving as many query heads in a row as needed. `tile` is
-    how many queries and keys are taken at once; by default the fastest of a few, timed
-    at the first call. On a CPU Triton's interpreter runs it, slowly, if
+    may have fewer, each then serving as many query heads in a row as needed. With
+    `window`, a causal query sees that many keys, the one at its own place included.
+    `tile` is how many queries and keys are taken at once; by default the fastest of a
+    few, timed at the first call. On a CPU Triton's interpreter runs it, slowly, if
     TRITON_INTERPRET=1 is set before Triton is imported. ValueError for a misfit and for
     what is not supported (a mask, dropout), ModuleNotFoundError without Triton.
     Dao et al. 2022; Dao 2023; Tillet et al. 2019.
     """
-    options = mask, causal, dropout_p, scale, tile
+    options = mask, causal, dropout_p, scale, window, tile
     return _attend(queries, keys, values, *options)[0]

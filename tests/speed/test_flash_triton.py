@@ -45,13 +45,26 @@ def results(form, tensors, arrived, dtype=None, **options):
     return context, *torch.autograd.grad(context, tensors, arrived.to(context.dtype))
 
 
+def band(num_queries, num_keys, window):
+    """The last queries of a sequence see `window` keys that end at their own."""
+    own = torch.arange(num_keys - num_queries, num_keys, device=DEVICE)
+    distance = own[:, None] - torch.arange(num_keys, device=DEVICE)
+    return (distance >= 0) & (distance < window)
+
+
 def same(tensors, **options):
     """Does the kernel give what by hand gives, forward and backward?"""
     arrived = torch.randn(tensors[0].shape).to(DEVICE)
     ours = results(triton_attend, tensors, arrived, **options)
     options.pop("tile", None)
+    if window := options.pop("window", None):
+        num_queries, num_keys = tensors[0].shape[-2], tensors[1].shape[-2]
+        options |= {"mask": band(num_queries, num_keys, window), "causal": False}
     torch.testing.assert_close(ours, results(by_hand, tensors, arrived, **options))
 
+
+# The interpreter's NumPy warns of a nan.
+nan_is_meant = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
 SIZES = {
     "as many queries as keys": (1, 1, 1, 37, 37),
@@ -84,6 +97,26 @@ def test_more_queries_than_keys_will_do_if_all_are_seen():
 @pytest.mark.parametrize("causal", [False, True])
 def test_the_size_of_a_tile_changes_nothing(tile, causal):
     same(some_tensors((1, 1, 1, 53, 71)), causal=causal, tile=tile)
+
+
+@pytest.mark.parametrize("tile", [(16, 16), (16, 64), (64, 16)], ids=str)
+@pytest.mark.parametrize("window", [1, 16, 20, 33, 71, 1000])
+def test_a_window_counts_the_query_itself(tile, window):
+    same(some_tensors((1, 1, 1, 53, 71)), causal=True, window=window, tile=tile)
+
+
+def test_heads_that_share_keys_have_one_window():
+    same(some_tensors((2, 4, 2, 131, 131)), causal=True, window=11, tile=(32, 16))
+
+
+@nan_is_meant
+def test_tiles_before_the_window_are_never_read():
+    queries, keys, values = (t.detach() for t in some_tensors((1, 1, 1, 64, 64)))
+    expected = by_hand(queries, keys, values, mask=band(64, 64, 16))
+    keys[:, :, :32], values[:, :, :32] = torch.nan, torch.nan
+    options = {"causal": True, "window": 16, "tile": (16, 16)}
+    context = triton_attend(queries, keys, values, **options)
+    torch.testing.assert_close(context[:, :, 48:], expected[:, :, 48:])
 
 
 def test_the_scale_can_be_chosen():
@@ -148,10 +181,6 @@ def test_extreme_scores_stay_finite(causal):
     assert all(gradient.isfinite().all() for gradient in gradients)
 
 
-# The interpreter's NumPy warns of a nan.
-nan_is_meant = pytest.mark.filterwarnings("ignore::RuntimeWarning")
-
-
 @nan_is_meant
 def test_not_a_number_is_not_hidden():
     queries, keys, values = (t.detach() for t in some_tensors((1, 2, 2, 7, 7)))
@@ -180,7 +209,7 @@ def test_two_runs_give_the_same_bits():
 
 
 def part(queries, keys, values):
-    options = None, False, 0.0, None, None
+    options = None, False, 0.0, None, None, None
     return flash_triton._attend(queries, keys, values, *options)
 
 
@@ -261,7 +290,7 @@ flash_triton._import_triton()
 def launch(tile):
     three = [torch.zeros(2, h, 100, 16, dtype=torch.bfloat16) for h in (6, 3, 3)]
     three = [tensor.requires_grad_() for tensor in three]
-    context, _ = flash_triton._Flash.apply(*three, (0.25, True, tile))
+    context, _ = flash_triton._Flash.apply(*three, (0.25, True, None, tile))
     context.sum().backward()
 
 
@@ -382,6 +411,18 @@ BAD = {
     "a mask": (
         lambda: change(mask=torch.ones(5, 7, dtype=torch.bool)),
         r"supports no mask but causal=True, came a mask of \(5, 7\)",
+    ),
+    "a window that is not causal": (
+        lambda: change(window=3),
+        "of at least 1 with causal=True, came window=3 with causal=False",
+    ),
+    "no window": (
+        lambda: change(causal=True, window=0),
+        "a whole window of at least 1 with causal=True, came window=0",
+    ),
+    "a window of truth": (
+        lambda: change(causal=True, window=True),
+        "a whole window of at least 1 with causal=True, came window=True",
     ),
     "dropout": (
         lambda: change(dropout_p=0.1),
