@@ -290,7 +290,9 @@ def test_lines_of_code_fit_the_page(notebook):
 def test_prose_and_code_keep_their_balance(chapter):
     words = sum(len(cell["source"].split()) for cell in chapter.prose)
     code = sum(map(lines, chapter.shown))
-    assert 8 <= words / code <= 20, f"{words} words, {code} lines"
+    assert 8 <= words / code <= 20, f"{words} words, {code} lines in view"
+    code = sum(len(cell["source"].splitlines()) for cell in chapter.code)
+    assert words / code >= 6, f"{words} words, {code} lines, folded ones among them"
 
 
 # Names in backticks
