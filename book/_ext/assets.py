@@ -4,7 +4,8 @@ The theme and the extensions bring many style sheets, scripts and fonts of icons
 what every page asks for becomes `site.css` and `site.js`: rules that can match nothing
 on any page are left out, and of the icons only those that are shown remain, inside the
 style sheet. A name counts as used when it stands in a page, or as a word in a script;
-a script that puts names together must spell them out in a comment. The template
+a script that puts names together must spell them out in a comment. Of the theme's and
+Sphinx's own scripts, `controls.js` does what the pages need. The template
 `webpack-macros.html` keeps the theme from linking its files; what only some pages ask
 for, such as the search page's scripts, stays as it is.
 """
@@ -26,7 +27,13 @@ from sphinx.errors import ExtensionError
 
 STYLES, SCRIPT = "site.css", "site.js"
 THEME_STYLES = ["basic.css", "styles/pydata-sphinx-theme.css"]
-THEME_SCRIPTS = ["scripts/bootstrap.js", "scripts/pydata-sphinx-theme.js"]
+# In their place stands `controls.js`; those that the theme links itself are not here.
+REPLACED = {
+    "documentation_options.js",
+    "doctools.js",
+    "sphinx_highlight.js",
+    "scripts/sphinx-book-theme.js",
+}
 # Scripts that serve only pages which hold this word.
 RARE = {
     "togglebutton.js": "toggle",
@@ -84,12 +91,16 @@ def write(app: Sphinx, error: Exception | None) -> None:
         return
     static = Path(app.outdir, "_static")
     styles = [*THEME_STYLES, *names(app.builder.shared_styles)]
-    scripts = [*names(app.builder.shared_scripts), *THEME_SCRIPTS]
+    scripts = [s for s in names(app.builder.shared_scripts) if s not in REPLACED]
     script = "\n;\n".join(
         map(plain, ((static / s).read_text("utf-8") for s in scripts))
     )
     (static / SCRIPT).write_text(script, encoding="utf-8")
-    pages = {path: path.read_text("utf-8") for path in Path(app.outdir).rglob("*.html")}
+    pages = {
+        path: path.read_text("utf-8")
+        for path in Path(app.outdir).rglob("*.html")
+        if static not in path.parents  # where the theme leaves templates behind
+    }
     known = vocabulary([*pages.values()], script + "".join(rest(pages, static)))
     style = "\n".join(lean(static, name, known) for name in styles)
     (static / STYLES).write_text(style, encoding="utf-8")

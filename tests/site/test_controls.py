@@ -76,6 +76,84 @@ def test_a_phones_menus_open_and_lead_on(chapter: Page):
     chapter.wait_for_url("**/multi_head.html")
 
 
+def test_a_dialog_closes_by_key_and_by_a_click_beside_it(chapter: Page):
+    dialog = chapter.locator("#pst-search-dialog")
+    for close in (
+        lambda: chapter.keyboard.press("Control+k"),
+        lambda: chapter.keyboard.press("Escape"),
+        lambda: chapter.mouse.click(5, 800),
+    ):
+        chapter.keyboard.press("Control+k")
+        expect(dialog).to_be_visible()
+        dialog.locator("input").click()
+        expect(dialog).to_be_visible()
+        close()
+        expect(dialog).to_be_hidden()
+
+
+@pytest.mark.parametrize("chapter", ["phone"], indirect=True)
+def test_a_phones_contents_lead_to_a_section_and_open_again(chapter: Page):
+    for _ in range(2):
+        chapter.locator("button.secondary-toggle:visible").first.click()
+        chapter.locator("dialog a:has-text('The formula')").click()
+        expect(chapter.locator("#pst-secondary-sidebar-modal")).to_be_hidden()
+        expect(chapter.locator("h2:has-text('The formula')")).to_be_in_viewport()
+
+
+def test_a_desktops_contents_can_be_hidden_and_shown(chapter: Page):
+    contents = chapter.locator("#pst-primary-sidebar nav[aria-label=Main]")
+    for look in (expect(contents).to_be_hidden, expect(contents).to_be_visible):
+        chapter.locator("button.primary-toggle").click()
+        look()
+
+
+def test_the_contents_begin_with_the_page_and_stay_where_they_were(browser: Browser):
+    chapter = browser.new_page(viewport={"width": 1280, "height": 300})
+    chapter.goto(CHAPTER)
+    menu = chapter.locator("#pst-primary-sidebar")
+    assert menu.evaluate("menu => menu.scrollTop") > 0
+    expect(menu.locator("li.active a").first).to_be_in_viewport()
+    menu.evaluate("menu => { menu.scrollTop = 77; }")
+    chapter.reload()
+    assert menu.evaluate("menu => menu.scrollTop") == 77
+    chapter.close()
+
+
+def test_the_contents_of_a_page_mark_where_the_reader_is(chapter: Page):
+    current = chapter.locator("#pst-page-toc-nav [aria-current]")
+    for section in ("the-module", "sources", "the-question"):
+        chapter.locator(f"#{section} > :is(h2, h3)").evaluate(
+            "title => scrollTo(0, title.getBoundingClientRect().y + scrollY - 60)"
+        )
+        if section != "sources":  # the page ends before it
+            expect(current).to_have_attribute("href", f"#{section}")
+        expect(current).to_have_count(1)
+        expect(current).to_be_visible()
+
+
+@pytest.mark.parametrize("chapter", ["phone"], indirect=True)
+def test_who_scrolls_up_on_a_phone_is_offered_the_way_to_the_top(chapter: Page):
+    way = chapter.locator("#pst-back-to-top")
+    scroll = """height => new Promise(done => {
+        addEventListener("scrollend", done, {once: true});
+        scrollTo(0, height);
+    })"""
+    chapter.evaluate(scroll, 3000)
+    expect(way).to_be_hidden()
+    chapter.evaluate(scroll, 2500)
+    way.click()
+    chapter.wait_for_function("scrollY === 0")
+    expect(way).to_be_hidden()
+
+
+def test_the_page_has_its_colours_before_anything_is_painted(browser: Browser):
+    page = browser.new_page(color_scheme="dark")
+    page.route("**/site.js*", lambda route: route.abort())
+    page.goto(CHAPTER)
+    assert page.evaluate("document.documentElement.dataset.theme") == "dark"
+    page.close()
+
+
 @pytest.mark.parametrize("chapter", WIDTHS, indirect=True)
 def test_the_chapters_before_and_after_are_a_step_away(chapter: Page):
     for way, there in (("a.right-next", "multi_head"), ("a.left-prev", "causal")):
