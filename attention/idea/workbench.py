@@ -1,7 +1,8 @@
 """The workbench
 
-How this book works, and the three small tools that every chapter uses: `described`
-for pictures with words, `step` for what changed, `grade` for exercises.
+How this book works, and the small tools that its chapters use: `described` for
+pictures with words, `canvas` for drawn tensors, `step` for what changed, `grade`
+for exercises.
 
 Written by `book/idea/workbench.ipynb`: read and change it there.
 """
@@ -10,14 +11,14 @@ import difflib
 import inspect
 import io
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import matplotlib.figure
 
-__all__ = ["described", "grade", "step"]
+__all__ = ["canvas", "described", "draw_arrow", "draw_table", "grade", "step"]
 
 
 def described(
@@ -42,6 +43,55 @@ def _as_svg(figure, description, include=None, exclude=None):
         )
     bundle = {"image/svg+xml": svg.getvalue(), "text/plain": description}
     return bundle, {"image/svg+xml": {"needs_background": "light"}}
+
+
+def canvas(
+    width: int, height: int
+) -> tuple["matplotlib.figure.Figure", "matplotlib.axes.Axes"]:
+    """A figure and its axes to draw tensors on; the unit is a cell, y grows down."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(0.13 * width, 0.13 * height))
+    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0))
+    axes.axis("off")
+    return figure, axes
+
+
+def draw_table(
+    axes: "matplotlib.axes.Axes",
+    name: str,
+    shape: Sequence[int],
+    corner: tuple[int | float, int | float],
+    inks: Sequence[str] = ("#5a62d8",),
+    shade: Callable[[int, int], float] = lambda row, column: 0.2,
+) -> None:
+    """Draw a tensor as a table of cells whose upper left corner is `corner`."""
+    from matplotlib.patches import Rectangle
+
+    (left, top), (rows, columns) = corner, shape[-2:]
+    for row in range(rows):
+        for column in range(columns):
+            ink = inks[column * len(inks) // columns]
+            cell = Rectangle((left + column, top + row), 1, 1, linewidth=0.7)
+            cell.set(edgecolor=ink, facecolor=(ink, shade(row, column)))
+            axes.add_patch(cell)
+    place = {"x": left + columns / 2, "ha": "center", "fontsize": 9}
+    axes.text(y=top - 0.4, s=name, va="bottom", **place)
+    size = " × ".join(map(str, shape))
+    axes.text(y=top + rows + 0.3, s=size, va="top", **place)
+
+
+def draw_arrow(
+    axes: "matplotlib.axes.Axes",
+    start: tuple[int | float, int | float],
+    end: tuple[int | float, int | float],
+    words: str = "",
+) -> None:
+    """Draw an arrow, with `words` over its middle."""
+    line = {"arrowstyle": "-|>", "color": "#808080", "shrinkA": 0, "shrinkB": 0}
+    axes.annotate("", end, start, arrowprops=line)
+    x, y = (start[0] + end[0]) / 2, (start[1] + end[1]) / 2
+    axes.text(x, y - 0.2, words, ha="center", va="bottom", fontsize=9)
 
 
 def step(before: Callable | type, after: Callable | type) -> str:

@@ -3,7 +3,14 @@
 import pytest
 from matplotlib.figure import Figure
 
-from attention.idea.workbench import described, grade, step
+from attention.idea.workbench import (
+    canvas,
+    described,
+    draw_arrow,
+    draw_table,
+    grade,
+    step,
+)
 
 
 def drawn(figure):
@@ -125,3 +132,46 @@ def test_grade_praises_by_name(capsys):
 
     grade(is_double, double)
     assert capsys.readouterr().out == "double: passed\n"
+
+
+def test_a_table_has_a_cell_for_each_number_and_says_its_name_and_shape():
+    _, axes = canvas(11, 7)
+    draw_table(axes, "keys", (2, 3, 5), (1, 2))
+    boxes = [cell.get_bbox().bounds for cell in axes.patches]
+    assert boxes == [(1 + j, 2 + i, 1, 1) for i in range(3) for j in range(5)]
+    name, shape = axes.texts
+    assert (name.get_text(), shape.get_text()) == ("keys", "2 × 3 × 5")
+    assert name.get_position()[1] < 2 < 2 + 3 < shape.get_position()[1]
+    assert name.get_position()[0] == shape.get_position()[0] == 1 + 5 / 2
+
+
+def test_the_columns_of_a_table_are_shared_among_its_inks():
+    _, axes = canvas(11, 7)
+    inks = ("#ff0000", "#0000ff")
+    draw_table(axes, "wide", (1, 4), (0, 0), inks, shade=lambda i, j: j / 10)
+    red, blue = (1, 0, 0), (0, 0, 1)
+    assert [cell.get_edgecolor()[:3] for cell in axes.patches] == [red, red, blue, blue]
+    assert [cell.get_facecolor() for cell in axes.patches] == [
+        (*red, 0.0),
+        (*red, 0.1),
+        (*blue, 0.2),
+        (*blue, 0.3),
+    ]
+
+
+def test_a_canvas_counts_cells_downwards_and_has_no_axes():
+    figure, axes = canvas(11, 7)
+    assert (axes.get_xlim(), axes.get_ylim()) == ((0, 11), (7, 0))
+    assert not axes.axison
+    width, height = figure.get_size_inches()
+    assert width / height == pytest.approx(11 / 7)  # cells are squares
+
+
+def test_an_arrow_leads_from_start_to_end_with_its_words_between():
+    _, axes = canvas(11, 7)
+    draw_arrow(axes, (1, 2), (5, 2), "softmax")
+    arrow, words = axes.texts
+    assert (arrow.xyann, arrow.xy) == ((1, 2), (5, 2))
+    assert words.get_text() == "softmax"
+    assert words.get_position()[0] == 3
+    assert words.get_position()[1] < 2
