@@ -8,9 +8,8 @@ Written by `book/speed/flash.ipynb`: read and change it there.
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from functools import reduce
 
 import torch
@@ -143,52 +142,38 @@ def _backward(
     return [dq.mul_(heads.scale), dk.mul_(heads.scale), dv]
 
 
-def _groups(keys: Tensor) -> list[tuple]:
-    """Where the heads are that are computed at once: more of them if they are short."""
+_AT_ONCE = 2**19  # scores
+
+
+def _groups(keys: Tensor, tile: tuple[int, int]) -> list[tuple]:
+    """Where the heads are whose tiles are made at once: more of them if short."""
     *batch, heads, length, _ = keys.shape
-    count = max(1, 2048 // max(1, length)) if keys.device.type == "cpu" else 64
+    room = _AT_ONCE // (tile[0] * min(tile[1], max(length, 1)))
+    count = max(room, torch.get_num_threads())
     some = [slice(start, start + count) for start in range(0, heads, count)]
     return list(itertools.product(*map(range, batch), some))
 
 
-def _share_out(work: Callable, keys: Tensor) -> None:
-    """Do `work` for each group of heads: on a CPU, as many at once as there are cores.
-
-    In the calling thread alone if somebody watches there, as a ledger does.
-    """
-    groups, cores = _groups(keys), torch.get_num_threads()
-    watched = torch._C._len_torch_dispatch_stack() > 0
-    kind = keys.device.type
-    if kind != "cpu" or watched or min(cores, len(groups)) < 2:
-        autocast = torch.amp.is_autocast_available(kind)
-        with torch.autocast(kind, enabled=False) if autocast else nullcontext():
-            for here in groups:
-                work(here)
-        return
-    torch.set_num_threads(1)
-    try:
-        one_core = {"initializer": torch.set_num_threads, "initargs": (1,)}
-        with ThreadPoolExecutor(min(cores, len(groups)), **one_core) as threads:
-            list(threads.map(torch.inference_mode()(work), groups))
-    finally:
-        torch.set_num_threads(cores)
+def _as_asked(tensor: Tensor) -> AbstractContextManager:
+    """Autocast, if it is on, has chosen the dtype already and must not do so again."""
+    kind = tensor.device.type
+    if torch.amp.is_autocast_available(kind):
+        return torch.autocast(kind, enabled=False)
+    return nullcontext()
 
 
 class _Flash(torch.autograd.Function):
     """Both passes, as PyTorch wants them."""
 
     @staticmethod
-    def forward(queries, keys, values, mask, bias, *settings):
-        scale, causal, tile = settings
+    def forward(queries, keys, values, mask, bias, scale, causal, tile):
         shape = queries.shape[:-1]
         context = queries.new_zeros(*shape, values.shape[-1])
         logsumexp = queries.new_full(shape, -torch.inf, dtype=_precise(queries))
-
-        def work(here):
-            heads = _Heads(here, queries, keys, values, mask, bias, scale, causal)
-            _forward(heads, tile, context[here], logsumexp[here])
-
-        _share_out(work, keys)
+        with _as_asked(keys):
+            for here in _groups(keys, tile):
+                heads = _Heads(here, queries, keys, values, mask, bias, scale, causal)
+                _forward(heads, tile, context[here], logsumexp[here])
         return context, logsumexp
 
     @staticmethod
@@ -206,16 +191,14 @@ class _Flash(torch.autograd.Function):
         *three, _, bias = inputs
         gradients = [tensor.new_zeros(tensor.shape) for tensor in three]
         db = torch.zeros(bias.shape).to(bias) if ctx.needs_input_grad[4] else None
-
-        def work(here):
-            heads = _Heads(here, *inputs, ctx.scale, ctx.causal)
-            kept = context[here], logsumexp[here], arrived[here]
-            db_here = None if db is None else db[here]
-            parts = _backward(heads, ctx.tile, *kept, db_here)
-            for gradient, part in zip(gradients, parts, strict=True):
-                gradient[here] = part
-
-        _share_out(work, three[1])
+        with _as_asked(context):
+            for here in _groups(three[1], ctx.tile):
+                heads = _Heads(here, *inputs, ctx.scale, ctx.causal)
+                kept = context[here], logsumexp[here], arrived[here]
+                db_here = None if db is None else db[here]
+                parts = _backward(heads, ctx.tile, *kept, db_here)
+                for gradient, part in zip(gradients, parts, strict=True):
+                    gradient[here] = part
         return *gradients, None, db, None, None, None
 
 
@@ -235,9 +218,9 @@ def flash_attend(
 
     Memory grows linearly with length, forward and backward, but for a mask or bias.
     Axis -3 counts heads: keys and values may have fewer, each then serving as many
-    query heads in a row as needed. On a CPU heads are computed in threads, one on each
-    core. `mask` is True where a query may see a key; a query that sees none gets zeros.
-    ValueError for a misfit, and for `dropout_p` other than 0. Dao et al. 2022.
+    query heads in a row as needed. `mask` is True where a query may see a key; a query
+    that sees none gets zeros. ValueError for a misfit, and for a `dropout_p` that is
+    not 0. Dao et al. 2022.
     """
     if dropout_p != 0:
         raise ValueError(f"flash_attend supports dropout_p=0 alone, came {dropout_p=}")

@@ -1,7 +1,6 @@
 """Flash attention: the same numbers and gradients as by hand, in little memory."""
 
 import math
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -195,15 +194,16 @@ def test_in_half_precision_it_errs_little_more_than_the_fused_call(dtype, tile):
     exact = [torch.randn(1, 2, 101, 16).to(dtype).double() for _ in range(3)]
     arrived = torch.randn(1, 2, 101, 16).to(dtype)
 
-    def results(form, tensors, **options):
+    def both_passes(form, tensors, **options):
         tensors = [t.clone().requires_grad_() for t in tensors]
         context = form(*tensors, causal=True, **options)
         given = arrived.to(context.dtype)
         return [context, *torch.autograd.grad(context, tensors, given)]
 
     half = [t.to(dtype) for t in exact]
-    expected = results(attend, exact)
-    ours, fused = results(flash_attend, half, tile=tile), results(attend, half)
+    expected = both_passes(attend, exact)
+    ours = both_passes(flash_attend, half, tile=tile)
+    fused = both_passes(attend, half)
     for one, other, truth in zip(ours, fused, expected, strict=True):
         assert one.dtype == dtype
         error, allowed = ((t - truth).abs().mean() for t in (one, other))
@@ -224,11 +224,11 @@ def test_memory_grows_with_the_length_and_not_with_its_square(backward):
     assert peak(2048) < 2.1 * peak(1024) < 2.1**2 * peak(512)
 
 
-def test_in_one_thread_memory_is_at_most_twice_that_of_the_fused_call():
+def test_memory_is_at_most_twice_that_of_the_fused_call():
     tensors = [torch.zeros(1, 12, 1024, 64, requires_grad=True) for _ in range(3)]
     peaks = []
     for form in (flash_attend, attend):
-        with Ledger() as ledger:  # it sees one thread; each further one holds a head
+        with Ledger() as ledger:
             form(*tensors, causal=True).sum().backward()
         peaks.append(ledger.peak)
     assert peaks[0] <= 2 * peaks[1]
@@ -268,80 +268,51 @@ def test_a_tile_with_nothing_to_see_counts_for_nothing():
     assert (logsumexp == -torch.inf).all()
 
 
-# Threads
+# Heads at once
 
 
-@pytest.fixture
-def two_threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
+def results(tensors, **options):
+    """The context and the gradients of its sum."""
+    inputs = [t.clone().requires_grad_() for t in tensors]
+    context = flash_attend(*inputs, **options)
+    return [context.detach(), *torch.autograd.grad(context.sum(), inputs)]
 
 
-def long_tensors():
-    """Heads that are too long to be taken together: each is a thread's work."""
-    return [torch.randn(2, 3, 1031, 2) for _ in range(3)]
+def test_heads_taken_together_equal_each_by_itself():
+    tensors = [torch.randn(17, 701, 3) for _ in range(3)]  # more than one group
+    together = results(tensors, causal=True)
+    for head in (0, 4, 5, 16):
+        alone = results([tensor[head] for tensor in tensors], causal=True)
+        torch.testing.assert_close([found[head] for found in together], alone)
 
 
-def test_heads_in_threads_equal_heads_in_turn(two_threads):
-    tensors, arrived = long_tensors(), torch.randn(2, 3, 1031, 2)
-
-    def results():
-        inputs = [t.clone().requires_grad_() for t in tensors]
-        context = flash_attend(*inputs, causal=True, tile=(301, 401))
-        return [context.detach(), *torch.autograd.grad(context, inputs, arrived)]
-
-    threaded = results()
-    torch.set_num_threads(1)
-    torch.testing.assert_close(threaded, results())
+def test_the_number_of_cores_changes_nothing():
+    tensors, found = [torch.randn(2, 4, 4099, 2) for _ in range(3)], []
+    cores = torch.get_num_threads()
+    for count in (1, 2, 3):  # of as many heads each
+        torch.set_num_threads(count)
+        found.append(results(tensors, causal=True))
+    torch.set_num_threads(cores)
+    torch.testing.assert_close(found[1], found[0])
+    torch.testing.assert_close(found[2], found[0])
 
 
-def test_threads_give_the_same_numbers_each_time(two_threads):
-    queries, keys, values = long_tensors()
-    keys, values = keys[:, :1].requires_grad_(), values[:, :1]  # shared by three heads
-    first, second = (
-        torch.autograd.grad(flash_attend(queries, keys, values).sum(), keys)[0]
-        for _ in range(2)
-    )
-    assert torch.equal(first, second)
+def test_the_same_numbers_come_each_time():
+    queries, keys, values = (torch.randn(2, 3, 1031, 2) for _ in range(3))
+    tensors = queries, keys[:, :1], values[:, :1]  # shared by three heads
+    first, second = results(tensors), results(tensors)
+    for one, other in zip(first, second, strict=True):
+        assert torch.equal(one, other)
 
 
-def test_threads_leave_the_settings_of_others_alone(two_threads):
-    flash_attend(*long_tensors())
-    assert torch.get_num_threads() == 2
-    with ThreadPoolExecutor(1) as somebody:
-        assert somebody.submit(torch.get_num_threads).result() == 2
-
-
-def test_a_failure_in_a_thread_is_told_and_leaves_the_settings(
-    two_threads, monkeypatch
-):
-    def fail(*arguments):
-        raise MemoryError("no room")
-
-    monkeypatch.setattr("attention.speed.flash._forward", fail)
-    with pytest.raises(MemoryError, match="no room"):
-        flash_attend(*long_tensors())
-    assert torch.get_num_threads() == 2
-
-
-def test_short_heads_taken_together_equal_each_by_itself():
-    tensors = [torch.randn(5, 701, 3) for _ in range(3)]
-    together = flash_attend(*tensors, causal=True)
-    for head in range(5):
-        alone = flash_attend(*(tensor[head] for tensor in tensors), causal=True)
-        torch.testing.assert_close(together[head], alone)
-
-
-def test_threads_follow_the_caller_into_inference_mode(two_threads):
+def test_it_works_in_inference_mode():
     with torch.inference_mode():
-        tensors = long_tensors()
+        tensors = some_tensors()
         torch.testing.assert_close(flash_attend(*tensors), attend(*tensors))
 
 
-def test_threads_need_no_gradient_to_be_recorded(two_threads):
-    tensors = [t.requires_grad_() for t in long_tensors()]
+def test_no_gradient_is_recorded_where_none_is_wanted():
+    tensors = [t.requires_grad_() for t in some_tensors()]
     with torch.no_grad():
         assert not flash_attend(*tensors).requires_grad
 
