@@ -424,7 +424,7 @@ def triton_attend(
     few, timed at the first call. On a CPU Triton's interpreter runs it, slowly, if
     TRITON_INTERPRET=1 is set before Triton is imported. ValueError for a misfit and for
     what is not supported (a mask, dropout), ModuleNotFoundError without Triton.
-    Dao et al. 2022; Dao 2023; Tillet et al. 2019.
+    Dao et al. 2022; Dao 2024; Tillet et al. 2019.
     """
     options = mask, causal, dropout_p, scale, window, tile
     return _attend(queries, keys, values, *options)[0]
