@@ -18,3 +18,81 @@ def some_mask(*shape, blind=None):
     if blind is not None:
         mask[..., blind, :] = False
     return mask
+
+
+def change(**changes):
+    """The arguments of a call that fits, but for these changes."""
+    queries, keys, values = some_tensors()
+    return {"queries": queries, "keys": keys, "values": values} | changes
+
+
+MISFITS = {  # what every form of attention must refuse, and in which words
+    "widths differ": (
+        change(keys=torch.randn(2, 3, 7, 2)),
+        "queries and keys must have one width, came 11 and 2",
+    ),
+    "no width": (
+        change(queries=torch.randn(2, 3, 5, 0), keys=torch.randn(2, 3, 7, 0)),
+        "one width, came 0 and 0",
+    ),
+    "lengths differ": (
+        change(values=torch.randn(2, 3, 2, 13)),
+        "keys and values must have one length, came=7 and 2",
+    ),
+    "lengths differ without a batch": (
+        {
+            "queries": torch.randn(5, 11),
+            "keys": torch.randn(7, 11),
+            "values": torch.randn(2, 13),
+        },
+        "keys and values must have one length, came=7 and 2",
+    ),
+    "batches differ": (
+        change(queries=torch.randn(5, 3, 5, 11)),
+        r"must broadcast, came=\(5, 3\), \(2, 3\), \(2, 3\)",
+    ),
+    "dtypes differ": (
+        change(keys=torch.randn(2, 3, 7, 11, dtype=torch.float64)),
+        "keys must be torch.float32 on cpu like the queries, came=torch.float64",
+    ),
+    "devices differ": (
+        change(values=torch.randn(2, 3, 7, 13, device="meta")),
+        r"values must be torch.float32 on cpu .*\(2, 3, 7, 13\) on meta",
+    ),
+    "whole numbers": (
+        change(queries=torch.ones(2, 3, 5, 11, dtype=torch.int64)),
+        r"queries must be floats \(..., length, dim\), came=torch.int64",
+    ),
+    "one axis": (
+        change(values=torch.randn(7)),
+        r"values must be floats .* came=torch.float32 \(7,\)",
+    ),
+    "mask of numbers": (
+        change(mask=torch.ones(5, 7)),
+        r"mask must be boolean \(True may see\) on cpu, came=torch.float32 \(5, 7\)",
+    ),
+    "mask on another device": (
+        change(mask=torch.ones(5, 7, dtype=torch.bool, device="meta")),
+        "on cpu, came=torch.bool .* on meta",
+    ),
+    "mask the wrong way round": (
+        change(mask=torch.ones(7, 5, dtype=torch.bool)),
+        r"mask must broadcast to \(2, 3, 5, 7\), came=\(7, 5\)",
+    ),
+    "mask with too many axes": (
+        change(mask=torch.ones(2, 2, 3, 5, 7, dtype=torch.bool)),
+        r"mask must broadcast to \(2, 3, 5, 7\)",
+    ),
+    "bias the wrong way round": (
+        change(bias=torch.randn(7, 5)),
+        r"bias must broadcast to \(2, 3, 5, 7\), came=\(7, 5\)",
+    ),
+    "bias of another dtype": (
+        change(bias=torch.randn(5, 7, dtype=torch.float64)),
+        "bias must be torch.float32 on cpu like the queries, came torch.float64",
+    ),
+    "more queries than keys": (
+        change(queries=torch.randn(2, 3, 11, 11), causal=True),
+        "no more queries than keys, came 11 and 7",
+    ),
+}
