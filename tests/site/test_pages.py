@@ -14,8 +14,8 @@ ROOT = Path(__file__).parents[2]
 SITE = ROOT / "_build" / "html"
 TOLD = re.findall(r"\b(?:root|file): *(\S+)", (ROOT / "_toc.yml").read_text())
 PAGES = [*TOLD, "search", "genindex", "404"]
-# Compressed, with formulas, fonts and icons: 150 kB, and room for one large explorer.
-MOST_REQUESTS, MOST_BYTES = 10, 155_000
+# Compressed, with formulas, fonts and icons: 90 kB, and room for one large explorer.
+MOST_REQUESTS, MOST_BYTES = 10, 120_000
 INDEX = "search-index.js"  # grows with the book, and only the search page asks for it
 VIEWS = [(width, theme) for width in (390, 1280) for theme in ("light", "dark")]
 
