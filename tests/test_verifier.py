@@ -74,6 +74,7 @@ APART = {
     "an integer that became a float": ("tensor([1, 0])", "tensor([1., 0.])"),
     "a size": ("torch.Size([2, 30000]) 0.5", "torch.Size([2, 30001]) 0.5"),
     "a word": ("cat 0.5", "mat 0.5"),
+    "a number that became a word": ("0.5 1", "0.5 one"),
     "infinity": ("tensor([0.5, inf])", "tensor([0.5, -inf])"),
     "a number that is none": ("tensor([0.5, nan])", "tensor([0.5, 0.])"),
     "infinity and a large number": ("0.5 inf", "0.5 1e30"),
@@ -118,6 +119,8 @@ def test_a_picture_must_keep_its_colours_and_words(change):
 def test_what_is_not_text_must_be_equal():
     assert verifier.difference({"a": 1.0}, {"a": 1.0}) is None
     assert verifier.difference({"a": 1.0}, {"a": 1.00001}) is not None
+    assert verifier.difference({"a": 1.0}, "1.0") is not None
+    assert verifier.difference("1.0", {"a": 1.0}) is not None
 
 
 def test_a_difference_is_shown_where_it_is():
@@ -221,8 +224,10 @@ def test_a_cell_that_was_never_run_fails_and_another_does_not():
     item = object.__new__(verifier.IPyNbCell)
     item.path, item.cell = Path("core/causal.ipynb"), SimpleNamespace()
     item.cell.execution_count = None
-    with pytest.raises(pytest.fail.Exception, match="never executed: run `make"):
+    never = "never executed: run `make"
+    with pytest.raises(pytest.fail.Exception, match=never) as failed:
         verifier.pytest_runtest_setup(item)
+    assert not failed.value.pytrace  # the words say all
     item.cell.execution_count = 1
     verifier.pytest_runtest_setup(item)
 

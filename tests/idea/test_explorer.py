@@ -97,6 +97,13 @@ def test_all_maps_are_on_the_page_by_layer_and_head(axes):
     close(page.maps, weights.reshape(*(1, 1, *axes)[-2:], 3, 5))
 
 
+@pytest.mark.parametrize("axes", [(), (2,), (2, 3)], ids=str)
+def test_the_map_in_view_at_first_is_the_first_for_the_script_too(axes):
+    page = read(explore(some_weights(*axes), QUERIES, KEYS))
+    ((root, _),) = page.all("div", **{"class": "attention-explorer"})
+    assert (root["data-layer"], root["data-head"]) == ("0", "0")
+
+
 def test_the_map_in_view_at_first_is_the_one_asked_for():
     weights = some_weights(2, 7)
     page = read(explore(weights, QUERIES, KEYS, show=(1, 4)))

@@ -141,7 +141,8 @@ def test_a_table_has_a_cell_for_each_number_and_says_its_name_and_shape():
     assert boxes == [(1 + j, 2 + i, 1, 1) for i in range(3) for j in range(5)]
     name, shape = axes.texts
     assert (name.get_text(), shape.get_text()) == ("keys", "2 × 3 × 5")
-    assert name.get_position()[1] < 2 < 2 + 3 < shape.get_position()[1]
+    assert 1 < name.get_position()[1] < 2  # both within a cell of the table
+    assert 2 + 3 < shape.get_position()[1] < 2 + 3 + 1
     assert name.get_position()[0] == shape.get_position()[0] == 1 + 5 / 2
 
 
@@ -163,15 +164,18 @@ def test_a_canvas_counts_cells_downwards_and_has_no_axes():
     figure, axes = canvas(11, 7)
     assert (axes.get_xlim(), axes.get_ylim()) == ((0, 11), (7, 0))
     assert not axes.axison
+    assert axes.get_position().bounds == (0, 0, 1, 1)  # nothing is left at its sides
     width, height = figure.get_size_inches()
     assert width / height == pytest.approx(11 / 7)  # cells are squares
 
 
-def test_an_arrow_leads_from_start_to_end_with_its_words_between():
+def test_an_arrow_leads_from_start_to_end_with_its_words_over_its_middle():
     _, axes = canvas(11, 7)
-    draw_arrow(axes, (1, 2), (5, 2), "softmax")
+    draw_arrow(axes, (1, 2), (5, 5), "softmax")
     arrow, words = axes.texts
-    assert (arrow.xyann, arrow.xy) == ((1, 2), (5, 2))
+    assert (arrow.xyann, arrow.xy) == ((1, 2), (5, 5))
+    assert (arrow.arrow_patch.shrinkA, arrow.arrow_patch.shrinkB) == (0, 0)
     assert words.get_text() == "softmax"
-    assert words.get_position()[0] == 3
-    assert words.get_position()[1] < 2
+    x, y = words.get_position()
+    assert x == (1 + 5) / 2
+    assert (2 + 5) / 2 - 1 < y < (2 + 5) / 2
