@@ -163,6 +163,7 @@ def test_keys_stand_above_queries_on_the_left_and_nothing_frames_the_map():
         ((), (3, 40), (9.7, 1.56)),  # wider than a page
         ((2,), (3, 5), (6.6, 2.34)),
         ((5,), (3, 5), (6.6, 7.02)),
+        ((3,), (3, 4), (5.64, 4.68)),  # three in a row would be too wide for a page
         ((2,), (3, 40), (9.7, 3.12)),
     ],
     ids=str,
@@ -275,6 +276,12 @@ def test_signed_values_have_two_inks_on_a_scale_centred_on_zero():
     assert [c[:3] for c in colours[:2]] == [brown, blue]
 
 
+def test_the_score_farthest_from_zero_has_all_the_ink_however_small_it_is():
+    scores = torch.tensor([[-0.03, 0.01]])
+    figure = show_weights(scores, ["q"], ["k", "l"], signed=True)
+    assert [p.get_alpha() for p in figure.axes[0].patches] == [1.0, 0.3333]
+
+
 def test_scores_that_are_all_zero_have_no_ink():
     figure = show_weights(torch.zeros(1, 2), ["q"], ["k", "l"], signed=True)
     assert [p.get_alpha() for p in figure.axes[0].patches] == [0, 0]
@@ -337,6 +344,10 @@ BAD = {
     "wrong mask": (
         {"mask": torch.ones(5, 3, dtype=torch.bool)},
         r"broadcast to \(1, 3, 5\), came=\(5, 3\)",
+    ),
+    "a mask with an axis of its own": (
+        {"weights": torch.full((2, 3, 5), 0.2), "mask": torch.ones(1, 2, 3, 5) > 0},
+        r"broadcast to \(2, 3, 5\), came=\(1, 2, 3, 5\)",
     ),
 }
 

@@ -238,6 +238,17 @@ def test_a_score_knows_every_piece_before_it_and_every_piece_read():
             ids[t] = was
 
 
+def test_a_layer_is_given_the_piece_and_sines_and_cosines_of_its_place():
+    translator, source, given = some_translator(), some_ids(5), []
+    first = translator.encoder[0]
+    first.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0]))
+    translator.encode(source)
+    angles = [[place / 10000 ** (i / 10) for i in range(11)] for place in range(5)]
+    places = [[*map(math.sin, row), *map(math.cos, row)] for row in angles]
+    pieces = math.sqrt(22) * translator.embedding(source)
+    torch.testing.assert_close(given[0], pieces + torch.tensor(places))
+
+
 def test_the_order_of_the_pieces_matters():
     translator, target = some_translator(), some_ids(3)
     source = torch.tensor([2, 3, 4, 5, 6])
@@ -363,6 +374,16 @@ def test_source_and_target_must_share_batch_axes(as_importer):
 def test_sizes_that_do_not_fit_are_refused(sizes, message):
     with pytest.raises(ValueError, match=message):
         Translator(Vocabulary(), *sizes)
+
+
+def test_the_least_even_number_of_features_is_four():
+    translator = Translator(Vocabulary(), 4, 17, 2, 1, 1)
+    assert translator(some_ids(5), some_ids(7)).isfinite().all()
+
+
+def test_a_memory_without_features_is_refused():
+    with pytest.raises(ValueError, match="d=0 must be a whole number"):
+        SimplerSimpleRecurrentUnit(0)
 
 
 # The file
