@@ -228,6 +228,21 @@ def test_the_docstring_holds_what_a_lead_may_hold(book):
     assert "More" not in space["__doc__"]
 
 
+def test_no_line_of_the_docstring_is_longer_than_88_letters(book):
+    title = f"\\d {'x' * 40} {'y' * 41}"  # 85 letters, after r and three quotes
+    book.put("book/one/late.ipynb", notebook("ONE = 1", head=f"# {title}\n\n> Lead."))
+    assert tangle.main(book.root) == 0
+    assert max(map(len, book.module().splitlines())) <= 88
+
+
+def test_a_long_word_of_the_lead_stays_whole(book):
+    address = "https://example.org/" + "way/" * 20 + "end"
+    text = notebook("ONE = 1", head=f"# Title\n\n> Found at {address}.")
+    book.put("book/one/late.ipynb", text)
+    assert tangle.main(book.root) == 0
+    assert address in book.module()
+
+
 def test_shapes_in_words_are_no_leak(book):
     book.chapter(
         "from jaxtyping import Float\nfrom torch import Tensor\n\n\n"
@@ -312,6 +327,10 @@ REFUSED = {
     "a global of the notebook, leaked into a function": (
         ["ONE = 1\nTWO = 2", "## scale = 2", "def late(x):\n    return scale * x"],
         "cell 4 (code-2): reads `scale`, which no exported cell defines",
+    ),
+    "a leak before other cells": (
+        ["def late(x):\n    return scale * x", "ONE = 1"],
+        "cell 2 (code-0): reads `scale`, which no exported cell defines",
     ),
     "a module that only the notebook imports": (
         ["## import torch", "def late(x: torch.Tensor):  # noqa: F821\n    return x"],
@@ -567,3 +586,5 @@ def test_the_command_checks_the_book_it_lies_in(book):
     assert subprocess.run([*command, "--check"], capture_output=True).returncode == 0
     wrong = subprocess.run([*command, "--chekc"], capture_output=True, text=True)
     assert (wrong.returncode, "--chekc" in wrong.stderr) == (2, True)
+    told = subprocess.run([*command, "--help"], capture_output=True, text=True)
+    assert "\n\nWrite the package from the book: " in told.stdout
