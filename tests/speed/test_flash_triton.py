@@ -276,10 +276,12 @@ launches, run, compiling = [], triton.JITFunction.run, False
 
 
 def dry(kernel, *arguments, grid, warmup, **constants):
-    launches.append((kernel.__name__, grid(constants), constants["HEIGHT"]))
+    kind = constants["HEIGHT"], constants["WIDTH"], constants.get("num_warps", 4)
+    launches.append((kernel.__name__, grid(constants), *kind))
     if compiling:
         found = run(kernel, *arguments, grid=grid, warmup=True, **constants)
-        print("compiled", kernel.__name__, ".target sm_90" in found.asm["ptx"])
+        read, ptx = arguments[0][0].dtype, found.asm["ptx"]
+        print("compiled", kernel.__name__, read, ".target sm_90" in ptx)
 
 
 triton.runtime.driver.set_active(Driver())
@@ -297,7 +299,9 @@ def launch(tile):
 launch(None)
 for name in ("_forward_kernel", "_queries_kernel", "_keys_kernel"):
     tried = {entry for entry in launches if entry[0] == name}
-    print(name, sorted({grid for _, grid, height in tried if height == 64}))
+    print(name, sorted({grid for _, grid, height, *_ in tried if height == 64}))
+*_, heights, widths, warps = map(set, zip(*launches, strict=True))
+print("tried", sorted(heights), sorted(widths), sorted(warps))
 compiling = True
 launch((32, 32))
 """
@@ -317,7 +321,7 @@ def dry_run(tmp_path_factory):
 def test_the_kernels_compile_for_a_gpu(dry_run):
     compiled = [line for line in dry_run if line.startswith("compiled")]
     names = ("_forward_kernel", "_queries_kernel", "_keys_kernel")
-    assert compiled == [f"compiled {name} True" for name in names]
+    assert compiled == [f"compiled {name} torch.bfloat16 True" for name in names]
 
 
 def test_every_tile_that_is_tried_has_its_number_of_programs(dry_run):
@@ -325,6 +329,11 @@ def test_every_tile_that_is_tried_has_its_number_of_programs(dry_run):
     assert "_forward_kernel [(24,)]" in dry_run
     assert "_queries_kernel [(24,)]" in dry_run
     assert "_keys_kernel [(6,), (12,)]" in dry_run
+
+
+def test_all_that_is_tried_is_a_power_of_two(dry_run):
+    heights = widths = [32, 64, 128]
+    assert f"tried {heights} {widths} {[4, 8]}" in dry_run  # and so are the warps
 
 
 def test_heavy_bands_come_first():
