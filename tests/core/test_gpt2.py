@@ -229,6 +229,11 @@ MISFITS = [
         "missing=['o_proj.weight'], extra=['out_proj.weight']",
     ),
     (
+        "separate",
+        {"q_proj__weight": None},
+        "missing=['q_proj.weight'], extra=[]: layout 'separate' must hold ",
+    ),
+    (
         "gpt2",
         {"c_attn__weight": torch.zeros(66, 22)},
         "c_attn.weight must be (22, 66) in layout 'gpt2' with d_in=22 and d_out=22, "

@@ -305,6 +305,11 @@ def test_the_same_numbers_come_each_time():
         assert torch.equal(one, other)
 
 
+def test_without_numbers_it_gives_the_shape():
+    tensors = [tensor.to("meta") for tensor in some_tensors()]
+    assert flash_attend(*tensors, causal=True).shape == (2, 3, 5, 13)
+
+
 def test_it_works_in_inference_mode():
     with torch.inference_mode():
         tensors = some_tensors()
