@@ -347,6 +347,11 @@ def test_what_is_no_piece_is_refused(as_importer, name, ids, came):
         translator(**both | {name: ids})
 
 
+def test_the_last_piece_is_named_where_one_is_refused(as_importer):
+    with pytest.raises(ValueError, match="source must be pieces from 0 to 12, came="):
+        some_translator().encode(torch.tensor([13]))
+
+
 def test_writing_takes_one_sentence_and_a_limit_of_one_or_more(as_importer):
     translator = some_translator()
     with pytest.raises(ValueError, match="source must be one sentence, came 2 axes"):
