@@ -142,7 +142,7 @@ def _backward(
     return [dq.mul_(heads.scale), dk.mul_(heads.scale), dv]
 
 
-_AT_ONCE = 2**19  # scores
+_AT_ONCE = 2**20  # scores
 
 
 def _groups(keys: Tensor, tile: tuple[int, int]) -> list[tuple]:

@@ -210,6 +210,15 @@ def test_in_half_precision_it_errs_little_more_than_the_fused_call(dtype, tile):
         assert error <= 1.5 * allowed  # each tile rounds its context once more
 
 
+@pytest.fixture
+def two_cores():
+    """Each core holds a head at least, so the peak depends on their number."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("backward", [False, True])
 def test_memory_grows_with_the_length_and_not_with_its_square(backward):
     def peak(length):
@@ -224,11 +233,11 @@ def test_memory_grows_with_the_length_and_not_with_its_square(backward):
     assert peak(2048) < 2.1 * peak(1024) < 2.1**2 * peak(512)
 
 
-def test_memory_is_at_most_twice_that_of_the_fused_call():
-    tensors = [torch.zeros(1, 12, 1024, 64, requires_grad=True) for _ in range(3)]
+def test_memory_is_at_most_twice_that_of_the_fused_call(two_cores):
+    tensors = [torch.zeros(1, 12, 2048, 64, requires_grad=True) for _ in range(3)]
     peaks = []
     for form in (flash_attend, attend):
-        with Ledger() as ledger:
+        with Ledger() as ledger:  # of attend it sees the results alone
             form(*tensors, causal=True).sum().backward()
         peaks.append(ledger.peak)
     assert peaks[0] <= 2 * peaks[1]
@@ -281,7 +290,7 @@ def results(tensors, **options):
 def test_heads_taken_together_equal_each_by_itself():
     tensors = [torch.randn(17, 701, 3) for _ in range(3)]  # more than one group
     together = results(tensors, causal=True)
-    for head in (0, 4, 5, 16):
+    for head in (0, 10, 11, 16):
         alone = results([tensor[head] for tensor in tensors], causal=True)
         torch.testing.assert_close([found[head] for found in together], alone)
 
