@@ -76,7 +76,8 @@ unit: $(READY)
 		--dist loadscope --jaxtyping-packages=attention,beartype.beartype
 
 chapters: $(READY)
-	@$(PY) -m pytest --nbval book -n 2 --dist loadscope -p no:cacheprovider --quiet
+	@OMP_NUM_THREADS=1 $(PY) -m pytest --nbval book -n 2 --dist loadscope \
+		-p no:cacheprovider --quiet
 
 site: $(READY)
 	@rm -rf _build
