@@ -10,6 +10,7 @@ Sphinx's own scripts, `controls.js` does what the pages need. The template
 for, such as the search page's scripts, stays as it is.
 """
 
+import logging
 import re
 from base64 import b64encode
 from collections.abc import Iterator
@@ -24,6 +25,9 @@ from fontTools import subset
 from fontTools.ttLib import TTFont
 from sphinx.application import Sphinx
 from sphinx.errors import ExtensionError
+
+# A font tells of each of its tables, and a11y_pygments makes all that is told heard.
+logging.getLogger("fontTools").setLevel(logging.WARNING)
 
 STYLES, SCRIPT = "site.css", "site.js"
 THEME_STYLES = ["basic.css", "styles/pydata-sphinx-theme.css"]
