@@ -20,6 +20,16 @@ def some_mask(*shape, blind=None):
     return mask
 
 
+def assert_twins(module, twin, *inputs):
+    """Same weights, same numbers: the outputs of both and all their gradients."""
+    twin.load_state_dict(module.state_dict())
+    torch.testing.assert_close(twin(*inputs), module(*inputs))
+    for one in (module, twin):
+        one(*inputs).pow(2).sum().backward()
+    for one, other in zip(twin.parameters(), module.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad)
+
+
 def change(**changes):
     """The arguments of a call that fits, but for these changes."""
     queries, keys, values = some_tensors()

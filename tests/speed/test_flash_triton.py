@@ -7,6 +7,7 @@ from importlib.util import find_spec
 
 import pytest
 import torch
+from examples import assert_twins
 
 from attention import (
     MultiHeadAttention,
@@ -234,13 +235,7 @@ def test_parts_of_the_keys_merge():
 def test_a_module_takes_it_in_the_place_of_attend():
     module = MultiHeadAttention(3, 32, 11, 0.0, 2).to(DEVICE)
     twin = MultiHeadAttention(3, 32, 11, 0.0, 2, attend=triton_attend).to(DEVICE)
-    twin.load_state_dict(module.state_dict())
-    x = torch.randn(2, 7, 3).to(DEVICE)
-    torch.testing.assert_close(twin(x), module(x))
-    for one in (module, twin):
-        one(x).pow(2).sum().backward()
-    for one, other in zip(twin.parameters(), module.parameters(), strict=True):
-        torch.testing.assert_close(one.grad, other.grad)
+    assert_twins(module, twin, torch.randn(2, 7, 3).to(DEVICE))
 
 
 def test_the_future_does_not_leak():
