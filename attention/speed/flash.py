@@ -24,10 +24,10 @@ from attention.core.scaled_dot_product import (
 )
 from attention.speed.online_softmax import merge
 
-__all__ = ["attend_tile", "flash_attend", "tiles"]
+__all__ = ["TwoPasses", "attend_tile", "flash_attend", "tiles"]
 
 
-_TILE = (128, 4096)  # queries and keys; few and large, for a CPU
+_TILE = (128, 8192)  # queries and keys; few and large, for a CPU
 
 
 def tiles(
@@ -46,14 +46,19 @@ def tiles(
         yield slice(start, stop), columns
 
 
+def _share(scores: Tensor, values: Tensor) -> Tensor:
+    """Context of one tile, whose scores become its weights."""
+    weights = torch.softmax(scores, dim=-1, out=scores)
+    return torch.bmm(weights.to(values.dtype), values)
+
+
 def attend_tile(
     scores: Float[Tensor, "heads i j"], values: Float[Tensor, "heads j e"]
 ) -> tuple[Float[Tensor, "heads i e"], Float[Tensor, "heads i"]]:
     """Context and logsumexp of one tile, whose scores are used up."""
     largest = scores.amax(dim=-1)
-    weights = torch.softmax(scores, dim=-1, out=scores)
-    context = torch.bmm(weights.to(values.dtype), values).to(scores.dtype)
-    logsumexp = largest - weights.amax(dim=-1).log()
+    context = _share(scores, values).to(scores.dtype)
+    logsumexp = largest - scores.amax(dim=-1).log()  # they are weights by now
     blind = largest.isneginf()
     context.masked_fill_(blind[..., None], 0)
     return context, logsumexp.masked_fill_(blind, -torch.inf)
@@ -62,20 +67,23 @@ def attend_tile(
 class _Heads:
     """Some heads side by side, and the scores of any tile of them."""
 
-    def __init__(self, here, queries, keys, values, mask, bias, scale, causal):
-        tensors = (queries, keys, values, mask, bias)
-        parts = (tensor if tensor is None else tensor[here] for tensor in tensors)
-        self.queries, self.keys, self.values, self.mask, self.bias = parts
-        self.scale, self.causal = scale, causal
-        self.precise_keys = self.keys.to(_precise(keys))
+    def __init__(self, queries, keys, values, mask, bias, scale, causal, room):
+        self.queries, self.keys, self.values = queries, keys, values
+        self.mask, self.bias = mask, bias
+        self.scale, self.causal, self.room = scale, causal, room
+        self.precise_keys = keys.to(room.dtype)
 
     def tiles(self, tile):
         sizes = self.queries.shape[1], self.keys.shape[1]
         return tiles(*sizes, causal=self.causal, tile=tile)
 
     def scores(self, rows: slice, columns: slice) -> Float[Tensor, "heads i j"]:
-        queries = self.queries[:, rows].to(self.precise_keys.dtype) * self.scale
-        scores = torch.bmm(queries, self.precise_keys[:, columns].mT)
+        """They are written over those of the tile before."""
+        queries = self.queries[:, rows].to(self.room.dtype) * self.scale
+        keys = self.precise_keys[:, columns]
+        shape = (*queries.shape[:2], keys.shape[1])
+        scores = self.room[: math.prod(shape)].view(shape)
+        torch.bmm(queries, keys.mT, out=scores)
         if self.bias is not None:
             scores.add_(self.bias[:, rows, columns])
         if self.mask is not None:
@@ -108,6 +116,13 @@ def _forward(heads: _Heads, tile, context: Tensor, logsumexp: Tensor) -> None:
         if parts:
             merged = reduce(lambda left, right: merge(*left, *right), parts)
             context[:, rows], logsumexp[:, rows] = merged
+
+
+def _forward_in_bands(heads: _Heads, tile, context: Tensor) -> None:
+    """Fill in the context where each band is one tile and no row is blind."""
+    for rows, (columns,) in heads.tiles(tile):
+        scores = heads.scores(rows, columns)
+        context[:, rows] = _share(scores, heads.values[:, columns])
 
 
 _LOG2_E = math.log2(math.e)
@@ -145,13 +160,18 @@ def _backward(
 _AT_ONCE = 2**20  # scores
 
 
-def _groups(keys: Tensor, tile: tuple[int, int]) -> list[tuple]:
-    """Where the heads are whose tiles are made at once: more of them if short."""
+def _groups(tensors, scale, causal, tile) -> Iterator[tuple[tuple, _Heads]]:
+    """The heads whose tiles are made at once, and where they are; more if short."""
+    queries, keys, *_ = tensors
     *batch, heads, length, _ = keys.shape
-    room = _AT_ONCE // (tile[0] * min(tile[1], max(length, 1)))
-    count = max(room, torch.get_num_threads())
-    some = [slice(start, start + count) for start in range(0, heads, count)]
-    return list(itertools.product(*map(range, batch), some))
+    height, width = min(tile[0], queries.shape[-2]), min(tile[1], length)
+    count = max(_AT_ONCE // max(height * width, 1), torch.get_num_threads())
+    scores = min(count, heads) * height * width
+    room = keys.new_empty(scores, dtype=_precise(keys))
+    parts = [slice(start, start + count) for start in range(0, heads, count)]
+    for here in itertools.product(*map(range, batch), parts):
+        some = (tensor if tensor is None else tensor[here] for tensor in tensors)
+        yield here, _Heads(*some, scale, causal, room)
 
 
 def _as_asked(tensor: Tensor) -> AbstractContextManager:
@@ -162,44 +182,61 @@ def _as_asked(tensor: Tensor) -> AbstractContextManager:
     return nullcontext()
 
 
-class _Flash(torch.autograd.Function):
-    """Both passes, as PyTorch wants them."""
+class TwoPasses(torch.autograd.Function):
+    """Attention that gives the context and its logsumexp, and keeps both.
 
-    @staticmethod
-    def forward(queries, keys, values, mask, bias, scale, causal, tile):
-        shape = queries.shape[:-1]
-        context = queries.new_zeros(*shape, values.shape[-1])
-        logsumexp = queries.new_full(shape, -torch.inf, dtype=_precise(queries))
-        with _as_asked(keys):
-            for here in _groups(keys, tile):
-                heads = _Heads(here, queries, keys, values, mask, bias, scale, causal)
-                _forward(heads, tile, context[here], logsumexp[here])
-        return context, logsumexp
+    The last input holds the settings; all others are tensors or None.
+    """
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        *tensors, ctx.scale, ctx.causal, ctx.tile = inputs
+        *tensors, ctx.settings = inputs
         ctx.save_for_backward(*tensors, *output)
         ctx.mark_non_differentiable(output[1])
 
     @staticmethod
-    def backward(ctx, arrived, _):
+    def refuse_second(name: str) -> None:
+        """RuntimeError, in a backward pass, if its gradient is wanted as well."""
         if torch.is_grad_enabled():
-            what = "the second derivative of flash_attend is not implemented"
+            what = f"the second derivative of {name} is not implemented"
             raise RuntimeError(f"{what}: create_graph must be False, came True")
+
+
+class _Flash(TwoPasses):
+    """Both passes in tiles; the settings are scale, causal, tile and keep."""
+
+    @staticmethod
+    def forward(queries, keys, values, mask, bias, settings):
+        *options, tile, keep = settings
+        tensors = (queries, keys, values, mask, bias)
+        plain = mask is None and bias is None and 0 < keys.shape[-2] <= tile[1]
+        shape = queries.shape[:-1]
+        context = queries.new_zeros(*shape, values.shape[-1])
+        logsumexp = queries.new_full(shape, -torch.inf, dtype=_precise(queries))
+        with _as_asked(keys):
+            for here, heads in _groups(tensors, *options, tile):
+                if plain and not keep:
+                    _forward_in_bands(heads, tile, context[here])
+                else:
+                    _forward(heads, tile, context[here], logsumexp[here])
+        return context, logsumexp
+
+    @staticmethod
+    def backward(ctx, arrived, _):
+        TwoPasses.refuse_second("flash_attend")
         *inputs, context, logsumexp = ctx.saved_tensors
         *three, _, bias = inputs
+        *options, tile, _ = ctx.settings
         gradients = [tensor.new_zeros(tensor.shape) for tensor in three]
         db = torch.zeros(bias.shape).to(bias) if ctx.needs_input_grad[4] else None
         with _as_asked(context):
-            for here in _groups(three[1], ctx.tile):
-                heads = _Heads(here, *inputs, ctx.scale, ctx.causal)
+            for here, heads in _groups(inputs, *options, tile):
                 kept = context[here], logsumexp[here], arrived[here]
                 db_here = None if db is None else db[here]
-                parts = _backward(heads, ctx.tile, *kept, db_here)
+                parts = _backward(heads, tile, *kept, db_here)
                 for gradient, part in zip(gradients, parts, strict=True):
                     gradient[here] = part
-        return *gradients, None, db, None, None, None
+        return *gradients, None, db, None
 
 
 def flash_attend(
@@ -238,7 +275,10 @@ def flash_attend(
     apply = _Flash.apply
     if torch.compiler.is_compiling():  # the number of tiles depends on the length
         apply = torch.compiler.disable(apply)
-    context, _ = apply(*tensors, scale, causal, tile)
+    keep = torch.is_grad_enabled() and any(
+        tensor is not None and tensor.requires_grad for tensor in tensors
+    )
+    context, _ = apply(*tensors, (scale, causal, tile, keep))
     return context.view(*shape[:-1], values.shape[-1])
 
 

@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from attention.core.scaled_dot_product import check_fit
+from attention.speed.flash import TwoPasses
 
 __all__ = ["triton_attend"]
 
@@ -143,6 +144,19 @@ def _columns(
 
 
 @_kernel
+def _tile(
+    q, keys, values, rows, start, sizes, scales,
+    CAUSAL: tl.constexpr, WINDOW: tl.constexpr, EDGE: tl.constexpr,
+    DIM: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    """The keys and values from `start` on, and the scores of some queries with them."""
+    columns = start + tl.arange(0, WIDTH)
+    k, v = _load(keys, columns, DIM), _load(values, columns, DIM)
+    at = rows[:, None], columns[None, :]
+    return k, v, _scores(q, k, at, sizes, scales, CAUSAL, WINDOW, EDGE)
+
+
+@_kernel
 def _forward_kernel(
     queries, keys, values, context, logsumexp,
     sizes, scales, CAUSAL: tl.constexpr, WINDOW: tl.constexpr,
@@ -160,10 +174,10 @@ def _forward_kernel(
     stops = _columns(band, sizes, CAUSAL, WINDOW, HEIGHT, WIDTH)
     for part in tl.static_range(3):
         for start in tl.range(stops[part], stops[part + 1], WIDTH):
-            columns = start + tl.arange(0, WIDTH)
-            k, v = _load(keys, columns, DIM), _load(values, columns, DIM)
-            at = rows[:, None], columns[None, :]
-            scores = _scores(q, k, at, sizes, scales, CAUSAL, WINDOW, part != 1)
+            _k, v, scores = _tile(
+                q, keys, values, rows, start, sizes, scales,
+                CAUSAL, WINDOW, part != 1, DIM, WIDTH,
+            )  # fmt: skip
             largest, total, summed = _absorb(scores, v, largest, total, summed)
 
     total = tl.where(total == 0.0, 1.0, total)
@@ -252,10 +266,10 @@ def _queries_kernel(
     stops = _columns(band, sizes, CAUSAL, WINDOW, HEIGHT, WIDTH)
     for part in tl.static_range(3):
         for start in tl.range(stops[part], stops[part + 1], WIDTH):
-            columns = start + tl.arange(0, WIDTH)
-            k, v = _load(keys, columns, DIM), _load(values, columns, DIM)
-            at = rows[:, None], columns[None, :]
-            scores = _scores(q, k, at, sizes, scales, CAUSAL, WINDOW, part != 1)
+            k, v, scores = _tile(
+                q, keys, values, rows, start, sizes, scales,
+                CAUSAL, WINDOW, part != 1, DIM, WIDTH,
+            )  # fmt: skip
             weights = tl.exp2(scores - kept[:, None])
             slopes = weights * (_dot(do, tl.trans(v)) - row_sum[:, None])
             dq += _dot(slopes.to(k.dtype), k)
@@ -324,7 +338,7 @@ def _backward(queries, keys, values, context, logsumexp, arrived, settings):
     return (gradient.to(queries.dtype) for gradient in (dq, dk, dv))
 
 
-class _Flash(torch.autograd.Function):
+class _Flash(TwoPasses):
     """Both passes; tensors are (batch, heads, length, width), the logsumexp base 2."""
 
     @staticmethod
@@ -336,16 +350,8 @@ class _Flash(torch.autograd.Function):
         return context.to(queries.dtype), logsumexp
 
     @staticmethod
-    def setup_context(ctx, inputs, output):
-        *three, ctx.settings = inputs
-        ctx.save_for_backward(*three, *output)
-        ctx.mark_non_differentiable(output[1])
-
-    @staticmethod
     def backward(ctx, arrived, _):
-        if torch.is_grad_enabled():
-            what = "the second derivative of triton_attend is not implemented"
-            raise RuntimeError(f"{what}: create_graph must be False, came True")
+        TwoPasses.refuse_second("triton_attend")
         return *_backward(*ctx.saved_tensors, arrived, ctx.settings), None
 
 

@@ -24,6 +24,7 @@ OTHERS = {
     "Explorer": SHOW,
     "Layout": CHECKPOINT,
     "Ledger": COUNTS,
+    "TwoPasses": "keeps what two passes share, and mixes no values",
     "additive_score": SCORES,
     "as_maps": CHECK,
     "assemble": CHECKPOINT,
