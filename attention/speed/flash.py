@@ -212,7 +212,7 @@ class _Flash(TwoPasses):
         plain = mask is None and bias is None and 0 < keys.shape[-2] <= tile[1]
         shape = queries.shape[:-1]
         context = queries.new_zeros(*shape, values.shape[-1])
-        logsumexp = queries.new_full(shape, -torch.inf, dtype=_precise(queries))
+        logsumexp = queries.new_empty(shape, dtype=_precise(queries))
         with _as_asked(keys):
             for here, heads in _groups(tensors, *options, tile):
                 if plain and not keep:

@@ -122,6 +122,32 @@ def test_fewer_key_heads_serve_neighbouring_query_heads(options):
     torch.testing.assert_close(*gradients)
 
 
+def test_two_heads_of_keys_serve_six_of_queries_without_a_batch():
+    queries = torch.randn(6, 5, 11)
+    keys, values = torch.randn(2, 7, 11), torch.randn(2, 7, 13)
+    repeated = (t.repeat_interleave(3, dim=0) for t in (keys, values))
+    context = flash_attend(queries, keys, values)
+    torch.testing.assert_close(context, by_hand(queries, *repeated))
+
+
+def test_keys_without_heads_serve_all_heads():
+    queries, keys, values = (
+        torch.randn(4, 5, 11),
+        torch.randn(7, 11),
+        torch.randn(7, 13),
+    )
+    context = flash_attend(queries, keys, values)
+    torch.testing.assert_close(context, by_hand(queries, keys, values))
+
+
+def test_a_bias_of_minus_infinity_blinds_a_query():
+    bias = torch.zeros(5, 7)
+    bias[2] = -torch.inf
+    context = flash_attend(*some_tensors(), bias=bias)
+    assert (context[:, :, 2] == 0).all()
+    assert context.isfinite().all()
+
+
 def test_a_blind_query_gets_zeros_and_teaches_nothing():
     tensors = [t.requires_grad_() for t in some_tensors()]
     bias = torch.randn(5, 7, requires_grad=True)
