@@ -1,11 +1,11 @@
 """Readers who hear the pages, work them by keyboard or need contrast are served alike.
 
-axe-core looks at every page in both colour schemes, one of them as wide as a phone, the
-other as a desktop; from page to page they change places.
+axe-core looks at every page in both colour schemes, wide as a phone and as a desktop.
 """
 
 import re
 from importlib.resources import files
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -47,11 +47,6 @@ HEADINGS = """() => [...document.querySelectorAll("h1, h2, h3, h4, h5, h6")]
     .map(heading => [Number(heading.tagName[1]), heading.textContent])"""
 
 
-def views(page: str) -> list[tuple[int, str]]:
-    themes = ("light", "dark") if PAGES.index(page) % 2 else ("dark", "light")
-    return list(zip((390, 1280), themes, strict=True))
-
-
 @pytest.mark.parametrize("name", PAGES)
 def test_axe_finds_no_fault_and_headings_are_in_order(name: str, browser: Browser):
     faults, page = {}, browser.new_page()
@@ -59,7 +54,7 @@ def test_axe_finds_no_fault_and_headings_are_in_order(name: str, browser: Browse
     page.add_style_tag(content="* { transition: none !important; }")  # judge no dusk
     page.evaluate(AXE)
     page.evaluate(ONE_OF_EACH_KIND)
-    for width, theme in views(name):
+    for width, theme in product((390, 1280), ("light", "dark")):
         page.set_viewport_size({"width": width, "height": 844})
         page.emulate_media(color_scheme=theme)
         page.evaluate(SETTLED)
