@@ -2,10 +2,12 @@
 
 import json
 import re
+from io import BytesIO
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser
+from PIL import Image
+from playwright.sync_api import Browser, Locator
 
 ROOT = Path(__file__).resolve().parents[2]
 TOLD = re.findall(r"\bfile: *(\S+)", (ROOT / "_toc.yml").read_text())
@@ -82,3 +84,28 @@ def test_a_figure_is_spoken_as_its_chapter_describes_it_and_has_a_caption(
     assert [" ".join(figure["spoken"].split()) for figure in figures] == words * 2
     for figure in figures:
         assert len((figure["caption"] or "").split()) > 5, figure["spoken"]
+
+
+def plain_edges(box: Locator) -> list[bool]:
+    """Whether the paper on the left and on the right is that of the middle."""
+    shot = Image.open(BytesIO(box.screenshot()))
+    places = (1, shot.width // 2, shot.width - 2)
+    left, middle, right = (shot.getpixel((x, shot.height // 2)) for x in places)
+    return [left == middle, right == middle]
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_a_shadow_shows_where_a_picture_goes_on(browser: Browser, theme: str):
+    page = browser.new_page(viewport={"width": 390, "height": 844}, color_scheme=theme)
+    page.goto((ROOT / "_build/html/book/core/multi_head.html").as_uri())
+    page.add_style_tag(content=".picture svg { visibility: hidden; }")
+    for figure, left, plain in (
+        ("fig-heads-map", 0, [True, False]),
+        ("fig-heads-map", 100, [False, False]),
+        ("fig-heads-map", 9999, [False, True]),
+        ("fig-heads-flow", 0, [True, True]),
+    ):
+        box = page.locator(f"#{figure} .picture")
+        box.evaluate("(box, left) => { box.scrollLeft = left; }", left)
+        assert plain_edges(box) == plain, (figure, left)
+    page.close()
