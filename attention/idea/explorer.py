@@ -67,7 +67,7 @@ def _table(
 
 def _width(token: str) -> int:
     """How many letters of the Latin script are about as wide as this token."""
-    return sum(2 if letter > "\u2e80" else 1 for letter in token)
+    return sum(2 if letter >= "\u2e80" else 1 for letter in token)
 
 
 _STYLE = """
@@ -114,6 +114,11 @@ _STYLE = """
     font-size: 0;
   }
   .asked td:not(.lit) { opacity: 0.25; }
+  /* Nobody can ask without scripts: all numbers show, and a wide map scrolls. */
+  @media (scripting: none) {
+    table { --cell: 3rem; }
+    tbody td:not(.masked) { font-size: 0.78rem; }
+  }
   caption { padding-bottom: 0.5rem; text-align: left; }
   caption span { white-space: nowrap; }
   caption i {

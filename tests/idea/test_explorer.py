@@ -197,6 +197,7 @@ ROOM = {
     "a key of four letters": (["q"], ["k", "four"], "few", 2),
     "a key of five letters": (["q"], ["k", "fifth"], "tilt few", 2),
     "two wide letters": (["q"], ["k", "注意"], "few", 2),
+    "the first wide letter, twice": (["⺀⺀"], ["k", "⺀⺀k"], "tilt few", 4),
     "two wide letters and one": (["q"], ["k", "注意k"], "tilt few", 2),
     "a query of three letters": (["q", "que"], ["k"], "few", 3),
     "two wide letters as a query": (["注意", "q"], ["k"], "few", 4),

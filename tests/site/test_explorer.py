@@ -11,6 +11,7 @@ import torch
 from playwright.sync_api import Browser, Page, expect
 
 from attention import explore
+from attention.idea.explorer import Explorer
 
 ROOT = Path(__file__).resolve().parents[2]
 SITE = ROOT / "_build" / "html"
@@ -296,6 +297,52 @@ def test_it_is_a_complete_table_without_a_script(visit):
     assert page.locator("button, input").count() == 0  # nothing that does not work
     page.get_by_text("In words").click()
     expect(page.get_by_text("Head 2, strongest:")).to_be_visible()
+
+
+TOO_LARGE = """cells => cells.filter(cell => {
+    const text = document.createRange();
+    text.selectNodeContents(cell);
+    return text.getBoundingClientRect().width > cell.offsetWidth;
+}).length"""
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_a_large_map_shows_all_its_numbers_without_a_script(visit, width):
+    weights = torch.randn(15, 14).mul(2).softmax(dim=-1)
+    names = [f"word {n}" for n in range(15)]
+    page = visit(
+        explore(weights, names, names[:14]),
+        viewport={"width": width, "height": 844},
+        java_script_enabled=False,
+    )
+    cells = page.locator("tbody td")
+    sizes = cells.evaluate_all(
+        "cells => cells.map(cell => parseFloat(getComputedStyle(cell).fontSize))"
+    )
+    assert min(sizes) >= 9.33  # 7 pt
+    assert cells.evaluate_all(TOO_LARGE) == 0
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_no_cell_changes_its_size_when_the_script_arrives(visit, width):
+    weights = torch.randn(15, 14).mul(2).softmax(dim=-1)
+    names = [f"word {n}" for n in range(15)]
+    explorer = explore(weights, names, names[:14])
+    late = Explorer(explorer.html.replace("<script>", "<script type='late'>"), "")
+    page = visit(late, viewport={"width": width, "height": 844})
+    sizes = """cells => cells.map(cell => {
+        const {x, width, height} = cell.getBoundingClientRect();
+        return [x, width, height, getComputedStyle(cell).fontSize];
+    })"""
+    before = page.locator("tbody td").evaluate_all(sizes)
+    page.evaluate("""() => {
+        const script = document.createElement("script");
+        script.textContent = document.querySelector("script").textContent;
+        document.head.append(script);
+    }""")
+    assert page.locator("tbody button").count() == 15
+    assert page.locator("tbody td").evaluate_all(sizes) == before
 
 
 def test_a_screen_reader_is_told_what_each_thing_is(visit):
