@@ -450,7 +450,7 @@ def write(path, *entries, **options):
 
 def test_what_was_written_is_read(tmp_path):
     bias, bias_entry = floats("encoder_l1_self_bq", 1, 7)
-    matrix, matrix_entry = eight_bits("encoder_l1_self_Wq", 5, 7, scale=31.0)
+    matrix, matrix_entry = eight_bits("encoder_l1_self_Wq", 5, 7, scale=0.5)
     embedding, embedding_entry = eight_bits("Wemb", 13, 3)
     entries = (bias_entry, text("a: b: c\n"), matrix_entry, embedding_entry)
     tensors, settings = read_marian(write(tmp_path / "model.bin", *entries))
@@ -482,8 +482,9 @@ def test_a_file_cut_short_anywhere_is_refused(tmp_path):
         (("a", FLOAT, (-2, -3), bytes(24)), {}, r"a of shape \(-2, -3\) in 24 bytes"),
         (("a", FLOAT, (), bytes(4)), {}, r"a of shape \(\) in 4 bytes"),
         (("a", BYTE, (1, 1), bytes(5)), {}, "a with the scale 0.0"),
+        (eight_bits("a", 1, 1, scale=math.inf)[1], {}, "a with the scale inf"),
     ],
-    ids=["version", "kind", "floats", "bytes", "negative", "no-axis", "scale"],
+    ids=["version", "kind", "floats", "bytes", "negative", "no-axis", "0", "inf"],
 )
 def test_another_file_is_refused(tmp_path, entry, options, came):
     path = write(tmp_path / "model.bin", entry, **options)

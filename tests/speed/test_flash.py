@@ -193,6 +193,9 @@ def test_there_may_be_no_keys_no_queries_or_no_batch():
     assert (nothing == 0).all()
     nothing.sum().backward()
     assert (queries.grad == 0).all()
+    with torch.no_grad():
+        nothing = flash_attend(queries, keys[..., :0, :], values[..., :0, :])
+    assert (nothing == 0).all()
     assert flash_attend(queries[..., :0, :], keys, values).shape == (2, 3, 0, 13)
     assert flash_attend(queries[:0], keys[:0], values[:0]).shape == (0, 3, 5, 13)
 
@@ -282,6 +285,10 @@ def test_tiles_cover_what_may_be_seen_once(causal, tile):
     visible = torch.ones(5, 7, dtype=torch.bool).tril(2 if causal else 7)
     assert (table[visible] == 1).all()
     assert (table <= 1).all()
+
+
+def test_tiles_cover_all_keys_unless_causal_is_said():
+    assert [*tiles(5, 7, tile=(2, 3))] == [*tiles(5, 7, causal=False, tile=(2, 3))]
 
 
 def test_tiles_in_the_future_are_skipped():
