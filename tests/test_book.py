@@ -29,13 +29,14 @@ UNCHECKED = {
     ("speed/choosing", "linears"): "times and errors of one processor",
     ("speed/choosing", "speed"): "times differ from run to run",
     ("speed/cost", "ceilings"): "rates of one machine",
+    ("speed/cost", "faults"): "how memory is handed out differs from system to system",
     ("speed/cost", "least-shown"): "times differ from run to run",
     ("speed/cost", "roofline"): "the heights are timed; `points-check` has the rest",
     ("speed/cost", "slopes"): "times differ from run to run",
     (
         "speed/cost",
         "growth",
-    ): "the left half is timed; `exponents-counted` has the right",
+    ): "the upper half is timed; `exponents-counted` has the lower",
     ("speed/flash", "timing"): "times differ from run to run",
 }
 # Chapters that owe the reader fewer than three exercises, each with the reason.

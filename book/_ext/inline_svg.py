@@ -1,10 +1,11 @@
 """SVG pictures become part of the page: they follow its theme and cost no request.
 
 A picture's default ink (black, or nothing said) turns into `currentColor`, so that it
-is light on a dark page. The book's two other inks stay where they fill an area, which
-may carry white words; lines and words in them become lighter on a dark page, as the
-style sheet says. What the picture shows in words, its alt text, becomes the label that
-a screen reader speaks. Notebooks stay as they are.
+is light on a dark page. The book's two other inks stay where they fill an area that has
+no line of that ink around it, for it may carry white words; lines, marks and words in
+them become lighter on a dark page, as the style sheet says. What the picture shows in
+words, its alt text, becomes the label that a screen reader speaks. Notebooks stay as
+they are.
 """
 
 import re
@@ -62,8 +63,8 @@ def follow_theme(element: ElementTree.Element) -> None:
     """Let black ink, and lines and words in another, suit the page."""
     if style := element.get("style"):
         style = BLACK.sub(r"\1: currentColor", style)
-        if element.tag == "text" or "stroke: #" in style:
-            for ink, variable in INKS.items():
+        for ink, variable in INKS.items():
+            if element.tag == "text" or f"stroke: {ink}" in style:
                 style = style.replace(ink, variable)
         element.set("style", style)
     for name in ("fill", "stroke"):
