@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TOLD = re.findall(r"\bfile: *(\S+)", (ROOT / "_toc.yml").read_text())
 CHAPTERS = [page for page in TOLD if (ROOT / f"{page}.ipynb").exists()]
 # Chapters with a picture that scrolls on a phone: its tables or names need the room.
-WIDE = ["core/scaled_dot_product", "core/multi_head", "core/masks", "core/cross"]
+WIDE = ["core/multi_head", "core/masks", "core/cross"]
 FIGURES = """() => {
     const level = colour => {
         const [r, g, b] = colour.match(/[\\d.]+/g).slice(0, 3).map(c => c / 255)
