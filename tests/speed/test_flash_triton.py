@@ -100,6 +100,13 @@ def test_the_size_of_a_tile_changes_nothing(tile, causal):
     same(some_tensors((1, 1, 1, 53, 71)), causal=causal, tile=tile)
 
 
+@pytest.mark.parametrize("window", [None, 9])
+@pytest.mark.parametrize("earlier", [0, 1, 2, 14, 15, 16, 17])
+def test_wherever_the_diagonal_meets_a_tile_all_is_seen_and_no_more(earlier, window):
+    tensors = some_tensors((1, 1, 1, 35, 35 + earlier))
+    same(tensors, causal=True, window=window, tile=(16, 16))
+
+
 @pytest.mark.parametrize("tile", [(16, 16), (16, 64), (64, 16)], ids=str)
 @pytest.mark.parametrize("window", [1, 16, 20, 33, 71, 1000])
 def test_a_window_counts_the_query_itself(tile, window):
@@ -142,6 +149,7 @@ LEADING = {
     "heads alone": ((3, 5, 16), (3, 7, 16), (3, 7, 16)),
     "two batches": ((2, 1, 3, 5, 16), (2, 1, 3, 7, 16), (2, 1, 3, 7, 16)),
     "keys for all": ((2, 3, 5, 16), (7, 16), (3, 7, 16)),
+    "keys and values for all": ((4, 5, 16), (7, 16), (7, 16)),
     "queries for all": ((1, 5, 16), (3, 7, 16), (3, 7, 16)),
     "values for all heads": ((2, 3, 5, 16), (2, 3, 7, 16), (2, 1, 7, 16)),
     "nothing to see": ((2, 3, 5, 16), (2, 3, 0, 16), (2, 3, 0, 16)),
@@ -160,9 +168,25 @@ def test_leading_axes_are_those_of_attend(shapes):
     torch.testing.assert_close(*gradients)
 
 
-def test_what_is_no_copy_is_read_as_well():
-    turned = [t.detach().mT.contiguous().mT for t in some_tensors((1, 1, 1, 7, 7))]
-    torch.testing.assert_close(triton_attend(*turned), attend(*turned))
+LAID_OUT = {
+    "numbers of a token far apart": lambda t: t.mT.contiguous().mT,
+    "every second number": lambda t: torch.stack([t, t * torch.nan], dim=-1)[..., 0],
+    "heads last": lambda t: t.transpose(1, 3).contiguous().transpose(1, 3),
+}
+
+
+@pytest.mark.parametrize("lay_out", LAID_OUT.values(), ids=LAID_OUT.keys())
+def test_what_is_no_copy_is_read_as_well(lay_out):
+    tensors = [t.detach() for t in some_tensors((2, 3, 3, 7, 7))]
+    given = [lay_out(tensor) for tensor in tensors]
+    assert not any(tensor.is_contiguous() for tensor in given)
+    torch.testing.assert_close(triton_attend(*given), attend(*tensors))
+
+
+def test_two_heads_of_keys_serve_six_of_queries_without_a_batch():
+    queries, keys, values = (t.detach()[0] for t in some_tensors((1, 6, 2, 5, 7)))
+    context = triton_attend(queries, keys, values)
+    torch.testing.assert_close(context, by_hand(queries, keys, values))
 
 
 def test_inputs_are_left_alone():
