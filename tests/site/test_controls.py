@@ -159,20 +159,3 @@ def test_the_chapters_before_and_after_are_a_step_away(chapter: Page):
     for way, there in (("a.right-next", "multi_head"), ("a.left-prev", "causal")):
         chapter.locator(way).click()
         chapter.wait_for_url(f"**/{there}.html")
-
-
-def test_what_waits_for_the_first_paint_waits_no_longer(chapter: Page):
-    expect(chapter.locator("html")).not_to_have_attribute("data-first", "")
-    assert chapter.locator("#sources p").first.evaluate("p => p.checkVisibility()")
-
-
-def test_a_link_to_a_section_waits_for_nothing(chapter: Page):
-    chapter.add_init_script("""new MutationObserver(() => {
-        if ("first" in document.documentElement.dataset) window.waited = true;
-    }).observe(document, {attributes: true, subtree: true, childList: true});""")
-    chapter.goto(f"{CHAPTER}#sources")
-    chapter.reload()
-    assert chapter.evaluate("window.waited") is None
-    chapter.goto("about:blank")
-    chapter.goto(CHAPTER)
-    assert chapter.evaluate("window.waited") is True
