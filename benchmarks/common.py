@@ -1,4 +1,4 @@
-"""What the benchmarks of attention share: their command line, loops and tables."""
+"""What the benchmarks of attention share: command line, loops, tables and picture."""
 
 import argparse
 import csv
@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
 import torch
 from harness import Call, free_memory, growth_exponent, machine, peak_growth
+from matplotlib.figure import Figure
 from torch.nn.attention import SDPBackend
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -69,17 +71,29 @@ def backend(device: str, dtype: str, shape: tuple[int, ...]) -> str:
     return SDPBackend(choice).name
 
 
-def finish(name: str, text: str, rows: list[Row], options: argparse.Namespace) -> None:
-    """Say the report and, unless it was a quick run, write it and its numbers."""
+def finish(
+    name: str, ours: str, text: str, rows: list[Row], options: argparse.Namespace
+) -> None:
+    """Say the report and, unless it was a quick run, write it with its numbers."""
     say(f"\n{text}")
-    if not options.quick:
-        (HERE / f"{name}.md").write_text(text, encoding="utf-8")
-        write_csv(HERE / f"{name}.csv", rows)
-        say(f"Written: benchmarks/{name}.md and benchmarks/{name}.csv")
+    if options.quick:
+        return
+    (HERE / f"{name}.md").write_text(text, encoding="utf-8")
+    write_csv(HERE / f"{name}.csv", rows)
+    for device in options.devices:
+        times, _ = results_of(rows, device)
+        draw_times(HERE / f"{name}-{device}.svg", times, ours)
+    say(f"Written: {name}.md, .csv and .svg in benchmarks/")
 
 
 def first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def progress(done: int, of: int) -> str:
+    """A bar that fills, and the numbers."""
+    full = 20 * done // of
+    return f"[{'#' * full}{'.' * (20 - full)}] {done}/{of}"
 
 
 def say(text: str) -> None:
@@ -173,6 +187,35 @@ def table(head: list[str], lines: list[list[str]]) -> str:
     """A Markdown table."""
     rows = [head, ["---"] * len(head), *lines]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def picture(name: str, device: str, ours: str) -> str:
+    """The line that shows the picture of the times in the report."""
+    words = f"Times on {device} over length, as multiples of {ours}'s"
+    return f"![{words}]({name}-{device}.svg)"
+
+
+def draw_times(path: Path, rows: list[Row], ours: str) -> None:
+    """Each contender's time as a multiple of ours over the length, cell by cell."""
+    names = list(dict.fromkeys(row["contender"] for row in rows))
+    panels = cells_of(rows, "dtype", "direction")
+    figure = Figure(figsize=(9, 3.2 * math.ceil(len(panels) / 2)), layout="constrained")
+    grid = figure.subplots(math.ceil(len(panels) / 2), 2, squeeze=False, sharey=True)
+    for axes, (panel, group) in zip(grid.flat, panels, strict=False):
+        base = {r["length"]: r["milliseconds"] for r in group if r["contender"] == ours}
+        for number, name in enumerate(names):
+            found = [row for row in group if row["contender"] == name]
+            lengths = [row["length"] for row in found]
+            times = [row["milliseconds"] / base[row["length"]] for row in found]
+            look = {"color": f"C{number}", "marker": "os^Dv<>P"[number % 8], "ms": 4}
+            axes.loglog(lengths, times, base=2, label=name, **look)
+        axes.set(title=", ".join(panel), xlabel="length", ylabel=f"time ÷ {ours}'s")
+        axes.set_xticks(list(base), [f"{length}" for length in base])
+        axes.yaxis.set_major_formatter("{x:g}")
+    handles, labels = grid.flat[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
+    with mpl.rc_context({"svg.hashsalt": path.name}):
+        figure.savefig(path, metadata={"Date": None})
 
 
 def write_csv(path: Path, rows: list[Row]) -> None:

@@ -26,6 +26,8 @@ from common import (
     first_line,
     memory_table,
     peaks_by_length,
+    picture,
+    progress,
     results_of,
     say,
     tells_memory,
@@ -260,6 +262,7 @@ def report(rows: list[Row], machines: dict[str, str], rounds: int) -> str:
             f"interquartile range of {OURS}. Causal, batch 1, {HEADS} heads of width "
             f"{HEAD_DIM}.",
             verdict(times),
+            picture("flash", device, OURS),
         ]
         if peaks:
             parts += [
@@ -312,13 +315,13 @@ def main() -> None:
             rows += found
             ours = next(row for row in found if row["contender"] == OURS)
             say(
-                f"[{number}/{len(cells)}] {device} {' '.join(map(str, cell))}: "
+                f"{progress(number, len(cells))} {device} {' '.join(map(str, cell))}: "
                 f"{ours['milliseconds']:.1f} ms, {ours['speed']:.2f} × the fused "
                 f"call's speed, {ours['error_ratio']:.2f} × its error "
                 f"({time.perf_counter() - start:.0f} s)"
             )
         rows += measure_memory(device, lengths)
-    finish("flash", report(rows, machines, options.rounds), rows, options)
+    finish("flash", OURS, report(rows, machines, options.rounds), rows, options)
 
 
 if __name__ == "__main__":

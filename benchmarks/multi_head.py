@@ -28,6 +28,8 @@ from common import (
     first_line,
     memory_table,
     peaks_by_length,
+    picture,
+    progress,
     results_of,
     say,
     tells_memory,
@@ -278,8 +280,9 @@ def time_cells(cells: list[Cell], rounds: int) -> list[Row]:
         disturbed = sum(timing.disturbed for timing in timings.values())
         seconds = time.perf_counter() - start
         say(
-            f"[{number}/{len(cells)}] {cell}: {timings[OURS].median * 1e3:.1f} ms, "
-            f"{ratio:.2f} × {fastest}, {disturbed} samples disturbed ({seconds:.0f} s)"
+            f"{progress(number, len(cells))} {cell}: "
+            f"{timings[OURS].median * 1e3:.1f} ms, {ratio:.2f} × {fastest}, "
+            f"{disturbed} samples disturbed ({seconds:.0f} s)"
         )
     return rows
 
@@ -313,7 +316,7 @@ def measure_memory(device: str, lengths: list[int]) -> list[Row]:
         direction, length = max(peaks, key=lambda cell: cell[1])
         seconds = time.perf_counter() - start
         say(
-            f"[{number}/{len(CONTENDERS)}] {device} memory, {name}: {direction} "
+            f"{progress(number, len(CONTENDERS))} {device} memory, {name}: {direction} "
             f"length {length}: {peaks[direction, length]:.0f} MiB ({seconds:.0f} s)"
         )
     return rows
@@ -354,7 +357,7 @@ def report(rows: list[Row], machines: dict[str, str], rounds: int) -> str:
             f"interquartile range of {OURS}. Batch {BATCH}, width {WIDTH}, "
             f"{HEADS} heads."
         )
-        parts.append(verdict(times))
+        parts += [verdict(times), picture("multi_head", device, OURS)]
         if peaks:
             parts += [
                 memory_table(peaks, "direction", "contender"),
@@ -405,7 +408,7 @@ def main() -> None:
         product = itertools.product(DTYPES, PASSES, lengths)
         rows += time_cells([Cell(device, *cell) for cell in product], options.rounds)
         rows += measure_memory(device, memory_lengths)
-    finish("multi_head", report(rows, machines, options.rounds), rows, options)
+    finish("multi_head", OURS, report(rows, machines, options.rounds), rows, options)
 
 
 if __name__ == "__main__":

@@ -73,11 +73,17 @@ def test_a_report_has_a_column_for_each_contender_and_says_what_was_missed(scrip
 def test_a_quick_run_writes_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(common, "HERE", tmp_path)
     for quick in ("--quick", None):
-        monkeypatch.setattr(sys, "argv", ["bench.py", *filter(None, [quick])])
+        argv = ["bench.py", "--device", "cpu", *filter(None, [quick])]
+        monkeypatch.setattr(sys, "argv", argv)
         options = common.arguments("Time it.")
-        common.finish("bench", "the report", [{"a": 1}, {"b": 2}], options)
+        rows = some_rows(multi_head)
+        common.finish("bench", multi_head.OURS, "the report", rows, options)
         assert bool(list(tmp_path.iterdir())) == (quick is None)
-    assert (tmp_path / "bench.csv").read_text() == "a,b\n1,\n,2\n"
+    lines = (tmp_path / "bench.csv").read_text().splitlines()
+    assert lines[0].startswith("device,dtype,direction,")
+    assert len(lines) == 1 + len(rows)
+    picture = (tmp_path / "bench-cpu.svg").read_text()
+    assert all(f"<!-- {name} -->" in picture for name in multi_head.CONTENDERS)
     assert capsys.readouterr().out.count("the report") == 2
 
 
@@ -95,3 +101,10 @@ def test_lengths_that_might_not_fit_are_left_out(monkeypatch, capsys):
     found = common.peaks_by_length("it", "cpu", [1, 2, 4], lambda n: lambda: n)
     assert list(found) == [(1, 1.0), (2, 2.0)]
     assert "it: 4 and longer might not fit" in capsys.readouterr().out
+
+
+def test_the_bar_fills():
+    bars = [common.progress(done, 3) for done in range(4)]
+    assert bars[0] == f"[{'.' * 20}] 0/3"
+    assert bars[3] == f"[{'#' * 20}] 3/3"
+    assert [bar.count("#") for bar in bars] == sorted(bar.count("#") for bar in bars)
