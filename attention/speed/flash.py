@@ -165,7 +165,7 @@ def _groups(tensors, scale, causal, tile) -> Iterator[tuple[tuple, _Heads]]:
     queries, keys, *_ = tensors
     *batch, heads, length, _ = keys.shape
     height, width = min(tile[0], queries.shape[-2]), min(tile[1], length)
-    count = max(_AT_ONCE // max(height * width, 1), torch.get_num_threads())
+    count = max(_AT_ONCE // max(height * width, 1), 1)
     scores = min(count, heads) * height * width
     room = keys.new_empty(scores, dtype=_precise(keys))
     parts = [slice(start, start + count) for start in range(0, heads, count)]

@@ -239,15 +239,6 @@ def test_in_half_precision_it_errs_little_more_than_the_fused_call(dtype, tile):
         assert error <= 1.5 * allowed  # each tile rounds its context once more
 
 
-@pytest.fixture
-def two_cores():
-    """Each core holds a head at least, so the peak depends on their number."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize("backward", [False, True])
 def test_memory_grows_with_the_length_and_not_with_its_square(backward):
     def peak(length):
@@ -262,7 +253,14 @@ def test_memory_grows_with_the_length_and_not_with_its_square(backward):
     assert peak(2048) < 2.1 * peak(1024) < 2.1**2 * peak(512)
 
 
-def test_memory_is_at_most_twice_that_of_the_fused_call(two_cores):
+def test_many_heads_of_a_long_text_take_the_room_of_one_tile():
+    tensors = [torch.zeros(5, 8192, 1) for _ in range(3)]
+    with Ledger() as ledger:
+        flash_attend(*tensors, causal=True)
+    assert ledger.peak < 1.5 * 4 * 128 * 8192  # bytes; the rest is small
+
+
+def test_memory_is_at_most_twice_that_of_the_fused_call():
     tensors = [torch.zeros(1, 12, 2048, 64, requires_grad=True) for _ in range(3)]
     peaks = []
     for form in (flash_attend, attend):
@@ -331,7 +329,7 @@ def test_heads_taken_together_equal_each_by_itself():
 def test_the_number_of_cores_changes_nothing():
     tensors, found = [torch.randn(2, 4, 4099, 2) for _ in range(3)], []
     cores = torch.get_num_threads()
-    for count in (1, 2, 3):  # of as many heads each
+    for count in (1, 2, 3):
         torch.set_num_threads(count)
         found.append(results(tensors, causal=True))
     torch.set_num_threads(cores)
