@@ -13,6 +13,14 @@ SITE = ROOT / "_build" / "html"
 CHAPTER = ROOT / "book/core/causal.ipynb"
 TOLD = re.findall(r"\b(?:root|file): *(\S+)", (ROOT / "_toc.yml").read_text())
 
+# Characters a line of each longer paragraph without formulas: these are told twice.
+LENGTHS = """() => [...document.querySelectorAll("article section > p")]
+    .filter(p => !p.querySelector(".math") && p.checkVisibility())
+    .filter(p => p.innerText.length > 240)
+    .map(p => p.innerText.length / Math.round(
+        p.getBoundingClientRect().height / parseFloat(getComputedStyle(p).lineHeight)
+    ))"""
+
 
 @pytest.fixture(scope="module")
 def page(browser: Browser):
@@ -88,6 +96,18 @@ def test_a_chapter_is_taken_along_from_a_folder(page: Page):
         page.get_by_role("link", name="Download this chapter").click()
     assert download.value.suggested_filename == CHAPTER.name
     assert download.value.path().read_bytes() == CHAPTER.read_bytes()
+
+
+@pytest.mark.parametrize("width", [1280, 1600])
+def test_a_line_of_prose_is_no_longer_than_the_eye_follows(
+    browser: Browser, width: int
+):
+    page = browser.new_page(viewport={"width": width, "height": 900})
+    page.goto((SITE / "book/core/causal.html").as_uri())
+    lengths = page.evaluate(LENGTHS)
+    page.close()
+    assert lengths
+    assert max(lengths) <= 85
 
 
 def test_every_heading_has_an_address_of_its_own(page: Page):
