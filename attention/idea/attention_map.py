@@ -194,18 +194,28 @@ def show_weights(
         hint = "maps are drawn by matplotlib: pip install 'building-attention[maps]'"
         raise ModuleNotFoundError(hint) from None
 
-    cell = 0.48 if max(len(queries), len(keys)) <= 8 else 0.22
-    width, height = cell * len(keys) + 0.9, cell * len(queries) + 0.9
-    columns = min(len(maps), max(1, int(7.7 / width)))  # what a page has room for
+    few = max(maps.shape[1:]) <= 8
+    # In inches: the names' room, that of the cells, and what a cell needs at least.
+    beside, above = (
+        max(0.9, 0.34 + 0.08 * max(map(len, side))) for side in (queries, keys)
+    )
+    room, least = 4.6 - beside, 0.3 if few else 0.22  # 4.6 can be read on a phone
+    columns = min(len(maps), max(1, int(room / (least * len(keys)))))
     rows = -(-len(maps) // columns)
-    figure = Figure(figsize=(columns * width, rows * height), layout="constrained")
+    cell = max(least, min(0.48, room / (columns * len(keys)))) if few else least
+    width = columns * cell * len(keys) + beside
+    height = rows * (cell * len(queries) + above + 0.2 * (rows > 1))
+    figure = Figure(figsize=(width, height), layout="constrained")
     limit = max(maps.abs().max().item(), 1e-4) if signed else 1.0
     places = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for axes, name, *of_map in zip(places, names, maps, allowed, strict=False):
+    drawn = zip(range(len(maps)), places, names, maps, allowed, strict=False)
+    for n, axes, name, *of_map in drawn:
         _draw_map(axes, *of_map, limit)
         _name_axes(axes, queries, keys, cell)
         axes.set_title(name, fontsize=10)
-        if max(maps.shape[1:]) > 8:
+        if n % columns:  # the queries are named once a row
+            axes.set(yticks=[], ylabel="")
+        if not few:
             _draw_bar(axes, limit, signed)
     for spare in places[len(maps) :]:
         spare.set_axis_off()

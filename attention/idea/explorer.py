@@ -81,7 +81,8 @@ _STYLE = """
   .room { overflow-x: auto; }
   table {
     /* A cell's share of the room, between a sliver and a comfortable square. */
-    --first: min(var(--name) * 0.5rem + 0.8rem, max(4.2rem, 15cqi));
+    --spare: min(5.3rem, 100cqi - var(--keys) * 1.26rem);
+    --first: min(var(--name) * 0.5rem + 0.8rem, max(4.2rem, 15cqi, var(--spare)));
     --cell: clamp(0.7rem, (100cqi - var(--first)) / var(--keys), 2.6rem);
     table-layout: fixed;
     width: calc(var(--first) + var(--keys) * var(--cell));
@@ -105,8 +106,8 @@ _STYLE = """
   }
   /* Numbers shrink with their cell, and leave before they are too small to read. */
   .few td, td.lit {
-    --size: min(0.78rem, 0.45 * var(--cell));
-    font-size: clamp(0px, (var(--cell) - 1.29rem) * 99, var(--size));
+    --size: min(0.78rem, 0.47 * var(--cell));
+    font-size: clamp(0px, (var(--cell) - 1.25rem) * 99, var(--size));
   }
   td.masked {
     background: content-box
@@ -141,31 +142,43 @@ _STYLE += """
   }
   tbody bdi {  /* a long token takes a second line, and a third */
     display: -webkit-inline-box;
-    max-inline-size: calc(var(--first) - 0.7rem);
+    max-inline-size: calc(var(--first) - 0.5rem);
+    margin: 0.15rem 0.3rem 0.15rem 0;
     overflow-wrap: anywhere;
     white-space: pre-wrap;
     -webkit-box-orient: vertical;
     -webkit-line-clamp: 3;
   }
   thead :is(th, td) { height: auto; vertical-align: bottom; }
+  thead bdi { margin: 0.3rem 0; }
   .tilt thead bdi { rotate: 180deg; writing-mode: vertical-rl; }
 
   button {
     all: unset;
     box-sizing: border-box;
     width: 100%;
-    padding: 0.15rem 0.3rem;
+    vertical-align: middle;
   }
-  thead button { padding: 0.3rem 0; }
   .lit button { -webkit-text-stroke: 0.4px; }  /* bold, and no wider */
   button, label { border-radius: 3px; cursor: pointer; }
   label { min-width: 1.65rem; padding: 0.2rem 0.3rem; text-align: center; }
   [aria-pressed="true"], label:has(:checked) { background: #5a62d8; color: white; }
   button:focus-visible, label:has(:focus-visible) { outline: 2px solid; }
-  fieldset { display: flex; flex-wrap: wrap; margin: 0 0 6px; padding: 0; border: 0; }
+  fieldset {
+    display: flex;
+    flex-wrap: wrap;
+    min-height: 1.6rem;
+    margin: 0 0 0.4rem;
+    padding: 0;
+    border: 0;
+  }
   legend { float: left; width: 3rem; padding: 0.2rem 0; text-transform: capitalize; }
   input { position: absolute; opacity: 0; }
   output { display: block; min-height: 2.7em; margin: 0.5rem 0; }
+  /* Each choice will take a line above the table. */
+  @media (scripting: enabled) {
+    &:not([data-ready]) { padding-top: calc(var(--choices) * 2rem); }
+  }
 }
 """
 
@@ -389,6 +402,7 @@ def _places(axes: tuple, show: tuple, caption: str) -> tuple[str, str]:
             shown.append(f'{axis} <b class="{axis}">{n + 1}</b> of {size}')
     if shown:
         caption += f" In view: {', '.join(shown)}."
+    data += f' style="--choices:{len(shown)}"'
     return data, caption + ' <span aria-hidden="true">0 <i></i> 1</span>'
 
 

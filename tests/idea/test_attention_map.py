@@ -158,13 +158,14 @@ def test_keys_stand_above_queries_on_the_left_and_nothing_frames_the_map():
     ("heads", "sides", "inches"),
     [
         ((), (3, 5), (3.3, 2.34)),
-        ((), (8, 8), (4.74, 4.74)),
+        ((), (8, 8), (4.6, 4.6)),  # no wider than can be read on a phone
         ((), (9, 5), (2.0, 2.88)),
         ((), (3, 40), (9.7, 1.56)),  # wider than a page
-        ((2,), (3, 5), (6.6, 2.34)),
-        ((5,), (3, 5), (6.6, 7.02)),
-        ((3,), (3, 4), (5.64, 4.68)),  # three in a row would be too wide for a page
-        ((2,), (3, 40), (9.7, 3.12)),
+        ((2,), (3, 5), (4.6, 2.01)),
+        ((3,), (3, 4), (4.6, 1.825)),
+        ((5,), (3, 5), (4.6, 6.63)),  # three in a row would be too wide for a phone
+        ((2,), (3, 8), (4.6, 4.975)),
+        ((2,), (3, 40), (9.7, 3.52)),
     ],
     ids=str,
 )
@@ -172,6 +173,22 @@ def test_a_picture_is_as_large_as_its_cells(heads, sides, inches):
     weights = torch.full((*heads, *sides), 1 / sides[1])
     figure = show_weights(weights, ["q"] * sides[0], ["k"] * sides[1])
     assert figure.get_size_inches().tolist() == pytest.approx(inches)
+
+
+def test_long_names_take_no_room_from_the_cells():
+    weights, tokens = torch.full((2, 5, 5), 0.2), ["international", *"abcd"]
+    for maps, inches in ((weights, 0.3), (weights[0], 0.48)):
+        figure = show_weights(maps, tokens, tokens)
+        figure.canvas.draw()
+        assert figure.axes[0].get_window_extent().width / figure.dpi >= 5 * inches
+
+
+def test_queries_are_named_once_a_row_of_maps():
+    figure = show_weights(some_weights(3), QUERIES, KEYS)
+    maps = figure.axes[:3]  # two in the first row, one in the second
+    named = [[label.get_text() for label in axes.get_yticklabels()] for axes in maps]
+    assert named == [QUERIES, [], QUERIES]
+    assert [axes.get_ylabel() for axes in maps] == ["queries", "", "queries"]
 
 
 def test_a_map_alone_has_no_title():
@@ -229,7 +246,8 @@ def test_a_bar_beside_the_map_says_which_opacity_is_which_value(signed, ends):
 SIDES = {
     "short and few": ("abcdefgh", 0),
     "short and many": ("abcdefghijk", 0),
-    "of six letters": (["abcdef"] * 8, 0),
+    "of six letters": (["abcdef"] * 7, 0),
+    "of six letters, eight times": (["abcdef"] * 8, 90),
     "of seven letters": (["abcdefg"] * 2, 90),
     "of three letters and many": (["abc"] * 11, 90),
 }
