@@ -1,0 +1,120 @@
+"""Every stored map is told in the words that its own cells give."""
+
+import re
+import sys
+from html import unescape
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+import torch
+
+from attention import describe
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "book"))
+
+import tangle  # noqa: E402
+
+# Maps in other words than those of `describe`, each with the reason.
+OWN_WORDS = {
+    "idea/additive map": "it names the place of each digit: most stand there twice",
+    "idea/additive unseen-map": "likewise",
+    "speed/flash order": "its cells are tiles, in the order of their turn",
+    "speed/flash_triton programs-picture": "its cells are tiles",
+}
+SVG = "{http://www.w3.org/2000/svg}"
+CELL = re.compile(r"fill: (?:#5a62d8(?:; opacity: ([\d.]+))?|(url)\(#h\w+\))$")
+
+
+def outputs(kind: str) -> dict[str, tuple[str, str]]:
+    """All outputs of this kind with their words, by chapter and cell."""
+    found = {}
+    for name in tangle.contents(ROOT):
+        path = ROOT / f"book/{name}.ipynb"
+        for cell in tangle.load(path, ROOT)["cells"] if path.exists() else []:
+            for output in cell.get("outputs", []):
+                data = {k: "".join(v) for k, v in output.get("data", {}).items()}
+                if kind in data:
+                    found[f"{name} {cell['id']}"] = data[kind], data["text/plain"]
+    return found
+
+
+def labels(axes: ElementTree.Element, side: str) -> list[str]:
+    """The tokens along one side of a map."""
+    ticks = axes.iterfind(f"{SVG}g/{SVG}g")  # not those of the bar beside the map
+    ticks = [tick for tick in ticks if tick.get("id", "").startswith(side)]
+    return [text.text or "" for tick in ticks for text in tick.iter(f"{SVG}text")]
+
+
+def corners(path: ElementTree.Element) -> torch.Tensor:
+    """The least and largest x and y of a rectangle."""
+    points = re.findall(r"([\d.]+) ([\d.]+)", path.get("d"))
+    points = torch.tensor([[float(x), float(y)] for x, y in points])
+    return torch.stack([points.amin(dim=0), points.amax(dim=0)])
+
+
+def drawn(page: str) -> dict:
+    """What a picture shows, read from its ink; a cell without ink is a zero."""
+    groups = ElementTree.fromstring(page).iterfind(f"{SVG}g/{SVG}g")
+    places = [axes for axes in groups if labels(axes, "xtick")]  # not one to spare
+    keys, queries = (labels(places[0], side) for side in ("xtick", "ytick"))
+    shape, maps, masks = (len(queries), len(keys)), [], []
+    for axes in places:
+        frame, *paths = axes.iterfind(f"{SVG}g/{SVG}path")
+        start, end = corners(frame)
+        size = (end - start) / torch.tensor([len(keys), len(queries)])
+        weights, mask = torch.zeros(shape), torch.ones(shape, dtype=torch.bool)
+        for path in paths:
+            if cell := CELL.search(path.get("style", "")):
+                j, i = ((corners(path).mean(dim=0) - start) / size).int().tolist()
+                mask[i, j] = not cell[2]
+                weights[i, j] = 0 if cell[2] else float(cell[1] or 1)
+        maps, masks = [*maps, weights], [*masks, mask]
+    stacked = {"weights": torch.stack(maps), "mask": torch.stack(masks)}
+    return stacked | {"queries": queries, "keys": keys}
+
+
+def explored(page: str) -> dict:
+    """What an explorer shows, read from the numbers and headers of its table."""
+    data = dict(re.findall(r'data-(weights|layers|heads)="([^"]*)"', page))
+    numbers = data["weights"].replace("masked", "nan").replace(";", " ").split()
+    tokens = {
+        side: list(map(unescape, re.findall(rf'scope="{way}"><bdi>(.*?)</bdi>', page)))
+        for side, way in (("queries", "row"), ("keys", "col"))
+    }
+    axes = [int(data["layers"]), int(data["heads"])]
+    sizes = [*axes[axes[0] == 1 :], *map(len, tokens.values())]
+    weights = torch.tensor([float(number) for number in numbers]).reshape(sizes)
+    return {"weights": weights.nan_to_num(0), "mask": ~weights.isnan()} | tokens
+
+
+PICTURES = {
+    place: output
+    for place, output in outputs("image/svg+xml").items()
+    if ">queries</text>" in output[0] and 'id="ytick_1"' in output[0]
+}
+EXPLORERS = {
+    place: output
+    for place, output in outputs("text/html").items()
+    if "data-weights" in output[0]
+}
+
+
+@pytest.mark.parametrize("place", sorted(PICTURES.keys() - OWN_WORDS.keys()))
+def test_the_words_of_a_picture_follow_from_its_ink(place):
+    page, words = PICTURES[place]
+    assert words == describe(**drawn(page))
+
+
+@pytest.mark.parametrize("place", EXPLORERS)
+def test_the_words_of_an_explorer_follow_from_its_table(place):
+    page, words = EXPLORERS[place]
+    inside = unescape(re.search("<details>.*<p>(.*?)</p></details>", page)[1])
+    assert words == re.sub("[\u2068\u2069]", "", inside) == describe(**explored(page))
+
+
+def test_the_book_has_maps_and_those_with_words_of_their_own_are_among_them():
+    assert len(PICTURES) > 8
+    assert len(EXPLORERS) > 3
+    assert OWN_WORDS.keys() < PICTURES.keys()
