@@ -131,6 +131,17 @@ def test_the_contents_of_a_page_mark_where_the_reader_is(chapter: Page):
         expect(current).to_be_visible()
 
 
+CONTRAST = """button => {
+    const {color, backgroundColor} = getComputedStyle(button);
+    const [low, high] = [color, backgroundColor].map(colour => {
+        const [r, g, b] = colour.match(/[\\d.]+/g).map(c => c / 255)
+            .map(c => c <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b + 0.05;
+    }).sort((a, b) => a - b);
+    return high / low;
+}"""
+
+
 @pytest.mark.parametrize("chapter", ["phone"], indirect=True)
 def test_who_scrolls_up_on_a_phone_is_offered_the_way_to_the_top(chapter: Page):
     way = chapter.locator("#pst-back-to-top")
@@ -141,6 +152,12 @@ def test_who_scrolls_up_on_a_phone_is_offered_the_way_to_the_top(chapter: Page):
     chapter.evaluate(scroll, 3000)
     expect(way).to_be_hidden()
     chapter.evaluate(scroll, 2500)
+    for theme in ("light", "dark"):
+        chapter.emulate_media(color_scheme=theme)
+        chapter.wait_for_function(
+            f"document.documentElement.dataset.theme == '{theme}'"
+        )
+        assert way.evaluate(CONTRAST) >= 4.5
     way.click()
     chapter.wait_for_function("scrollY === 0")
     expect(way).to_be_hidden()
