@@ -116,14 +116,17 @@ def peaks_by_length(
 ) -> Iterable[tuple[int, float]]:
     """Each length and its peak in MiB, up to the length that might not fit.
 
-    `ready` makes the call for a length; what it needs itself is not measured.
+    `ready` makes the call for a length. What it needs itself is not measured, nor what
+    a first call leaves behind for the later ones: libraries, and kernels made to size.
     """
+    ready(64)()
     last = 0
     for length in lengths:
         # Twice the length takes four times the memory at worst; others need some.
         if 4 * last > free_memory(device) / 3:
             say(f"  {what}: {length} and longer might not fit")
             break
+        ready(length)()
         last = peak_growth(ready(length), device)
         yield length, round(last / 2**20, 2)
 

@@ -226,18 +226,14 @@ def memory_peaks(
     for direction in PASSES:
 
         def ready(length, backward=direction != "forward"):
-            step = Step(CONTENDERS[name], length, device, backward).to(DTYPES[dtype])
-            if name == FLEX:
-                step()  # compile
-            return step
+            return Step(CONTENDERS[name], length, device, backward).to(DTYPES[dtype])
 
+        what = f"{name}, {direction}"
         try:
-            ready(64)()  # load libraries
+            for length, peak in peaks_by_length(what, device, lengths, ready):
+                peaks[direction, length] = peak
         except CANNOT_RUN:  # explained when it was to be timed
             continue
-        what = f"{name}, {direction}"
-        for length, peak in peaks_by_length(what, device, lengths, ready):
-            peaks[direction, length] = peak
     return peaks
 
 
@@ -267,9 +263,10 @@ def report(rows: list[Row], machines: dict[str, str], rounds: int) -> str:
         if peaks:
             parts += [
                 memory_table(peaks, "dtype", "direction", "contender"),
-                "MiB at the peak, beyond the input; the context and the gradients are "
-                "counted. The exponent is the slope of log(memory) over log(length): 1 "
-                "is linear, 2 quadratic.",
+                "MiB at the peak of a second call, beyond the input and what the first "
+                "left behind; the context and the gradients are counted. The exponent "
+                "is the slope of log(memory) over log(length): 1 is linear, 2 "
+                "quadratic.",
             ]
     return "\n\n".join(parts) + "\n"
 

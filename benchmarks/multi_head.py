@@ -1,6 +1,6 @@
 """Time MultiHeadAttention beside what a user would pick instead.
 
-    python benchmarks/multi_head.py            ten minutes; writes multi_head.md, .csv
+    python benchmarks/multi_head.py            ten minutes; writes .md, .csv and .svg
     python benchmarks/multi_head.py --quick    two minutes; prints, writes nothing
 
 All contenders hold the same weights, and their outputs and gradients are compared
@@ -35,7 +35,8 @@ from common import (
     tells_memory,
     times_table,
 )
-from harness import Patience, Timing, in_fresh_process, time_side_by_side
+from flash import attend_flex
+from harness import Patience, Timing, in_fresh_process, sample, time_side_by_side
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -43,7 +44,8 @@ from attention import MultiHeadAttention
 
 WIDTH, HEADS, BATCH = 768, 12, 4
 HEAD_DIM = WIDTH // HEADS
-LENGTHS, MEMORY_LENGTHS = [256, 1024, 2048], [512, 1024, 2048, 4096, 8192]
+LENGTHS, MEMORY_LENGTHS = [256, 1024, 2048, 4096], [512, 1024, 2048, 4096, 8192]
+TOO_SLOW = 4  # times ours: such a contender is named, and not waited for
 TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2}  # relative, for each token's vector
 GOAL = 1.05  # times the fastest peer
 OURS = "MultiHeadAttention"
@@ -57,27 +59,27 @@ def ours(module: MultiHeadAttention) -> nn.Module:
     return module
 
 
-def by_hand(module: MultiHeadAttention) -> nn.Module:
-    """The same module with scores, softmax and weights written out."""
+def with_form(form: Callable[..., Tensor], module: MultiHeadAttention) -> nn.Module:
+    """The same module with another form of attention, without mask and dropout."""
+
+    def attend(queries, keys, values, mask, *, causal, dropout_p):
+        if mask is not None or dropout_p:
+            raise ValueError("there must be no mask and no dropout")
+        return form(queries, keys, values, causal=causal)
+
     twin = MultiHeadAttention(
-        WIDTH, WIDTH, module.context_length, 0.0, HEADS, attend=attend_by_hand
+        WIDTH, WIDTH, module.context_length, 0.0, HEADS, attend=attend
     )
     twin.load_state_dict(module.state_dict())
     return twin
 
 
 def attend_by_hand(
-    queries: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    mask: Tensor | None = None,
-    *,
-    causal: bool,
-    dropout_p: float,
+    queries: Tensor, keys: Tensor, values: Tensor, *, causal: bool
 ) -> Tensor:
     """Causal attention as the texts write it, with PyTorch's softmax."""
-    if mask is not None or not causal or dropout_p:
-        raise ValueError("attend_by_hand must be causal, without mask and dropout")
+    if not causal:
+        raise ValueError(f"attend_by_hand must be causal, came {causal=}")
     scores = queries @ keys.mT * queries.shape[-1] ** -0.5
     scores = scores.masked_fill(future(queries.shape[-2], queries.device), -torch.inf)
     return scores.softmax(dim=-1) @ values
@@ -87,6 +89,37 @@ def attend_by_hand(
 def future(length: int, device: torch.device) -> Tensor:
     """True where key j comes after query i."""
     return torch.ones(length, length, dtype=torch.bool, device=device).triu(1)
+
+
+class Companion(nn.Module):
+    """The companion's class by its description: section 3.6.2, dropout at 0.
+
+    The mask is a buffer of context_length × context_length ones, cut to size at each
+    call; scores are masked in place, then divided by the root of the width.
+    """
+
+    def __init__(self, module: MultiHeadAttention) -> None:
+        super().__init__()
+        self.W_query = nn.Linear(WIDTH, WIDTH, bias=False)
+        self.W_key = nn.Linear(WIDTH, WIDTH, bias=False)
+        self.W_value = nn.Linear(WIDTH, WIDTH, bias=False)
+        self.out_proj = nn.Linear(WIDTH, WIDTH)
+        self.dropout = nn.Dropout(0.0)
+        self.load_state_dict(module.state_dict())
+        size = module.context_length
+        self.register_buffer("mask", torch.ones(size, size).triu(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, length, _ = x.shape
+        queries, keys, values = (
+            layer(x).view(batch, length, HEADS, HEAD_DIM).transpose(1, 2)
+            for layer in (self.W_query, self.W_key, self.W_value)
+        )
+        scores = queries @ keys.transpose(2, 3)
+        scores.masked_fill_(self.mask.bool()[:length, :length], -torch.inf)
+        weights = self.dropout(torch.softmax(scores / HEAD_DIM**0.5, dim=-1))
+        context = (weights @ values).transpose(1, 2).contiguous()
+        return self.out_proj(context.view(batch, length, WIDTH))
 
 
 class FusedProjection(nn.Module):
@@ -164,7 +197,9 @@ CONTENDERS: dict[str, Callable[[MultiHeadAttention], nn.Module]] = {
     "torch.nn.MultiheadAttention": TorchAttention,
     "fused QKV": FusedProjection,
     "x-transformers": x_transformers,
-    "by hand": by_hand,
+    "FlexAttention": functools.partial(with_form, attend_flex),
+    "companion's class": Companion,
+    "by hand": functools.partial(with_form, attend_by_hand),
 }
 
 
@@ -222,6 +257,7 @@ def prepare(cell: Cell) -> dict[str, Step]:
     where = {"device": cell.device, "dtype": DTYPES[cell.dtype]}
     module, x = reference(cell.length), torch.randn(BATCH, cell.length, WIDTH)
     steps: dict[str, Step] = {}
+    seconds: dict[str, float] = {}
     expected: list[Tensor] = []
     for name, build in CONTENDERS.items():
         try:
@@ -235,6 +271,10 @@ def prepare(cell: Cell) -> dict[str, Step]:
             continue
         expected = expected or results
         compare(name, results, expected, TOLERANCE[cell.dtype])
+        seconds[name] = sample(step, 1, cell.device).seconds
+        if seconds[name] > TOO_SLOW * seconds[OURS]:
+            say(f"  {name} is left out: {seconds[name]:.1f} s a call")
+            continue
         steps[name] = step
     return steps
 
@@ -303,10 +343,8 @@ def measure_memory(device: str, lengths: list[int]) -> list[Row]:
     rows = []
     for number, name in enumerate(CONTENDERS, start=1):
         start = time.perf_counter()
-        try:
-            peaks = in_fresh_process(memory_peaks, name, device, lengths)
-        except CANNOT_RUN as error:
-            say(f"  {name} cannot run: {first_line(error)}")
+        peaks = in_fresh_process(memory_peaks, name, device, lengths)
+        if not peaks:
             continue
         place = {"device": device, "dtype": "float32", "batch": 1, "contender": name}
         rows += [
@@ -326,18 +364,24 @@ def memory_peaks(
     name: str, device: str, lengths: list[int]
 ) -> dict[tuple[str, int], float]:
     """MiB by pass and length, up to the length that might not fit."""
-    module = CONTENDERS[name](reference(max(lengths))).to(device)
     peaks: dict[tuple[str, int], float] = {}
+    try:
+        module = CONTENDERS[name](reference(max(lengths))).to(device)
+    except ImportError as error:
+        say(f"  {name} cannot run: {first_line(error)}")
+        return peaks
     for direction in PASSES:
 
         def ready(length, backward=direction != "forward"):
             module.zero_grad(set_to_none=True)
             return Step(module, torch.randn(1, length, WIDTH).to(device), backward)
 
-        ready(64)()  # load libraries
         what = f"{name}, {direction}"
-        for length, peak in peaks_by_length(what, device, lengths, ready):
-            peaks[direction, length] = peak
+        try:
+            for length, peak in peaks_by_length(what, device, lengths, ready):
+                peaks[direction, length] = peak
+        except CANNOT_RUN as error:
+            say(f"  {what} cannot run: {first_line(error)}")
     return peaks
 
 
@@ -355,14 +399,16 @@ def report(rows: list[Row], machines: dict[str, str], rounds: int) -> str:
             f"Milliseconds, the median of {rounds} rounds; in brackets the ratio to "
             "the fastest peer, the median of the rounds' ratios. Spread is the "
             f"interquartile range of {OURS}. Batch {BATCH}, width {WIDTH}, "
-            f"{HEADS} heads."
+            f"{HEADS} heads. A dash is for what cannot run, or takes more than "
+            f"{TOO_SLOW} × our time."
         )
         parts += [verdict(times), picture("multi_head", device, OURS)]
         if peaks:
             parts += [
                 memory_table(peaks, "direction", "contender"),
-                "MiB at the peak, beyond the input and the weights; the weights' "
-                f"gradients, {weights_mib():.0f} MiB, are counted. Batch 1, float32. "
+                "MiB at the peak of a second call, beyond the input, the weights and "
+                "what the first call left behind; the weights' gradients, "
+                f"{weights_mib():.0f} MiB, are counted. Batch 1, float32. "
                 "The exponent is the slope of log(memory) over log(length): 1 is "
                 "linear, 2 quadratic.",
             ]

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 pytest.importorskip("resource")  # what the harness asks for its own time: not Windows
 
@@ -108,3 +109,25 @@ def test_the_bar_fills():
     assert bars[0] == f"[{'.' * 20}] 0/3"
     assert bars[3] == f"[{'#' * 20}] 3/3"
     assert [bar.count("#") for bar in bars] == sorted(bar.count("#") for bar in bars)
+
+
+def test_what_a_first_call_leaves_behind_is_not_measured(monkeypatch):
+    made = []
+
+    def ready(length):
+        return lambda: made.append(length) or made.count(length)
+
+    monkeypatch.setattr(common, "peak_growth", lambda call, device: call() * 2**20)
+    found = common.peaks_by_length("it", "cpu", [11, 13], ready)
+    assert list(found) == [(11, 2.0), (13, 2.0)], "the second call of each length"
+
+
+@pytest.mark.parametrize("name", ["companion's class", "by hand", "fused QKV"])
+def test_a_contender_computes_what_ours_does(name):
+    module = multi_head.reference(11)
+    x = torch.randn(2, 11, multi_head.WIDTH)
+    theirs, ours = (
+        multi_head.Step(multi_head.CONTENDERS[which](module), x, backward=True)
+        for which in (name, multi_head.OURS)
+    )
+    multi_head.compare(name, theirs.results(), ours.results(), tolerance=1e-5)
