@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,10 @@ from bs4 import BeautifulSoup
 from playwright.sync_api import Browser, Page, expect
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "book/_ext"))
+
+import plain_code  # noqa: E402
+
 SITE = ROOT / "_build" / "html"
 CHAPTER = ROOT / "book/core/causal.ipynb"
 TOLD = re.findall(r"\b(?:root|file): *(\S+)", (ROOT / "_toc.yml").read_text())
@@ -136,3 +141,21 @@ def test_pages_lead_on_and_back_in_the_order_of_the_story():
             found = links.select(f"a.{direction}")
             places = [(page.parent / link["href"]).resolve() for link in found]
             assert places == [SITE / f"{other}.html"] * bool(other)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_code_without_marks_has_lost_no_colour(scheme: str):
+    style = (SITE / "_static/pygments.css").read_text("utf-8")
+    inks = re.findall(
+        rf'data-theme="{scheme}"\] \.highlight( \.\w+)? {{[^}}]*\bcolor: (\S+)', style
+    )
+    inks = {name.strip(" ."): ink for name, ink in inks}
+    assert inks["k"] != inks[""], "a word of the language has a colour"
+    assert {inks[name] for name in plain_code.PLAIN} == {inks[""]}
+
+
+@pytest.mark.parametrize("name", TOLD)
+def test_code_is_marked_only_where_it_has_a_colour(name: str):
+    page = BeautifulSoup((SITE / f"{name}.html").read_text("utf-8"), "html.parser")
+    marks = [tuple(mark["class"]) for mark in page.select(".highlight pre span[class]")]
+    assert not {(name,) for name in plain_code.PLAIN} & set(marks)
