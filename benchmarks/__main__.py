@@ -1,6 +1,6 @@
 """Run every benchmark that the device at hand can run, one after the other.
 
-    python benchmarks                   all of them, half an hour or more
+    python benchmarks                   all of them, an hour or more
     python benchmarks --quick           a first look; writes nothing
     python benchmarks flash --device cpu
 

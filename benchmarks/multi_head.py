@@ -1,6 +1,6 @@
 """Time MultiHeadAttention beside what a user would pick instead.
 
-    python benchmarks/multi_head.py            ten minutes; writes .md, .csv and .svg
+    python benchmarks/multi_head.py            half an hour; writes .md, .csv and .svg
     python benchmarks/multi_head.py --quick    two minutes; prints, writes nothing
 
 All contenders hold the same weights, and their outputs and gradients are compared
