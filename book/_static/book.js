@@ -1,5 +1,5 @@
-/* Copy buttons on code, tab stops on what scrolls, light paper, and the chapter to take
-   along where there is no server. */
+/* Copy buttons on code, tab stops on what scrolls, light paper, the chapter to take along
+   where there is no server, and the page below its first screen. */
 
 const PROMPT = /^(>>>|\.\.\.|\$) ?/;
 
@@ -72,8 +72,26 @@ function take_along(name, notebook) {
   URL.revokeObjectURL(link.href);
 }
 
-/* Paper is light, whatever the screen is. */
+/* What waits below the first screen (see `book.css`) is laid out a section at a time, so
+   that a tap in between is answered. */
 const root = document.documentElement;
+const idle = window.requestIdleCallback ?? ((work) => setTimeout(work, 50));
+
+function lay_out_rest() {
+  const waiting = document.querySelectorAll(".bd-article > section > section ~ section");
+  const sections = waiting.values();
+  const next = () => {
+    const { value: section, done } = sections.next();
+    if (done) return (root.dataset.whole = "");
+    section.style.contentVisibility = "visible";
+    idle(next);
+  };
+  idle(next);
+}
+
+addEventListener("load", () => requestAnimationFrame(lay_out_rest));
+
+/* Paper is light, whatever the screen is. */
 let scheme;
 
 addEventListener("beforeprint", () => {

@@ -4,7 +4,7 @@ import os
 import shutil
 
 import pytest
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import Page, sync_playwright
 
 FOUND = map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))
 CHROMIUM = next(filter(None, FOUND), None)
@@ -19,3 +19,15 @@ def browser():
         chromium = playwright.chromium.launch(executable_path=CHROMIUM)
         yield chromium
         chromium.close()
+
+
+@pytest.fixture(scope="session")
+def read():
+    """Open a page and wait until its script has laid out more than the first screen."""
+    whole = "!document.scripts.length || 'whole' in document.documentElement.dataset"
+
+    def read(page: Page, address: str) -> None:
+        page.goto(address)
+        page.wait_for_function(whole)
+
+    return read

@@ -48,9 +48,11 @@ HEADINGS = """() => [...document.querySelectorAll("h1, h2, h3, h4, h5, h6")]
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_axe_finds_no_fault_and_headings_are_in_order(name: str, browser: Browser):
+def test_axe_finds_no_fault_and_headings_are_in_order(
+    name: str, browser: Browser, read
+):
     faults, page = {}, browser.new_page()
-    page.goto((SITE / f"{name}.html").as_uri())
+    read(page, (SITE / f"{name}.html").as_uri())
     page.add_style_tag(content="* { transition: none !important; }")  # judge no dusk
     page.evaluate(AXE)
     page.evaluate(ONE_OF_EACH_KIND)
@@ -72,9 +74,9 @@ def test_axe_finds_no_fault_and_headings_are_in_order(name: str, browser: Browse
 
 
 @pytest.fixture
-def chapter(browser: Browser):
+def chapter(browser: Browser, read):
     page = browser.new_page(viewport={"width": 1280, "height": 844})
-    page.goto(CHAPTER)
+    read(page, CHAPTER)
     yield page
     page.close()
 

@@ -41,9 +41,9 @@ def test_every_public_name_has_an_entry_and_every_entry_a_name(entries):
     assert sorted(entries) == sorted(attention.__all__)
 
 
-def test_all_names_at_a_glance_look_alike(browser):
+def test_all_names_at_a_glance_look_alike(browser, read):
     page = browser.new_page()
-    page.goto(API.as_uri())
+    read(page, API.as_uri())
     inks = "codes => [...new Set(codes.map(e => getComputedStyle(e).color))]"
     names = page.locator('article a[href^="#api-"] code')
     assert names.count() == len(attention.__all__)

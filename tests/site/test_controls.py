@@ -11,10 +11,10 @@ WIDTHS = {"phone": 390, "desktop": 1280}
 
 
 @pytest.fixture
-def chapter(request, browser: Browser):
+def chapter(request, browser: Browser, read):
     width = WIDTHS[getattr(request, "param", "desktop")]
     page = browser.new_page(viewport={"width": width, "height": 844})
-    page.goto(CHAPTER)
+    read(page, CHAPTER)
     yield page
     page.close()
 

@@ -595,11 +595,11 @@ def test_the_chapters_that_promise_an_explorer_hold_one():
 
 
 @pytest.mark.parametrize("name", BUILT)
-def test_an_explorer_of_the_book_answers_and_can_be_read(browser, name):
+def test_an_explorer_of_the_book_answers_and_can_be_read(browser, read, name):
     errors = []
     page = browser.new_page(viewport={"width": 390, "height": 844})
     page.on("pageerror", lambda error: errors.append(str(error)))
-    page.goto((SITE / name).as_uri())
+    read(page, (SITE / name).as_uri())
     for explorer in page.locator(".attention-explorer").all():
         explorer.locator("tbody button").first.click()
         expect(explorer.locator("output")).to_have_text(re.compile(" looks at "))

@@ -62,10 +62,10 @@ def chapter(request) -> str:
 
 
 @pytest.fixture(scope="module")
-def figures(chapter: str, browser: Browser) -> list[dict]:
+def figures(chapter: str, browser: Browser, read) -> list[dict]:
     """The chapter's figures on a phone, in the light and again in the dark."""
     page = browser.new_page(viewport={"width": 390, "height": 844})
-    page.goto((ROOT / f"_build/html/{chapter}.html").as_uri())
+    read(page, (ROOT / f"_build/html/{chapter}.html").as_uri())
     found = []
     for theme in ("light", "dark"):
         page.emulate_media(color_scheme=theme)
@@ -112,9 +112,9 @@ def plain_edges(box: Locator) -> list[bool]:
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_a_shadow_shows_where_a_picture_goes_on(browser: Browser, theme: str):
+def test_a_shadow_shows_where_a_picture_goes_on(browser: Browser, read, theme: str):
     page = browser.new_page(viewport={"width": 300, "height": 844}, color_scheme=theme)
-    page.goto((ROOT / "_build/html/book/core/multi_head.html").as_uri())
+    read(page, (ROOT / "_build/html/book/core/multi_head.html").as_uri())
     page.add_style_tag(content=".picture svg { visibility: hidden; }")
     box = page.locator("#fig-heads-map .picture")
     for width, left, plain in (

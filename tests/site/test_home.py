@@ -124,9 +124,9 @@ def test_the_map_is_the_one_that_its_chapter_stores(home):
     assert len(home.select(".attention-explorer")) == 1
 
 
-def test_the_names_beside_the_map_keep_to_one_line_on_a_phone(browser):
+def test_the_names_beside_the_map_keep_to_one_line_on_a_phone(browser, read):
     page = browser.new_page(viewport={"width": 390, "height": 844})
-    page.goto(HOME.as_uri())
+    read(page, HOME.as_uri())
     rows = page.locator(".attention-explorer tbody tr")
     heights = rows.evaluate_all("rows => rows.map(row => row.offsetHeight)")
     room = page.locator(".attention-explorer .room")

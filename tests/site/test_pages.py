@@ -75,7 +75,7 @@ LOOK = """async () => {
 
 
 @pytest.fixture(scope="module", params=PAGES)
-def visit(request, browser: Browser) -> Visit:
+def visit(request, browser: Browser, read) -> Visit:
     seen = Visit(request.param)
     page = browser.new_page()
     page.on("request", lambda asked: seen.requests.append(asked.url))
@@ -85,7 +85,7 @@ def visit(request, browser: Browser) -> Visit:
         "console",
         lambda said: seen.errors.append(said.text) if said.type == "error" else None,
     )
-    page.goto((SITE / f"{seen.page}.html").as_uri())
+    read(page, (SITE / f"{seen.page}.html").as_uri())
     for width, theme in VIEWS:
         page.set_viewport_size({"width": width, "height": 844})
         page.emulate_media(color_scheme=theme)

@@ -28,10 +28,10 @@ LENGTHS = """() => [...document.querySelectorAll("article section > p")]
 
 
 @pytest.fixture(scope="module")
-def page(browser: Browser):
+def page(browser: Browser, read):
     context = browser.new_context(permissions=["clipboard-read", "clipboard-write"])
     page = context.new_page()
-    page.goto((SITE / "book/core/causal.html").as_uri())
+    read(page, (SITE / "book/core/causal.html").as_uri())
     yield page
     context.close()
 
@@ -59,9 +59,9 @@ def test_a_copy_button_lies_on_its_code_and_is_seen_when_it_is_wanted(page: Page
     expect(button).to_have_css("opacity", "1")
 
 
-def test_folded_code_of_the_package_says_so_on_one_line(browser: Browser):
+def test_folded_code_of_the_package_says_so_on_one_line(browser: Browser, read):
     page = browser.new_page()
-    page.goto((SITE / "book/idea/attention_map.html").as_uri())
+    read(page, (SITE / "book/idea/attention_map.html").as_uri())
     folds = page.locator(".tag_export details.hide:not([open]) > summary")
     assert folds.count()
     for fold in folds.all():
@@ -93,10 +93,10 @@ def test_prompts_and_answers_are_not_copied(page: Page):
         assert page.evaluate(f'typed("{session}")') == typed.replace("\\n", "\n")
 
 
-def test_a_refused_copy_selects_the_code_and_says_how_to_go_on(browser: Browser):
+def test_a_refused_copy_selects_the_code_and_says_how_to_go_on(browser: Browser, read):
     page = browser.new_page()
     page.add_init_script("Object.defineProperty(navigator, 'clipboard', {value: null})")
-    page.goto((SITE / "book/core/causal.html").as_uri())
+    read(page, (SITE / "book/core/causal.html").as_uri())
     second = page.locator("div.cell").nth(1)
     second.hover()
     second.get_by_role("button", name="Copy").click()
@@ -114,10 +114,10 @@ def test_a_chapter_is_taken_along_from_a_folder(page: Page):
 
 @pytest.mark.parametrize("width", [1280, 1600])
 def test_a_line_of_prose_is_no_longer_than_the_eye_follows(
-    browser: Browser, width: int
+    browser: Browser, read, width: int
 ):
     page = browser.new_page(viewport={"width": width, "height": 900})
-    page.goto((SITE / "book/core/causal.html").as_uri())
+    read(page, (SITE / "book/core/causal.html").as_uri())
     lengths = page.evaluate(LENGTHS)
     page.close()
     assert lengths
@@ -159,3 +159,62 @@ def test_code_is_marked_only_where_it_has_a_colour(name: str):
     page = BeautifulSoup((SITE / f"{name}.html").read_text("utf-8"), "html.parser")
     marks = [tuple(mark["class"]) for mark in page.select(".highlight pre span[class]")]
     assert not {(name,) for name in plain_code.PLAIN} & set(marks)
+
+
+# The first screen
+
+CAUSAL = (SITE / "book/core/causal.html").as_uri()
+WAITING = """() => [...document.querySelectorAll(".bd-article > section > section")]
+    .map(section => getComputedStyle(section).contentVisibility !== "visible")"""
+DRAWN = "document.elementFromPoint(195, 422).closest('section > :not(section)')"
+
+
+@pytest.fixture
+def opening(browser: Browser):
+    """A page as it is before its script has laid out what is below the first screen."""
+    page = browser.new_page(viewport={"width": 390, "height": 844})
+    page.route("**/site.js*", lambda route: route.abort())
+    yield page
+    page.close()
+
+
+def test_what_is_below_the_first_screen_waits_for_it(opening: Page):
+    opening.goto(CAUSAL)
+    first, *rest = opening.evaluate(WAITING)
+    assert not first
+    assert len(rest) == sum(rest) > 5
+
+
+def test_who_scrolls_before_the_script_is_there_reads_on(opening: Page):
+    opening.goto(CAUSAL)
+    for depth in (3000, 6000, 9000):
+        opening.evaluate("top => scrollTo({top, behavior: 'instant'})", depth)
+        opening.wait_for_function(DRAWN)
+
+
+def test_soon_the_whole_page_is_laid_out(browser: Browser, read):
+    page = browser.new_page(viewport={"width": 390, "height": 844})
+    read(page, CAUSAL)
+    assert not any(page.evaluate(WAITING))
+    page.close()
+
+
+def test_who_begins_at_a_section_gets_the_page_whole(opening: Page):
+    opening.goto(f"{CAUSAL}#the-step")
+    assert not any(opening.evaluate(WAITING))
+    expect(opening.locator("#the-step h2")).to_be_in_viewport()
+
+
+def test_who_comes_again_gets_the_page_whole(opening: Page):
+    opening.goto(CAUSAL)
+    opening.reload()
+    assert not any(opening.evaluate(WAITING))
+
+
+def test_who_has_no_scripts_gets_the_page_whole(browser: Browser):
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto(CAUSAL)
+    shown = "section => getComputedStyle(section).contentVisibility"
+    assert page.locator("#the-step").evaluate(shown) == "visible"
+    context.close()
