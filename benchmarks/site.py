@@ -1,6 +1,6 @@
 """A chapter's page beside the one that Jupyter Book 1 builds by itself, in a browser.
 
-    python benchmarks/site.py            # about five minutes; writes site.md
+    python benchmarks/site.py            # about six minutes; writes site.md
     python benchmarks/site.py --quick    # a first look; writes nothing
 
 Both books are built from the same chapters and stored outputs: ours as it is, the other
@@ -311,7 +311,7 @@ def main() -> None:
     options = parser.parse_args()
     if CHROMIUM is None:
         raise SystemExit("Chromium is not installed")
-    rounds, builds = (3, 1) if options.quick else (11, 3)
+    rounds, builds = (3, 1) if options.quick else (31, 3)
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as folder:
         copies = books(Path(folder))
