@@ -8,6 +8,7 @@ those that set it in bold, or else the first that links it.
 
 import json
 import re
+from collections import defaultdict
 from pathlib import Path
 
 from docutils import nodes
@@ -25,29 +26,29 @@ def read_glossary(app: Sphinx, doctree: nodes.document) -> None:
         return
     labels = app.env.get_domain("std").anonlabels
     app.env.definitions = {}
+    chapters = introduced(app)
     for item in doctree.findall(nodes.definition_list_item):
         term, definition = item[0], item[-1]
         (name,) = term["ids"]
         labels[name.lower()] = (GLOSSARY, name)
         app.env.definitions[name] = definition[0].astext().replace("\n", " ")
-        for number, page in enumerate(introduced(app, name.lower())):
+        for number, page in enumerate(chapters.get(name.lower(), [])):
             definition[0] += nodes.Text(", " if number else " →\u00a0")
             definition[0] += chapter_link(page)
 
 
-def introduced(app: Sphinx, name: str) -> list[str]:
-    """The chapters that introduce a term."""
-    linked, bold = [], []
+def introduced(app: Sphinx) -> dict[str, list[str]]:
+    """Of each term, the chapters that introduce it."""
+    linked, bold = defaultdict(list), defaultdict(list)
     for _, pages in parts(Path(app.srcdir)):
         for page in pages:
             path = Path(app.srcdir, f"{page}.ipynb")
             app.env.note_dependency(str(path))
             for cell in json.loads(path.read_text("utf-8"))["cells"]:
-                for word, target in LINK.findall("".join(cell["source"])):
-                    if target == name:
-                        linked.append(page)
-                        bold += [page] * word.startswith("**")
-    return bold or linked[:1]
+                for word, name in LINK.findall("".join(cell["source"])):
+                    linked[name].append(page)
+                    bold[name] += [page] * word.startswith("**")
+    return {name: bold[name] or pages[:1] for name, pages in linked.items()}
 
 
 def chapter_link(page: str) -> addnodes.pending_xref:
