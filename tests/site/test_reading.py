@@ -59,6 +59,15 @@ def test_a_copy_button_lies_on_its_code_and_is_seen_when_it_is_wanted(page: Page
     expect(button).to_have_css("opacity", "1")
 
 
+def test_a_copy_button_leaves_the_mark_of_the_package_free(page: Page):
+    marked = page.locator(".tag_export:has(.in-package):not(:has(details)) .cell_input")
+    assert marked.count()
+    for cell in marked.all():
+        mark, button = (cell.locator(part) for part in (".in-package", ".copy"))
+        mark, button = mark.bounding_box(), button.bounding_box()
+        assert mark["y"] + mark["height"] < button["y"]
+
+
 def test_folded_code_of_the_package_says_so_on_one_line(browser: Browser, read):
     page = browser.new_page()
     read(page, (SITE / "book/idea/attention_map.html").as_uri())
