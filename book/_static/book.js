@@ -91,6 +91,11 @@ function lay_out_rest() {
 
 addEventListener("load", () => requestAnimationFrame(lay_out_rest));
 
+/* Where a link within the page leads is known when all before it is laid out. */
+addEventListener("click", ({ target }) => {
+  if (target.closest("a[href^='#']")) root.dataset.whole = "";
+});
+
 /* Paper is light, whatever the screen is. */
 let scheme;
 

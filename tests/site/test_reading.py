@@ -214,6 +214,15 @@ def test_who_begins_at_a_section_gets_the_page_whole(opening: Page):
     expect(opening.locator("#the-step h2")).to_be_in_viewport()
 
 
+def test_a_link_within_the_page_leads_there_at_any_time(browser: Browser):
+    page = browser.new_page(viewport={"width": 1280, "height": 844})
+    page.add_init_script("requestIdleCallback = () => {};")  # never a quiet moment
+    page.goto(CAUSAL)
+    page.locator("#pst-page-toc-nav a[href='#the-step']").click()
+    expect(page.locator("#the-step h2")).to_be_in_viewport()
+    page.close()
+
+
 def test_who_comes_again_gets_the_page_whole(opening: Page):
     opening.goto(CAUSAL)
     opening.reload()
