@@ -72,18 +72,19 @@ function take_along(name, notebook) {
   URL.revokeObjectURL(link.href);
 }
 
-/* What waits below the first screen (see `book.css`) is laid out a section at a time, so
-   that a tap in between is answered. */
+/* What waits below the first screen (see `book.css`) is laid out part by part, so that a
+   tap in between is answered. */
 const root = document.documentElement;
 const idle = window.requestIdleCallback ?? ((work) => setTimeout(work, 50));
 
 function lay_out_rest() {
-  const waiting = document.querySelectorAll(".bd-article > section > section ~ section");
-  const sections = waiting.values();
+  const section = ".bd-article > section > section";
+  const parts = document.querySelectorAll(`${section}:first-of-type > *, ${section}`);
+  const waiting = parts.values();
   const next = () => {
-    const { value: section, done } = sections.next();
+    const { value: part, done } = waiting.next();
     if (done) return (root.dataset.whole = "");
-    section.style.contentVisibility = "visible";
+    part.style.contentVisibility = "visible";
     idle(next);
   };
   idle(next);

@@ -173,8 +173,9 @@ def test_code_is_marked_only_where_it_has_a_colour(name: str):
 # The first screen
 
 CAUSAL = (SITE / "book/core/causal.html").as_uri()
-WAITING = """() => [...document.querySelectorAll(".bd-article > section > section")]
-    .map(section => getComputedStyle(section).contentVisibility !== "visible")"""
+WAITING = """parts => [...document.querySelectorAll(".bd-article > section > " + parts)]
+    .map(part => getComputedStyle(part).contentVisibility !== "visible")"""
+SECTIONS, BLOCKS = "section", "section:first-of-type > *"
 DRAWN = "document.elementFromPoint(195, 422).closest('section > :not(section)')"
 
 
@@ -189,9 +190,11 @@ def opening(browser: Browser):
 
 def test_what_is_below_the_first_screen_waits_for_it(opening: Page):
     opening.goto(CAUSAL)
-    first, *rest = opening.evaluate(WAITING)
+    first, *rest = opening.evaluate(WAITING, SECTIONS)
     assert not first
     assert len(rest) == sum(rest) > 5
+    blocks = opening.evaluate(WAITING, BLOCKS)
+    assert blocks == [False] * 4 + [True] * (len(blocks) - 4)
 
 
 def test_who_scrolls_before_the_script_is_there_reads_on(opening: Page):
@@ -204,13 +207,13 @@ def test_who_scrolls_before_the_script_is_there_reads_on(opening: Page):
 def test_soon_the_whole_page_is_laid_out(browser: Browser, read):
     page = browser.new_page(viewport={"width": 390, "height": 844})
     read(page, CAUSAL)
-    assert not any(page.evaluate(WAITING))
+    assert not any(page.evaluate(WAITING, SECTIONS) + page.evaluate(WAITING, BLOCKS))
     page.close()
 
 
 def test_who_begins_at_a_section_gets_the_page_whole(opening: Page):
     opening.goto(f"{CAUSAL}#the-step")
-    assert not any(opening.evaluate(WAITING))
+    assert not any(opening.evaluate(WAITING, SECTIONS))
     expect(opening.locator("#the-step h2")).to_be_in_viewport()
 
 
@@ -226,7 +229,7 @@ def test_a_link_within_the_page_leads_there_at_any_time(browser: Browser):
 def test_who_comes_again_gets_the_page_whole(opening: Page):
     opening.goto(CAUSAL)
     opening.reload()
-    assert not any(opening.evaluate(WAITING))
+    assert not any(opening.evaluate(WAITING, SECTIONS))
 
 
 def test_who_has_no_scripts_gets_the_page_whole(browser: Browser):
