@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from attention import describe
+from attention.idea.attention_map import _told_apart
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "book"))
@@ -75,6 +76,29 @@ def drawn(page: str) -> dict:
     return stacked | {"queries": queries, "keys": keys}
 
 
+def drawn_small(page: str, height: int, width: int) -> torch.Tensor:
+    """The weights of small maps without names, in tenths, read from their ink."""
+    axes = ElementTree.fromstring(page).find(f"{SVG}g/{SVG}g[@id='axes_1']")
+    paths = [path for path in axes.iterfind(f"{SVG}g/{SVG}path") if path.get("d")]
+    starts, ends = torch.stack([corners(path) for path in paths]).unbind(dim=1)
+    size = (ends[0] - starts[0]) / torch.tensor([width, height])
+    maps = torch.zeros(len(paths), height, width)
+    for square in axes.iterfind(f"{SVG}g[@id='PathCollection_1']/{SVG}use"):
+        place = torch.tensor([float(square.get("x")), float(square.get("y"))])
+        [n] = ((starts < place) & (place < ends)).all(dim=1).nonzero().flatten()
+        j, i = ((place - starts[n]) / size).int().tolist()
+        ink = re.search(r"fill-opacity: ([\d.]+)", square.get("style"))
+        maps[n, i, j] = float(ink[1]) if ink else 1
+    return maps
+
+
+def pairs(words: str) -> list[list[tuple[str, str, float]]]:
+    """Of each map that is told, its queries, each with its key and the weight."""
+    told = re.findall(r"strongest: (.*?\d)\.(?= |$)", words)
+    found = [re.findall(r"(?:^|, )(.+?) → (.+?) ([\d.]+)(?=, |$)", m) for m in told]
+    return [[(query, key, float(number)) for query, key, number in m] for m in found]
+
+
 def explored(page: str) -> dict:
     """What an explorer shows, read from the numbers and headers of its table."""
     data = dict(re.findall(r'data-(weights|layers|heads)="([^"]*)"', page))
@@ -89,9 +113,10 @@ def explored(page: str) -> dict:
     return {"weights": weights.nan_to_num(0), "mask": ~weights.isnan()} | tokens
 
 
+FIGURES = outputs("image/svg+xml")
 PICTURES = {
     place: output
-    for place, output in outputs("image/svg+xml").items()
+    for place, output in FIGURES.items()
     if ">queries</text>" in output[0] and 'id="ytick_1"' in output[0]
 }
 EXPLORERS = {
@@ -112,6 +137,30 @@ def test_the_words_of_an_explorer_follow_from_its_table(place):
     page, words = EXPLORERS[place]
     inside = unescape(re.search("<details>.*<p>(.*?)</p></details>", page)[1])
     assert words == re.sub("[\u2068\u2069]", "", inside) == describe(**explored(page))
+
+
+def test_sixteen_small_maps_are_told_by_what_is_darkest_in_each():
+    names = drawn(FIGURES["reading/translator map"][0])
+    queries, keys = _told_apart(names["queries"]), _told_apart(names["keys"])
+    page, words = FIGURES["reading/translator heads-figure"]
+    maps = drawn_small(page, len(queries), len(keys))
+    assert len(maps) == len(pairs(words)) == 16
+    for weights, [(query, key, number)] in zip(maps, pairs(words), strict=True):
+        ink = weights[queries.index(query), keys.index(key)]
+        assert ink == weights.max() == round(number, 1)
+
+
+def test_four_small_maps_are_told_by_what_is_darkest_in_each_row():
+    page, words = FIGURES["reading/translator examples-figure"]
+    axes = ElementTree.fromstring(page).find(f"{SVG}g/{SVG}g[@id='axes_1']")
+    pieces = _told_apart(labels(axes, "ytick")[:15])
+    maps = drawn_small(page, 15, 15)
+    assert len(maps) == len(pairs(words)) == 4
+    for weights, told in zip(maps, pairs(words), strict=True):
+        assert [query for query, _, _ in told] == pieces
+        for row, (_, key, number) in zip(weights, told, strict=True):
+            assert row[pieces.index(key)] == row.max()
+            assert abs(row.max() - number) < 0.056  # tenths beside hundredths
 
 
 def test_the_book_has_maps_and_those_with_words_of_their_own_are_among_them():

@@ -71,14 +71,18 @@ def describe(
     *,
     mask: Bool[Tensor, "..."] | None = None,
     signed: bool = False,
+    brief: bool | None = None,
 ) -> str:
     """What a map shows, in words: where each query looks most.
 
-    Takes what `show_weights` takes, and needs no matplotlib.
+    Takes what `show_weights` takes, and needs no matplotlib. With `brief` it tells of
+    each map the strongest pair alone, as it does by itself when there are more than 16
+    queries or maps.
     """
     maps, mask = as_maps(weights, queries, keys, mask, signed)
     names = _names(weights.shape[:-2])
-    brief = max(len(queries), len(maps)) > 16
+    if brief is None:
+        brief = max(len(queries), len(maps)) > 16
     size = f"{len(queries)} queries (rows) by {len(keys)} keys (columns)"
     words = [f"{'Scores' if signed else 'Attention map'}: {size}."]
     for name, table in zip(names, maps, strict=True):

@@ -58,6 +58,12 @@ def test_more_than_sixteen_maps_are_described_by_one_pair_each(heads, pairs):
     assert describe(some_weights(*heads), QUERIES, KEYS).count(" → ") == pairs
 
 
+@pytest.mark.parametrize(("size", "brief", "pairs"), [(2, True, 1), (17, False, 17)])
+def test_who_asks_gets_one_pair_or_all_of_them(size, brief, pairs):
+    weights, names = torch.full((size, 2), 0.5), [f"q{i}" for i in range(size)]
+    assert describe(weights, names, ["k", "l"], brief=brief).count(" → ") == pairs
+
+
 def test_sixteen_queries_are_described_one_by_one():
     weights, names = torch.full((16, 2), 0.5), [f"q{i}" for i in range(16)]
     assert describe(weights, names, ["k", "l"]).count(" → ") == 16
