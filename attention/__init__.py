@@ -12,18 +12,18 @@ Letters stand for axes in einops strings and formulas:
 
 from attention.core.causal import CausalAttention, causal_mask, future_leak
 from attention.core.cross import CrossAttention
-from attention.core.gpt2 import convert, fill, load_safetensors
-from attention.core.masks import combine, document_mask, padding_mask
+from attention.core.gpt2 import convert_state_dict, load_safetensors, load_weights
+from attention.core.masks import and_masks, document_mask, padding_mask
 from attention.core.multi_head import MultiHeadAttention, StackedHeads
 from attention.core.scaled_dot_product import SelfAttention, attend, attention_weights
 from attention.idea.additive import AdditiveAttention, additive_score
-from attention.idea.attention_map import describe, show_weights
+from attention.idea.attention_map import describe_weights, show_weights
 from attention.idea.explorer import explore
 from attention.idea.simple import simple_self_attention, softmax
-from attention.reading.translator import entropy, load_translator
+from attention.reading.translator import attention_entropy, load_translator
 from attention.speed.flash import flash_attend
 from attention.speed.flash_triton import triton_attend
-from attention.speed.online_softmax import merge
+from attention.speed.online_softmax import merge_states
 
 __all__ = [
     "AdditiveAttention",
@@ -33,21 +33,21 @@ __all__ = [
     "SelfAttention",
     "StackedHeads",
     "additive_score",
+    "and_masks",
     "attend",
+    "attention_entropy",
     "attention_weights",
     "causal_mask",
-    "combine",
-    "convert",
-    "describe",
+    "convert_state_dict",
+    "describe_weights",
     "document_mask",
-    "entropy",
     "explore",
-    "fill",
     "flash_attend",
     "future_leak",
     "load_safetensors",
     "load_translator",
-    "merge",
+    "load_weights",
+    "merge_states",
     "padding_mask",
     "show_weights",
     "simple_self_attention",

@@ -1,6 +1,17 @@
 """Small inputs that several tests draw, with a prime size on every axis."""
 
+import re
+
 import torch
+
+
+def said(*fields: object) -> str:
+    """What a message must hold, in this order, whatever words stand between.
+
+    For `pytest.raises(…, match=said("mask", "got", "float32"))`: a test names the
+    fields of a message, so that it lives on when the sentence is said better.
+    """
+    return "(?s)" + ".*".join(re.escape(str(field)) for field in fields)
 
 
 def some_tensors(dtype=torch.float32, batch=(2, 3)):

@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import pytest
 import torch
 
-from attention import describe
+from attention import describe_weights
 from attention.idea.attention_map import _told_apart
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -17,7 +17,7 @@ sys.path.insert(0, str(ROOT / "book"))
 
 import tangle  # noqa: E402
 
-# Maps in other words than those of `describe`, each with the reason.
+# Maps in other words than those of `describe_weights`, each with the reason.
 OWN_WORDS = {
     "idea/additive map": "it names the place of each digit: most stand there twice",
     "idea/additive unseen-map": "likewise",
@@ -129,14 +129,18 @@ EXPLORERS = {
 @pytest.mark.parametrize("place", sorted(PICTURES.keys() - OWN_WORDS.keys()))
 def test_the_words_of_a_picture_follow_from_its_ink(place):
     page, words = PICTURES[place]
-    assert words == describe(**drawn(page))
+    assert words == describe_weights(**drawn(page))
 
 
 @pytest.mark.parametrize("place", EXPLORERS)
 def test_the_words_of_an_explorer_follow_from_its_table(place):
     page, words = EXPLORERS[place]
     inside = unescape(re.search("<details>.*<p>(.*?)</p></details>", page)[1])
-    assert words == re.sub("[\u2068\u2069]", "", inside) == describe(**explored(page))
+    assert (
+        words
+        == re.sub("[\u2068\u2069]", "", inside)
+        == describe_weights(**explored(page))
+    )
 
 
 def test_sixteen_small_maps_are_told_by_what_is_darkest_in_each():

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import attention
 
 ROOT = Path(__file__).parent.parent
@@ -62,6 +64,39 @@ def test_all_public_names_can_be_imported():
     assert attention.__all__ == sorted(attention.__all__)
     for name in attention.__all__:
         assert getattr(attention, name).__doc__, f"{name} says nothing of itself"
+
+
+# Too general for a package that others import: each was renamed before publication.
+OLD_NAMES = {
+    "merge": "merge_states",
+    "combine": "and_masks",
+    "fill": "load_weights",
+    "convert": "convert_state_dict",
+    "describe": "describe_weights",
+    "entropy": "attention_entropy",
+}
+
+
+@pytest.mark.parametrize("old", OLD_NAMES)
+def test_an_old_name_is_left_over_nowhere(old):
+    assert hasattr(attention, OLD_NAMES[old])
+    exports = {name for module in MODULES for name in vars(sys.modules[module])}
+    assert not hasattr(attention, old)
+    assert old not in exports
+    marks = re.compile(rf"`(attention\.)?{old}(\(.*?\))?`|attention\.{old}\b")
+    for path in [
+        *ROOT.glob("*.md"),
+        *ROOT.glob("book/**/*.*"),
+        *ROOT.glob("attention/*/*.py"),
+    ]:
+        if path.suffix in {".md", ".ipynb", ".py"} and not marks_a_local(path, old):
+            found = marks.search(path.read_text("utf-8"))
+            assert not found, f"{path.relative_to(ROOT)}: {found[0]}"
+
+
+def marks_a_local(path, name):
+    """An exercise may ask for a function of this name: then it is the reader's."""
+    return f"def {name}(" in path.read_text("utf-8")
 
 
 def test_every_public_name_comes_from_a_chapter():

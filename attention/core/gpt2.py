@@ -17,9 +17,9 @@ __all__ = [
     "Layout",
     "check_layout",
     "check_tensors",
-    "convert",
-    "fill",
+    "convert_state_dict",
     "load_safetensors",
+    "load_weights",
 ]
 
 
@@ -153,7 +153,7 @@ def _pack(ours, layout):
     return state
 
 
-def convert(
+def convert_state_dict(
     state: Mapping[str, Tensor], source: str, target: str = "ours"
 ) -> dict[str, Tensor]:
     """The tensors of one attention layer, from layout `source` in layout `target`.
@@ -202,7 +202,9 @@ def load_safetensors(path: Path | str, prefix: str = "") -> dict[str, Tensor]:
     return state
 
 
-def fill(module: nn.Module, state: Mapping[str, Tensor], layout: str = "ours") -> None:
+def load_weights(
+    module: nn.Module, state: Mapping[str, Tensor], layout: str = "ours"
+) -> None:
     """Copy a checkpoint in this layout into `module`: all of it, or nothing.
 
     `module` has our four projections, as `MultiHeadAttention` has. Numbers are cast to
@@ -210,7 +212,7 @@ def fill(module: nn.Module, state: Mapping[str, Tensor], layout: str = "ours") -
     that is missing, extra or misshapen; for others than floats of one dtype on one
     device; and for a tensor on the meta device. The module is then as it was.
     """
-    state, own = convert(state, layout), module.state_dict()
+    state, own = convert_state_dict(state, layout), module.state_dict()
     shapes = {name: tuple(tensor.shape) for name, tensor in own.items()}
     check_tensors("the module", shapes, state)
     if empty := [name for name in own if own[name].is_meta or state[name].is_meta]:

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-__all__ = ["combine", "document_mask", "padding_mask"]
+__all__ = ["and_masks", "document_mask", "padding_mask"]
 
 
 def padding_mask(
@@ -45,7 +45,7 @@ def document_mask(
     return same[:, None]
 
 
-def combine(*masks: Bool[Tensor, "..."] | None) -> Bool[Tensor, "..."] | None:
+def and_masks(*masks: Bool[Tensor, "..."] | None) -> Bool[Tensor, "..."] | None:
     """True where every mask is True; None stands for a mask that hides nothing."""
     together = None
     for mask in masks:

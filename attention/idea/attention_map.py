@@ -20,7 +20,7 @@ from attention.idea.workbench import described
 if TYPE_CHECKING:
     import matplotlib.figure
 
-__all__ = ["as_maps", "describe", "show_weights"]
+__all__ = ["as_maps", "describe_weights", "show_weights"]
 
 
 def as_maps(
@@ -64,7 +64,7 @@ def as_maps(
         raise ValueError(f"mask must broadcast to {must}, {came=}") from None
 
 
-def describe(
+def describe_weights(
     weights: Float[Tensor, "*heads num_queries num_keys"],
     queries: Sequence[str],
     keys: Sequence[str],
@@ -223,5 +223,5 @@ def show_weights(
             _draw_bar(axes, limit, signed)
     for spare in places[len(maps) :]:
         spare.set_axis_off()
-    words = describe(weights, queries, keys, mask=mask, signed=signed)
+    words = describe_weights(weights, queries, keys, mask=mask, signed=signed)
     return described(figure, words)

@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from attention.idea.attention_map import as_maps, describe
+from attention.idea.attention_map import as_maps, describe_weights
 
 __all__ = ["Explorer", "explore"]
 
@@ -387,9 +387,9 @@ def explore(
     data, caption = _places(axes, show, escape(caption))
     table = _table(maps.reshape(weights.shape)[show], queries, keys, caption)
     sides = ([f"\u2068{_visible(token)}\u2069" for token in s] for s in (queries, keys))
-    told = escape(describe(weights, *sides, mask=mask))
+    told = escape(describe_weights(weights, *sides, mask=mask))
     html = _html(maps, data, table, told)
-    return Explorer(html, describe(weights, queries, keys, mask=mask))
+    return Explorer(html, describe_weights(weights, queries, keys, mask=mask))
 
 
 def _places(axes: tuple, show: tuple, caption: str) -> tuple[str, str]:

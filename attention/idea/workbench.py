@@ -2,7 +2,7 @@
 
 How this book works, and the small tools that its chapters use: `described` for
 pictures with words, `canvas` for drawn tensors, `step` for what changed, `grade`
-for exercises.
+for exercises, `expected` for errors.
 
 Written by `book/idea/workbench.ipynb`: read and change it there.
 """
@@ -15,10 +15,22 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
+import torch
+
 if TYPE_CHECKING:
     import matplotlib.figure
 
-__all__ = ["canvas", "described", "draw_arrow", "draw_table", "grade", "step"]
+__all__ = [
+    "canvas",
+    "check_tensor",
+    "described",
+    "draw_arrow",
+    "draw_table",
+    "expected",
+    "grade",
+    "step",
+    "told",
+]
 
 
 def described(
@@ -26,7 +38,7 @@ def described(
 ) -> "matplotlib.figure.Figure":
     """Give `figure` a description; a notebook shows it as SVG together with it."""
     if not description.strip():
-        raise ValueError("a figure needs a description in words, came an empty one")
+        raise expected("description", "what the figure shows, in words", "no word")
     figure._repr_mimebundle_ = partial(_as_svg, figure, description)
     return figure
 
@@ -120,3 +132,28 @@ def grade(check: Callable[[Callable], None], answer: Callable) -> None:
         print(f"not yet: {str(error) or type(error).__name__}")
     else:
         print(f"{answer.__name__}: passed")
+
+
+def expected(name: str, must: object, got: object) -> ValueError:
+    """The error for an argument that does not fit: what was expected, what came.
+
+    A tensor is told by its dtype, shape and device.
+    """
+    return ValueError(f"{name}: expected {must}, got {told(got)}")
+
+
+def told(thing: object) -> str:
+    """A tensor in words: its dtype, shape and device; all else as it prints."""
+    if isinstance(thing, torch.Tensor):
+        return f"{thing.dtype} {tuple(thing.shape)} on {thing.device}"
+    return str(thing)
+
+
+def check_tensor(**arguments: object) -> None:
+    """TypeError if one of these is no tensor; lists and arrays become one by torch."""
+    for name, thing in arguments.items():
+        if not isinstance(thing, torch.Tensor):
+            came = f"expected a torch.Tensor, got {type(thing).__name__}"
+            can = isinstance(thing, list | tuple) or hasattr(thing, "__array__")
+            how = f"; torch.as_tensor({name}) makes one" if can else ""
+            raise TypeError(f"{name}: {came}{how}")

@@ -30,14 +30,16 @@ __all__ = [
     "SimplerSimpleRecurrentUnit",
     "Translator",
     "assemble",
-    "entropy",
+    "attention_entropy",
     "load_translator",
     "read_marian",
     "share",
 ]
 
 
-def entropy(weights: Float[Tensor, "*rows num_keys"]) -> Float[Tensor, "*rows"]:
+def attention_entropy(
+    weights: Float[Tensor, "*rows num_keys"],
+) -> Float[Tensor, "*rows"]:
     """Bits: 0 for a query that looks at one key, log2(n) for one that sees n evenly.
 
     Shannon 1948. A query that may see no key, a row of zeros, has 0. ValueError for

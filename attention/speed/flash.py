@@ -22,7 +22,7 @@ from attention.core.scaled_dot_product import (
     check_sizes,
     visible,
 )
-from attention.speed.online_softmax import merge
+from attention.speed.online_softmax import merge_states
 
 __all__ = ["TwoPasses", "attend_tile", "flash_attend", "tiles"]
 
@@ -114,7 +114,7 @@ def _forward(heads: _Heads, tile, context: Tensor, logsumexp: Tensor) -> None:
             for some in columns
         ]
         if parts:
-            merged = reduce(lambda left, right: merge(*left, *right), parts)
+            merged = reduce(lambda left, right: merge_states(*left, *right), parts)
             context[:, rows], logsumexp[:, rows] = merged
 
 

@@ -392,7 +392,7 @@ def _shape(queries, keys, values, causal):
 
 
 def _attend(queries, keys, values, mask, causal, dropout_p, scale, window, tile):
-    """Context and logsumexp, base e, as `merge` takes them."""
+    """Context and logsumexp, base e, as `merge_states` takes them."""
     shape = _shape(queries, keys, values, causal)
     _import_triton()
     _check_support(queries, values, mask, causal, dropout_p, window, tile)

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["merge"]
+__all__ = ["merge_states"]
 
 
 def _check_parts(
@@ -36,7 +36,7 @@ def _check_parts(
         raise ValueError(f"logsumexps and contexts must be on one device, {came=!s}")
 
 
-def merge(
+def merge_states(
     context_a: Float[Tensor, "*lead i e"],
     logsumexp_a: Float[Tensor, "*lead i"],
     context_b: Float[Tensor, "*lead i e"],

@@ -14,9 +14,9 @@ from attention import (
     MultiHeadAttention,
     attention_weights,
     causal_mask,
-    convert,
-    fill,
+    convert_state_dict,
     load_safetensors,
+    load_weights,
 )
 from attention.core.gpt2 import Layout
 
@@ -90,7 +90,9 @@ def assert_same_bits(state, other):
 
 
 def in_layout(layout, qkv_bias=True):
-    return convert(some_module(qkv_bias=qkv_bias).state_dict(), "ours", layout)
+    return convert_state_dict(
+        some_module(qkv_bias=qkv_bias).state_dict(), "ours", layout
+    )
 
 
 # Outputs
@@ -100,7 +102,7 @@ def in_layout(layout, qkv_bias=True):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_each_layout_gives_the_output_of_our_module(layout, qkv_bias):
     module, x = some_module(qkv_bias=qkv_bias), torch.randn(2, 5, 22)
-    state = convert(module.state_dict(), "ours", layout)
+    state = convert_state_dict(module.state_dict(), "ours", layout)
     torch.testing.assert_close(FORWARD[layout](state, x), module(x))
 
 
@@ -110,14 +112,14 @@ def test_the_weights_of_pytorchs_module_give_its_output_in_ours(bias):
     for parameter in peer.parameters():
         nn.init.normal_(parameter, std=0.3)
     expected, _ = peer(x, x, x, attn_mask=~causal_mask(5))
-    state = convert(peer.state_dict(), "torch")
+    state = convert_state_dict(peer.state_dict(), "torch")
     context = as_ours(state, x.transpose(0, 1))
     torch.testing.assert_close(context.transpose(0, 1), expected)
 
 
 def test_widths_may_differ_where_the_projections_are_separate():
     module, x = some_module(3, 22), torch.randn(2, 5, 3)
-    state = convert(module.state_dict(), "ours", "separate")
+    state = convert_state_dict(module.state_dict(), "ours", "separate")
     assert state["k_proj.weight"].shape == (22, 3)
     torch.testing.assert_close(as_separate(state, x), module(x))
 
@@ -134,7 +136,10 @@ def test_a_matrix_that_is_not_turned_gives_another_output():
 @pytest.mark.parametrize(("source", "target"), PAIRS)
 def test_there_and_back_gives_the_same_bits(source, target):
     state = in_layout(source)
-    assert_same_bits(convert(convert(state, source, target), target, source), state)
+    assert_same_bits(
+        convert_state_dict(convert_state_dict(state, source, target), target, source),
+        state,
+    )
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -143,22 +148,24 @@ def test_strange_numbers_and_other_dtypes_survive(layout):
     strange = torch.tensor([math.inf, math.nan, -0.0, 1e-40])
     for name in ("W_key.weight", "out_proj.weight", "W_value.bias"):
         state[name].view(-1)[:4] = strange
-    assert_same_bits(convert(convert(state, "ours", layout), layout), state)
+    assert_same_bits(
+        convert_state_dict(convert_state_dict(state, "ours", layout), layout), state
+    )
 
 
 @pytest.mark.parametrize("target", ["ours", "separate"])
 def test_without_qkv_bias_nothing_is_added_where_the_layout_allows_it(target):
     state = in_layout("separate", qkv_bias=False)
-    there = convert(state, "separate", target)
+    there = convert_state_dict(state, "separate", target)
     assert sum(name.endswith("bias") for name in there) == 1
-    assert_same_bits(convert(there, target, "separate"), state)
+    assert_same_bits(convert_state_dict(there, target, "separate"), state)
 
 
 @pytest.mark.parametrize("target", FUSED)
 @pytest.mark.parametrize("source", ["ours", "separate"])
 def test_a_bias_that_only_the_target_needs_is_zeros(source, target):
     state = in_layout(source, qkv_bias=False)
-    back = convert(convert(state, source, target), target, source)
+    back = convert_state_dict(convert_state_dict(state, source, target), target, source)
     added = back.keys() - state
     assert len(added) == 3
     for name in added:
@@ -171,9 +178,9 @@ def test_a_layer_without_any_bias_stays_without(layout):
     state = in_layout(layout)
     state = {name: t for name, t in state.items() if not name.endswith("bias")}
     for target in ("torch", "separate"):
-        there = convert(state, layout, target)
-        assert_same_bits(convert(there, target, layout), state)
-    assert not convert(state, layout)["out_proj.bias"].any()
+        there = convert_state_dict(state, layout, target)
+        assert_same_bits(convert_state_dict(there, target, layout), state)
+    assert not convert_state_dict(state, layout)["out_proj.bias"].any()
 
 
 @pytest.mark.parametrize(
@@ -182,14 +189,14 @@ def test_a_layer_without_any_bias_stays_without(layout):
 def test_a_stored_mask_is_passed_over(layout, stored):
     state = in_layout(layout)
     masks = {name: torch.ones(1, 1, 7, 7, dtype=torch.uint8) for name in stored}
-    assert_same_bits(convert(state | masks, layout, layout), state)
+    assert_same_bits(convert_state_dict(state | masks, layout, layout), state)
 
 
 @pytest.mark.parametrize(("source", "target"), PAIRS)
 def test_the_result_is_a_copy_that_can_be_saved(source, target):
     state = in_layout(source)
     held = {tensor.untyped_storage().data_ptr() for tensor in state.values()}
-    result = convert(state, source, target)
+    result = convert_state_dict(state, source, target)
     places = [tensor.untyped_storage().data_ptr() for tensor in result.values()]
     assert not held & set(places)
     assert len(set(places)) == len(places)
@@ -200,7 +207,7 @@ def test_the_result_is_a_copy_that_can_be_saved(source, target):
 def test_shapes_alone_can_be_converted():
     with torch.device("meta"):
         state = MultiHeadAttention(1600, 1600, 7, 0.0, 25, True).state_dict()
-    there = convert(state, "ours", "gpt2")
+    there = convert_state_dict(state, "ours", "gpt2")
     assert there["c_attn.weight"].shape == (1600, 4800)
     assert there["c_attn.weight"].is_meta
 
@@ -286,7 +293,7 @@ def test_the_message_begins_with_what_is_missing_and_extra():
     """A list of all names may be long, and a console may cut it."""
     state = change("gpt2", c_attn__bias=None, c_attn__b=SOME)
     with pytest.raises(ValueError, match=r"^missing=\['c_attn.bias'\], extra=\['c_a"):
-        convert(state, "gpt2")
+        convert_state_dict(state, "gpt2")
 
 
 @pytest.mark.parametrize(("layout", "changes", "message"), MISFITS)
@@ -296,9 +303,9 @@ def test_a_checkpoint_that_does_not_fit_is_refused_and_changes_nothing(
     module, state = some_module(), change(layout, **changes)
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     with pytest.raises(ValueError, match=re.escape(message)):
-        convert(state, layout)
+        convert_state_dict(state, layout)
     with pytest.raises(ValueError, match=re.escape(message)):
-        fill(module, state, layout)
+        load_weights(module, state, layout)
     assert_same_bits(module.state_dict(), before)
 
 
@@ -317,14 +324,14 @@ def test_a_sound_checkpoint_of_another_module_changes_nothing(
     module = some_module(*sizes, qkv_bias=qkv_bias)
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     with pytest.raises(ValueError, match=re.escape(message)):
-        fill(module, in_layout(layout), layout)
+        load_weights(module, in_layout(layout), layout)
     assert_same_bits(module.state_dict(), before)
 
 
 def test_a_module_with_biases_refuses_a_checkpoint_without():
     message = "missing=['W_key.bias', 'W_query.bias', 'W_value.bias'], extra=[]"
     with pytest.raises(ValueError, match=re.escape(message)):
-        fill(some_module(), in_layout("separate", qkv_bias=False), "separate")
+        load_weights(some_module(), in_layout("separate", qkv_bias=False), "separate")
 
 
 def test_a_checkpoint_fused_head_by_head_is_not_noticed():
@@ -336,8 +343,8 @@ def test_a_checkpoint_fused_head_by_head_is_not_noticed():
         if name.startswith("in_proj")
     }
     module, mixed = some_module(), some_module()
-    fill(module, state, "torch")
-    fill(mixed, state | by_head, "torch")
+    load_weights(module, state, "torch")
+    load_weights(mixed, state | by_head, "torch")
     x = torch.randn(2, 7, 22, generator=torch.Generator().manual_seed(0))
     assert (module(x) - mixed(x)).abs().max() > 0.01
 
@@ -353,7 +360,7 @@ def test_an_unknown_layout_is_refused():
     message = "a layout must be one of ['ours', 'torch', 'gpt2', 'separate'], came "
     for source, target in (("gpt3", "ours"), ("ours", "gpt3")):
         with pytest.raises(ValueError, match=re.escape(f"{message}'gpt3'")):
-            convert(state, source, target)
+            convert_state_dict(state, source, target)
 
 
 @pytest.mark.parametrize("target", FUSED)
@@ -361,7 +368,7 @@ def test_a_fused_layout_needs_one_width(target):
     state = some_module(3, 22).state_dict()
     message = f"layout '{target}' must have d_in=3 equal to d_out=22"
     with pytest.raises(ValueError, match=message):
-        convert(state, "ours", target)
+        convert_state_dict(state, "ours", target)
 
 
 def test_a_module_without_numbers_is_not_filled():
@@ -369,9 +376,9 @@ def test_a_module_without_numbers_is_not_filled():
         empty = MultiHeadAttention(22, 22, 7, 0.0, 11, True)
     full, message = some_module(), r"'W_query.weight'.* must hold numbers"
     with pytest.raises(ValueError, match=message):
-        fill(empty, full.state_dict())
+        load_weights(empty, full.state_dict())
     with pytest.raises(ValueError, match=message):
-        fill(full, empty.state_dict())
+        load_weights(full, empty.state_dict())
 
 
 # Filling a module
@@ -380,14 +387,14 @@ def test_a_module_without_numbers_is_not_filled():
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_filled_module_gives_the_output_of_the_checkpoint(layout):
     module, state, x = some_module(), in_layout(layout), torch.randn(2, 5, 22)
-    assert fill(module, state, layout) is None
+    assert load_weights(module, state, layout) is None
     torch.testing.assert_close(module(x), FORWARD[layout](state, x))
 
 
 def test_filling_keeps_the_modules_parameters_and_dtype():
     module, state = some_module().double(), in_layout("gpt2")
     weight = module.W_query.weight
-    fill(module, state, "gpt2")
+    load_weights(module, state, "gpt2")
     assert module.W_query.weight is weight
     assert weight.dtype == torch.float64
     assert torch.equal(weight, state["c_attn.weight"][:, :22].T.double())
@@ -396,7 +403,7 @@ def test_filling_keeps_the_modules_parameters_and_dtype():
 def test_cross_attention_of_one_width_is_filled_too():
     cross = CrossAttention(22, 22, 11, qkv_bias=True)
     state, x = in_layout("torch"), torch.randn(5, 22)
-    fill(cross, state, "torch")
+    load_weights(cross, state, "torch")
     peer = nn.MultiheadAttention(22, 11)
     peer.load_state_dict(state)
     torch.testing.assert_close(cross(x, x), peer(x, x, x)[0])
@@ -431,7 +438,7 @@ def test_a_prefix_chooses_one_layer(path, prefix):
 def test_a_file_fills_a_module(path):
     module, x = some_module(), torch.randn(2, 5, 22)
     state = load_safetensors(path, "h.11.attn")
-    fill(module, state, "gpt2")
+    load_weights(module, state, "gpt2")
     torch.testing.assert_close(module(x), as_gpt2(state, x))
 
 
@@ -505,6 +512,6 @@ def test_the_four_gpt2_models_have_as_many_millions_as_their_names_say(
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 def test_a_checkpoint_on_the_cpu_fills_a_module_on_cuda():
     module, state, x = some_module(), in_layout("gpt2"), torch.randn(2, 5, 22)
-    fill(module.cuda(), state, "gpt2")
+    load_weights(module.cuda(), state, "gpt2")
     context = module(x.cuda()).cpu()
     torch.testing.assert_close(context, as_gpt2(state, x), atol=1e-5, rtol=1e-4)

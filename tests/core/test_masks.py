@@ -5,9 +5,9 @@ import torch
 
 from attention import (
     MultiHeadAttention,
+    and_masks,
     attention_weights,
     causal_mask,
-    combine,
     document_mask,
     future_leak,
     padding_mask,
@@ -62,34 +62,34 @@ def test_packed_documents_get_what_they_get_alone():
 def test_masks_together_allow_what_all_of_them_allow():
     padding = padding_mask(torch.tensor([2, 5]), 5)
     documents = document_mask(torch.randint(2, (2, 5)))
-    together = combine(padding, causal_mask(5), documents)
+    together = and_masks(padding, causal_mask(5), documents)
     assert together.shape == (2, 1, 5, 5)
     assert torch.equal(together, padding & causal_mask(5) & documents)
 
 
 def test_the_order_of_masks_does_not_matter():
     one, two = torch.rand(3, 1, 5) < 0.5, torch.rand(7, 5) < 0.5
-    assert torch.equal(combine(one, two), combine(two, one))
+    assert torch.equal(and_masks(one, two), and_masks(two, one))
 
 
 def test_none_hides_nothing():
     mask = causal_mask(5)
-    assert torch.equal(combine(None, mask, None), mask)
-    assert combine(None) is None
-    assert combine() is None
+    assert torch.equal(and_masks(None, mask, None), mask)
+    assert and_masks(None) is None
+    assert and_masks() is None
 
 
 def test_a_combined_mask_does_not_leak():
     module, x = some_module(), torch.randn(2, 7, 3)
     documents = document_mask(torch.randint(2, (2, 7)))
-    mask = combine(documents, padding_mask(torch.tensor([5, 7]), 7))
+    mask = and_masks(documents, padding_mask(torch.tensor([5, 7]), 7))
     assert future_leak(lambda x: module(x, mask), x) == 0
 
 
 def test_masks_do_not_change_what_they_are_made_of():
     mask = causal_mask(5)
     before = mask.clone()
-    combine(mask, torch.zeros(5, 5, dtype=torch.bool))
+    and_masks(mask, torch.zeros(5, 5, dtype=torch.bool))
     assert torch.equal(mask, before)
 
 
@@ -116,11 +116,11 @@ def test_masks_fit_single_heads_without_the_head_axis():
         (lambda: document_mask(torch.tensor([1, 2])), r"\(batch, length\).*\(2,\)"),
         (lambda: document_mask(torch.ones(2, 3)), "documents must.*torch.float32"),
         (
-            lambda: combine(torch.ones(3)),
+            lambda: and_masks(torch.ones(3)),
             r"boolean \(True may see\), came torch.float32",
         ),
-        (lambda: combine(causal_mask(3), torch.ones(3, 3)), "came torch.float32"),
-        (lambda: combine(causal_mask(3), causal_mask(5)), r"\(3, 3\) and \(5, 5\)"),
+        (lambda: and_masks(causal_mask(3), torch.ones(3, 3)), "came torch.float32"),
+        (lambda: and_masks(causal_mask(3), causal_mask(5)), r"\(3, 3\) and \(5, 5\)"),
     ],
 )
 def test_what_is_no_mask_is_refused(as_importer, make, message):

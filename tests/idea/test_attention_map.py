@@ -8,7 +8,7 @@ import pytest
 import torch
 from matplotlib.colors import to_rgb
 
-from attention import describe, show_weights
+from attention import describe_weights, show_weights
 from attention.idea.attention_map import as_maps
 
 QUERIES, KEYS = ["a", "b", "c"], ["v", "w", "x", "y", "z"]
@@ -28,7 +28,7 @@ def opacities(figure):
 
 def test_the_description_names_the_key_where_each_query_looks_most():
     weights = torch.tensor([[0.7, 0.3], [0.2, 0.8]])
-    words = describe(weights, ["cat", "sat"], ["the", "mat"])
+    words = describe_weights(weights, ["cat", "sat"], ["the", "mat"])
     assert words == (
         "Attention map: 2 queries (rows) by 2 keys (columns). "
         "Strongest: cat → the 0.70, sat → mat 0.80."
@@ -37,17 +37,17 @@ def test_the_description_names_the_key_where_each_query_looks_most():
 
 def test_a_tie_up_to_rounding_goes_to_the_first_key():
     weights = torch.tensor([[0.5 - 1e-6, 0.5 + 1e-6]])
-    assert "q → k 0.50" in describe(weights, ["q"], ["k", "l"])
+    assert "q → k 0.50" in describe_weights(weights, ["q"], ["k", "l"])
 
 
 def test_several_heads_are_described_one_by_one():
-    words = describe(some_weights(2), QUERIES, KEYS)
+    words = describe_weights(some_weights(2), QUERIES, KEYS)
     assert "Head 1, strongest: a → " in words
     assert "Head 2, strongest: a → " in words
 
 
 def test_layers_and_heads_are_both_named():
-    words = describe(some_weights(2, 3), QUERIES, KEYS)
+    words = describe_weights(some_weights(2, 3), QUERIES, KEYS)
     for layer in (1, 2):
         for head in (1, 2, 3):
             assert f"Layer {layer}, head {head}, strongest: a → " in words
@@ -55,22 +55,26 @@ def test_layers_and_heads_are_both_named():
 
 @pytest.mark.parametrize(("heads", "pairs"), [((16,), 3 * 16), ((17,), 17)], ids=str)
 def test_more_than_sixteen_maps_are_described_by_one_pair_each(heads, pairs):
-    assert describe(some_weights(*heads), QUERIES, KEYS).count(" → ") == pairs
+    assert describe_weights(some_weights(*heads), QUERIES, KEYS).count(" → ") == pairs
 
 
 @pytest.mark.parametrize(("size", "brief", "pairs"), [(2, True, 1), (17, False, 17)])
 def test_who_asks_gets_one_pair_or_all_of_them(size, brief, pairs):
     weights, names = torch.full((size, 2), 0.5), [f"q{i}" for i in range(size)]
-    assert describe(weights, names, ["k", "l"], brief=brief).count(" → ") == pairs
+    assert (
+        describe_weights(weights, names, ["k", "l"], brief=brief).count(" → ") == pairs
+    )
 
 
 def test_sixteen_queries_are_described_one_by_one():
     weights, names = torch.full((16, 2), 0.5), [f"q{i}" for i in range(16)]
-    assert describe(weights, names, ["k", "l"]).count(" → ") == 16
+    assert describe_weights(weights, names, ["k", "l"]).count(" → ") == 16
 
 
 def test_of_scores_the_strongest_is_the_farthest_from_zero():
-    words = describe(torch.tensor([[-2.0, 1.0]]), ["q"], ["k", "l"], signed=True)
+    words = describe_weights(
+        torch.tensor([[-2.0, 1.0]]), ["q"], ["k", "l"], signed=True
+    )
     assert words.endswith("(columns). Strongest: q → k -2.00.")
     assert words.startswith("Scores: 1 queries")
 
@@ -79,28 +83,28 @@ def test_a_large_map_is_described_by_its_strongest_pair():
     weights = torch.full((17, 2), 0.5)
     weights[11, 1] = 0.75
     names = [f"q{i}" for i in range(17)]
-    words = describe(weights, names, ["k", "l"])
+    words = describe_weights(weights, names, ["k", "l"])
     assert words.endswith("Strongest: q11 → l 0.75.")
 
 
 def test_equal_tokens_are_told_apart_by_their_place():
     weights = torch.eye(3)
-    words = describe(weights, ["the", "cat", "the"], ["the", "The", "a"])
+    words = describe_weights(weights, ["the", "cat", "the"], ["the", "The", "a"])
     assert words.endswith("the (1) → the 1.00, cat → The 1.00, the (3) → a 1.00.")
 
 
 def test_the_description_says_that_cells_are_forbidden():
     mask = torch.ones(3, 5, dtype=torch.bool)
-    assert "Hatched" not in describe(some_weights(), QUERIES, KEYS, mask=mask)
+    assert "Hatched" not in describe_weights(some_weights(), QUERIES, KEYS, mask=mask)
     mask[0, 0] = False
-    assert "Hatched" in describe(some_weights(), QUERIES, KEYS, mask=mask)
+    assert "Hatched" in describe_weights(some_weights(), QUERIES, KEYS, mask=mask)
 
 
 WITHOUT_MATPLOTLIB = """
 import sys
 sys.modules["matplotlib"] = None
 import torch, attention
-print(attention.describe(torch.ones(1, 1), ["q"], ["k"]))
+print(attention.describe_weights(torch.ones(1, 1), ["q"], ["k"]))
 attention.show_weights(torch.ones(1, 1), ["q"], ["k"])
 """
 
@@ -115,7 +119,7 @@ def test_without_matplotlib_maps_are_described_and_drawing_says_what_is_missing(
 def test_the_picture_carries_the_description():
     weights = some_weights()
     bundle = show_weights(weights, QUERIES, KEYS)._repr_mimebundle_()[0]
-    assert bundle["text/plain"] == describe(weights, QUERIES, KEYS)
+    assert bundle["text/plain"] == describe_weights(weights, QUERIES, KEYS)
 
 
 def test_the_weight_of_a_cell_is_its_opacity():
@@ -288,7 +292,7 @@ def test_layers_and_heads_are_drawn_and_described_one_by_one(masked):
     titles = [f"layer {m}, head {n}" for m in (1, 2) for n in (1, 2, 3)]
     assert [axes.get_title() for axes in figure.axes] == titles
     words = figure._repr_mimebundle_()[0]["text/plain"]
-    assert words == describe(weights, QUERIES, KEYS, mask=mask)
+    assert words == describe_weights(weights, QUERIES, KEYS, mask=mask)
 
 
 def test_signed_values_have_two_inks_on_a_scale_centred_on_zero():
@@ -376,7 +380,7 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("draw", [describe, show_weights])
+@pytest.mark.parametrize("draw", [describe_weights, show_weights])
 @pytest.mark.parametrize(("change", "message"), BAD.values(), ids=BAD.keys())
 def test_what_is_no_map_is_refused(as_importer, draw, change, message):
     good = {"weights": some_weights(), "queries": QUERIES, "keys": KEYS}

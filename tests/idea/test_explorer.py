@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from attention import describe, explore, show_weights
+from attention import describe_weights, explore, show_weights
 
 ROOT = Path(__file__).resolve().parents[2]
 SPEC = importlib.util.spec_from_file_location("verifier", ROOT / "book/conftest.py")
@@ -224,7 +224,7 @@ def test_a_caption_is_text_not_html():
 
 def test_elsewhere_it_is_words():
     weights = some_weights(2, 3)
-    words = describe(weights, QUERIES, KEYS)
+    words = describe_weights(weights, QUERIES, KEYS)
     assert repr(explore(weights, QUERIES, KEYS)) == words
     assert "Layer 2, head 3, strongest: a → " in words
 
@@ -240,7 +240,7 @@ def test_the_page_holds_the_words_of_all_heads_with_tokens_isolated():
     words = read(explore(weights, QUERIES, KEYS)).texts("details")[0]
     assert words.count("\u2068") == words.count("\u2069") == 7 * 3 * 2
     plain = words.replace("\u2068", "").replace("\u2069", "")
-    assert plain.removeprefix("In words") == describe(weights, QUERIES, KEYS)
+    assert plain.removeprefix("In words") == describe_weights(weights, QUERIES, KEYS)
 
 
 # Bytes

@@ -1,15 +1,21 @@
 """The workbench: pictures with words, what changed, exercises that answer back."""
 
+import numpy
 import pytest
+import torch
+from examples import said
 from matplotlib.figure import Figure
 
 from attention.idea.workbench import (
     canvas,
+    check_tensor,
     described,
     draw_arrow,
     draw_table,
+    expected,
     grade,
     step,
+    told,
 )
 
 
@@ -53,7 +59,7 @@ def test_letters_in_a_picture_stay_letters():
 
 
 def test_a_figure_without_words_is_refused():
-    with pytest.raises(ValueError, match="needs a description"):
+    with pytest.raises(ValueError, match=said("description", "expected", "got")):
         described(line_figure(), "  ")
 
 
@@ -179,3 +185,35 @@ def test_an_arrow_leads_from_start_to_end_with_its_words_over_its_middle():
     x, y = words.get_position()
     assert x == (1 + 5) / 2
     assert (2 + 5) / 2 - 1 < y < (2 + 5) / 2
+
+
+def test_an_error_tells_what_was_expected_and_what_came():
+    error = expected("mask", "booleans", torch.ones(2, 3))
+    assert isinstance(error, ValueError)
+    assert str(error) == "mask: expected booleans, got torch.float32 (2, 3) on cpu"
+
+
+def test_what_is_no_tensor_is_told_as_it_prints():
+    assert told((2, 3)) == "(2, 3)"
+    assert told("two words") == "two words"
+    assert told(torch.ones(2, device="meta")) == "torch.float32 (2,) on meta"
+
+
+@pytest.mark.parametrize(
+    ("thing", "name", "convertible"),
+    [
+        ([[1.0]], "list", True),
+        ((1.0,), "tuple", True),
+        (numpy.ones(2), "ndarray", True),
+        ({1.0}, "set", False),
+        (None, "NoneType", False),
+    ],
+)
+def test_what_is_no_tensor_is_refused_and_told_how_to_become_one(
+    thing, name, convertible
+):
+    with pytest.raises(TypeError) as caught:
+        check_tensor(x=torch.ones(1), weights=thing)
+    must = f"weights: expected a torch.Tensor, got {name}"
+    how = "; torch.as_tensor(weights) makes one" if convertible else ""
+    assert str(caught.value) == must + how

@@ -12,7 +12,13 @@ import pytest
 import torch
 from torch import nn
 
-from attention import attend, attention_weights, convert, entropy, padding_mask
+from attention import (
+    attend,
+    attention_entropy,
+    attention_weights,
+    convert_state_dict,
+    padding_mask,
+)
 from attention.reading.translator import (
     DecoderLayer,
     EncoderLayer,
@@ -69,9 +75,11 @@ def some_ids(*shape):
 
 def test_entropy_is_0_for_one_key_and_log2_n_for_n_even_ones():
     for n in (1, 2, 3, 5, 8):
-        torch.testing.assert_close(entropy(torch.eye(n)), torch.zeros(n))
+        torch.testing.assert_close(attention_entropy(torch.eye(n)), torch.zeros(n))
         even = torch.full((3, n), 1 / n)
-        torch.testing.assert_close(entropy(even), torch.full((3,), math.log2(n)))
+        torch.testing.assert_close(
+            attention_entropy(even), torch.full((3,), math.log2(n))
+        )
 
 
 def test_entropy_equals_a_plain_loop():
@@ -79,24 +87,29 @@ def test_entropy_equals_a_plain_loop():
     expected = [
         -sum(w * math.log2(w) for w in row) for row in weights.reshape(6, 7).tolist()
     ]
-    torch.testing.assert_close(entropy(weights), torch.tensor(expected).view(2, 3))
+    torch.testing.assert_close(
+        attention_entropy(weights), torch.tensor(expected).view(2, 3)
+    )
 
 
 def test_entropy_does_not_ask_in_which_order_the_keys_stand():
     weights = torch.randn(5, 7).softmax(dim=-1)
     shuffled = weights[:, torch.randperm(7)]
-    torch.testing.assert_close(entropy(shuffled), entropy(weights))
+    torch.testing.assert_close(attention_entropy(shuffled), attention_entropy(weights))
 
 
 def test_a_query_that_sees_no_key_has_no_entropy():
-    assert entropy(torch.zeros(2, 5)).tolist() == [0.0, 0.0]
+    assert attention_entropy(torch.zeros(2, 5)).tolist() == [0.0, 0.0]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_entropy_takes_weights_of_other_precisions(dtype):
     weights = torch.randn(5, 101).softmax(dim=-1).to(dtype)
-    assert entropy(weights).dtype == dtype
-    bits, expected = entropy(weights).double(), entropy(weights.double())
+    assert attention_entropy(weights).dtype == dtype
+    bits, expected = (
+        attention_entropy(weights).double(),
+        attention_entropy(weights.double()),
+    )
     torch.testing.assert_close(bits, expected, rtol=0.02, atol=0)  # bfloat16: 3 digits
 
 
@@ -111,7 +124,7 @@ def test_entropy_takes_weights_of_other_precisions(dtype):
 )
 def test_what_is_no_row_of_weights_has_no_entropy(row, came):
     with pytest.raises(ValueError, match=f"rows must be .* sum to 1, came={came}"):
-        entropy(torch.tensor([row]))
+        attention_entropy(torch.tensor([row]))
 
 
 # Shares
@@ -189,7 +202,7 @@ def test_a_layer_of_the_encoder_is_pytorchs():
         22, 11, 17, dropout=0.0, batch_first=True, layer_norm_eps=1e-6
     )
     theirs.self_attn.load_state_dict(
-        convert(ours.attention.state_dict(), "ours", "torch")
+        convert_state_dict(ours.attention.state_dict(), "ours", "torch")
     )
     theirs.linear1.load_state_dict(ours.network[0].state_dict())
     theirs.linear2.load_state_dict(ours.network[2].state_dict())
@@ -203,7 +216,9 @@ def test_a_layer_of_the_decoder_is_memory_then_pytorchs_cross_attention():
     ours = DecoderLayer(22, 17, 11)
     x, read = torch.randn(2, 5, 22), torch.randn(2, 7, 22)
     cross = nn.MultiheadAttention(22, 11, batch_first=True)
-    cross.load_state_dict(convert(ours.attention.state_dict(), "ours", "torch"))
+    cross.load_state_dict(
+        convert_state_dict(ours.attention.state_dict(), "ours", "torch")
+    )
     mask = padding_mask(torch.tensor([7, 3]), 7)
     x1 = ours.memory_norm(x + ours.memory(x))
     options = {"key_padding_mask": ~mask[:, 0, 0], "average_attn_weights": False}
@@ -651,8 +666,8 @@ def test_without_its_packages_all_else_works(monkeypatch):
     translator = assemble(model(), SETTINGS, Vocabulary())
     source = translator.ids("the cat s")
     encoder, cross = translator.attention_weights(source, translator.write(source, 3))
-    assert (entropy(encoder) >= 0).all()
-    assert (entropy(cross) >= 0).all()
+    assert (attention_entropy(encoder) >= 0).all()
+    assert (attention_entropy(cross) >= 0).all()
 
 
 @installed

@@ -14,7 +14,7 @@ from attention import (
     attend,
     attention_weights,
     future_leak,
-    merge,
+    merge_states,
     triton_attend,
 )
 from attention.speed import flash_triton
@@ -249,7 +249,7 @@ def test_parts_of_the_keys_merge():
     queries, keys, values = some_tensors((1, 2, 2, 5, 41))
     first = part(queries, keys[:, :, :17], values[:, :, :17])
     second = part(queries, keys[:, :, 17:], values[:, :, 17:])
-    context, _ = merge(*first, *second)
+    context, _ = merge_states(*first, *second)
     torch.testing.assert_close(context, attend(queries, keys, values))
 
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attention import attend, merge, softmax
+from attention import attend, merge_states, softmax
 
 INF = torch.inf
 
@@ -36,7 +36,7 @@ def test_two_parts_merged_are_attention_to_all_keys(cut):
     scores = queries @ keys.mT / 11**0.5
     part_a = attention_to(scores[..., :cut], values[..., :cut, :])
     part_b = attention_to(scores[..., cut:], values[..., cut:, :])
-    context, logsumexp = merge(*part_a, *part_b)
+    context, logsumexp = merge_states(*part_a, *part_b)
     torch.testing.assert_close(context, attend(queries, keys, values))
     torch.testing.assert_close(logsumexp, scores.logsumexp(dim=-1))
 
@@ -56,36 +56,36 @@ def test_any_scores_cut_anywhere_give_the_whole(cells, cut):
         attention_to(scores[:, :cut], values[:cut]),
         attention_to(scores[:, cut:], values[cut:]),
     )
-    close(merge(*parts[0], *parts[1]), attention_to(scores, values))
+    close(merge_states(*parts[0], *parts[1]), attention_to(scores, values))
 
 
 def test_the_order_of_two_parts_does_not_matter():
     a, b = some_part(), some_part()
-    close(merge(*a, *b), merge(*b, *a), rtol=0, atol=0)
+    close(merge_states(*a, *b), merge_states(*b, *a), rtol=0, atol=0)
 
 
 def test_the_grouping_of_parts_does_not_matter():
     parts = [some_part(dtype=torch.float64) for _ in range(3)]
-    first = merge(*merge(*parts[0], *parts[1]), *parts[2])
+    first = merge_states(*merge_states(*parts[0], *parts[1]), *parts[2])
     for a, b, c in permutations(parts):
-        close(merge(*a, *merge(*b, *c)), first)
+        close(merge_states(*a, *merge_states(*b, *c)), first)
 
 
 def test_a_part_with_no_key_counts_for_nothing():
     part = some_part()
-    close(merge(*part, *no_part()), part, rtol=0, atol=0)
-    close(merge(*no_part(), *part), part, rtol=0, atol=0)
+    close(merge_states(*part, *no_part()), part, rtol=0, atol=0)
+    close(merge_states(*no_part(), *part), part, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("filler", [torch.nan, INF, 1e30])
 def test_what_stands_in_the_context_of_no_key_does_not_matter(filler):
     part, (context, logsumexp) = some_part(), no_part()
-    close(merge(*part, context + filler, logsumexp), part, rtol=0, atol=0)
-    close(merge(context + filler, logsumexp, *part), part, rtol=0, atol=0)
+    close(merge_states(*part, context + filler, logsumexp), part, rtol=0, atol=0)
+    close(merge_states(context + filler, logsumexp, *part), part, rtol=0, atol=0)
 
 
 def test_two_parts_with_no_key_give_zeros_and_minus_infinity():
-    context, logsumexp = merge(*no_part(), *no_part())
+    context, logsumexp = merge_states(*no_part(), *no_part())
     assert (context == 0).all()
     assert logsumexp.isneginf().all()
 
@@ -94,7 +94,7 @@ def test_a_key_seen_by_one_query_is_not_seen_by_another():
     a, b = some_part(), some_part()
     a[1][..., 0], b[1][..., 0] = -INF, -INF
     a[1][..., 1] = -INF
-    context, logsumexp = merge(*a, *b)
+    context, logsumexp = merge_states(*a, *b)
     assert (context[..., 0, :] == 0).all()
     assert logsumexp[..., 0].isneginf().all()
     torch.testing.assert_close(context[..., 1, :], b[0][..., 1, :])
@@ -106,7 +106,7 @@ def test_gradients_are_finite_and_those_of_no_key_are_zero(empty):
     a = no_part() if empty != "neither" else some_part()
     b = no_part() if empty == "both" else some_part()
     inputs = [tensor.requires_grad_() for tensor in (*a, *b)]
-    context, logsumexp = merge(*inputs)
+    context, logsumexp = merge_states(*inputs)
     (1e9 * context.sum() + logsumexp[logsumexp.isfinite()].sum()).backward()
     assert all(tensor.grad.isfinite().all() for tensor in inputs)
     for (context, logsumexp), no_key in ((a, empty != "neither"), (b, empty == "both")):
@@ -116,7 +116,7 @@ def test_gradients_are_finite_and_those_of_no_key_are_zero(empty):
 
 def test_the_gradient_of_minus_infinity_itself_is_zero():
     inputs = [tensor.requires_grad_() for tensor in (*no_part(), *no_part())]
-    merge(*inputs)[1].sum().backward()
+    merge_states(*inputs)[1].sum().backward()
     assert (inputs[1].grad == 0).all()
     assert (inputs[3].grad == 0).all()
 
@@ -124,20 +124,20 @@ def test_the_gradient_of_minus_infinity_itself_is_zero():
 def test_the_gradient_is_right():
     parts = [*some_part((2,), 3, 5), *some_part((2,), 3, 5)]
     parts = [tensor.double().requires_grad_() for tensor in parts]
-    assert torch.autograd.gradcheck(merge, parts)
-    assert torch.autograd.gradgradcheck(merge, parts)
+    assert torch.autograd.gradcheck(merge_states, parts)
+    assert torch.autograd.gradgradcheck(merge_states, parts)
 
 
 @pytest.mark.parametrize("shift", [-1e4, 1e4])
 def test_logsumexps_of_any_size_stay_finite(shift):
     (context_a, a), (context_b, b) = (some_part(dtype=torch.float64) for _ in "ab")
-    context, logsumexp = merge(context_a, a + shift, context_b, b + shift)
-    close((context, logsumexp - shift), merge(context_a, a, context_b, b))
+    context, logsumexp = merge_states(context_a, a + shift, context_b, b + shift)
+    close((context, logsumexp - shift), merge_states(context_a, a, context_b, b))
 
 
 def test_the_lowest_finite_logsumexp_is_not_taken_for_no_key():
     low = torch.full((5,), torch.finfo(torch.float32).min)
-    context, logsumexp = merge(torch.ones(5, 7), low, 3 * torch.ones(5, 7), low)
+    context, logsumexp = merge_states(torch.ones(5, 7), low, 3 * torch.ones(5, 7), low)
     assert (context == 2).all()
     assert logsumexp.isfinite().all()
 
@@ -146,7 +146,7 @@ def test_the_lowest_finite_logsumexp_is_not_taken_for_no_key():
 def test_what_is_no_logsumexp_is_not_hidden(wrong):
     a, b = some_part((), 5, 7), some_part((), 5, 7)
     a[1][2] = wrong
-    context, logsumexp = merge(*a, *b)
+    context, logsumexp = merge_states(*a, *b)
     assert context[2].isnan().all()
     assert logsumexp[2].isnan()
     assert context[3].isfinite().all()
@@ -156,30 +156,34 @@ def test_what_is_no_logsumexp_is_not_hidden(wrong):
 def test_short_contexts_with_long_logsumexps_are_merged_in_the_long_form(dtype):
     (context_a, a), (context_b, b) = some_part(), some_part()
     short_a, short_b = context_a.to(dtype), context_b.to(dtype)
-    context, logsumexp = merge(short_a, a, short_b, b)
-    expected, _ = merge(short_a.float(), a, short_b.float(), b)
+    context, logsumexp = merge_states(short_a, a, short_b, b)
+    expected, _ = merge_states(short_a.float(), a, short_b.float(), b)
     assert context.dtype == dtype
     assert logsumexp.dtype == torch.float32
     assert torch.equal(context, expected.to(dtype))
 
 
 def test_no_query_and_no_value_are_parts_too():
-    context, logsumexp = merge(*some_part((2,), 0, 7), *some_part((2,), 0, 7))
+    context, logsumexp = merge_states(*some_part((2,), 0, 7), *some_part((2,), 0, 7))
     assert context.shape == (2, 0, 7)
     assert logsumexp.shape == (2, 0)
-    assert merge(*some_part((2,), 5, 0), *some_part((2,), 5, 0))[0].shape == (2, 5, 0)
+    assert merge_states(*some_part((2,), 5, 0), *some_part((2,), 5, 0))[0].shape == (
+        2,
+        5,
+        0,
+    )
 
 
 def test_merging_leaves_the_parts_alone():
     parts = [*some_part(), *no_part()]
     before = [tensor.clone() for tensor in parts]
-    merge(*parts)
+    merge_states(*parts)
     assert all(map(torch.equal, parts, before))
 
 
 def test_parts_are_merged_where_they_are():
     parts = [tensor.to("meta") for tensor in (*some_part(), *some_part())]
-    assert {tensor.device.type for tensor in merge(*parts)} == {"meta"}
+    assert {tensor.device.type for tensor in merge_states(*parts)} == {"meta"}
 
 
 def zeros(*shape, **kind):
@@ -228,4 +232,4 @@ def zeros(*shape, **kind):
 )
 def test_parts_that_do_not_fit_are_refused(as_importer, parts, message):
     with pytest.raises(ValueError, match=message):
-        merge(*parts)
+        merge_states(*parts)
