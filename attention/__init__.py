@@ -15,7 +15,13 @@ from attention.core.cross import CrossAttention
 from attention.core.gpt2 import convert_state_dict, load_safetensors, load_weights
 from attention.core.masks import and_masks, document_mask, padding_mask
 from attention.core.multi_head import MultiHeadAttention, StackedHeads
-from attention.core.scaled_dot_product import SelfAttention, attend, attention_weights
+from attention.core.scaled_dot_product import (
+    Attend,
+    SelfAttention,
+    attend,
+    attention_weights,
+    weights_of,
+)
 from attention.idea.additive import AdditiveAttention, additive_score
 from attention.idea.attention_map import describe_weights, show_weights
 from attention.idea.explorer import explore
@@ -27,6 +33,7 @@ from attention.speed.online_softmax import merge_states
 
 __all__ = [
     "AdditiveAttention",
+    "Attend",
     "CausalAttention",
     "CrossAttention",
     "MultiHeadAttention",
@@ -53,4 +60,5 @@ __all__ = [
     "simple_self_attention",
     "softmax",
     "triton_attend",
+    "weights_of",
 ]

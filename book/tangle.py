@@ -329,9 +329,12 @@ def twice(chapters: list[Chapter]) -> Iterator[str]:
 
 
 def strays(chapters: list[Chapter], order: list[str]) -> Iterator[str]:
-    """Imports name what they take, and take it from earlier chapters."""
+    """Imports name what they take, and take it from earlier chapters, or from tools."""
+    tools = [name for name in order if name.startswith("tools/")]
     for chapter in chapters:
         earlier = order[: order.index(chapter.name)]
+        if chapter.name not in tools:  # they stand aside of the story, at its end
+            earlier += tools
         for cell in chapter.cells:
             for node in ast.walk(cell.tree):
                 if isinstance(node, ast.Import | ast.ImportFrom):

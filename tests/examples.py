@@ -50,15 +50,15 @@ def change(**changes):
 MISFITS = {  # what every form of attention must refuse, and in which words
     "widths differ": (
         change(keys=torch.randn(2, 3, 7, 2)),
-        "queries and keys must have one width, came 11 and 2",
+        said("queries and keys", "one width", "got 11 and 2"),
     ),
     "no width": (
         change(queries=torch.randn(2, 3, 5, 0), keys=torch.randn(2, 3, 7, 0)),
-        "one width, came 0 and 0",
+        said("queries and keys", "one width", "got 0 and 0"),
     ),
     "lengths differ": (
         change(values=torch.randn(2, 3, 2, 13)),
-        "keys and values must have one length, came=7 and 2",
+        said("keys and values", "one length", "got 7 and 2"),
     ),
     "lengths differ without a batch": (
         {
@@ -66,54 +66,54 @@ MISFITS = {  # what every form of attention must refuse, and in which words
             "keys": torch.randn(7, 11),
             "values": torch.randn(2, 13),
         },
-        "keys and values must have one length, came=7 and 2",
+        said("keys and values", "one length", "got 7 and 2"),
     ),
     "batches differ": (
         change(queries=torch.randn(5, 3, 5, 11)),
-        r"must broadcast, came=\(5, 3\), \(2, 3\), \(2, 3\)",
+        said("queries, keys and values", "broadcast", "got (5, 3), (2, 3), (2, 3)"),
     ),
     "dtypes differ": (
         change(keys=torch.randn(2, 3, 7, 11, dtype=torch.float64)),
-        "keys must be torch.float32 on cpu like the queries, came=torch.float64",
+        said("keys", "float32 on cpu", "got torch.float64"),
     ),
     "devices differ": (
         change(values=torch.randn(2, 3, 7, 13, device="meta")),
-        r"values must be torch.float32 on cpu .*\(2, 3, 7, 13\) on meta",
+        said("values", "float32 on cpu", "got", "(2, 3, 7, 13) on meta"),
     ),
     "whole numbers": (
         change(queries=torch.ones(2, 3, 5, 11, dtype=torch.int64)),
-        r"queries must be floats \(..., length, dim\), came=torch.int64",
+        said("queries", "floats (..., length, width)", "got torch.int64"),
     ),
     "one axis": (
         change(values=torch.randn(7)),
-        r"values must be floats .* came=torch.float32 \(7,\)",
+        said("values", "floats", "got torch.float32 (7,)"),
     ),
     "mask of numbers": (
         change(mask=torch.ones(5, 7)),
-        r"mask must be boolean \(True may see\) on cpu, came=torch.float32 \(5, 7\)",
+        said("mask", "booleans", "cpu", "got torch.float32 (5, 7)"),
     ),
     "mask on another device": (
         change(mask=torch.ones(5, 7, dtype=torch.bool, device="meta")),
-        "on cpu, came=torch.bool .* on meta",
+        said("mask", "on cpu", "got torch.bool", "on meta"),
     ),
     "mask the wrong way round": (
         change(mask=torch.ones(7, 5, dtype=torch.bool)),
-        r"mask must broadcast to \(2, 3, 5, 7\), came=\(7, 5\)",
+        said("mask", "broadcasts to (2, 3, 5, 7)", "got (7, 5)"),
     ),
     "mask with too many axes": (
         change(mask=torch.ones(2, 2, 3, 5, 7, dtype=torch.bool)),
-        r"mask must broadcast to \(2, 3, 5, 7\)",
+        said("mask", "broadcasts to (2, 3, 5, 7)"),
     ),
     "bias the wrong way round": (
         change(bias=torch.randn(7, 5)),
-        r"bias must broadcast to \(2, 3, 5, 7\), came=\(7, 5\)",
+        said("bias", "broadcasts to (2, 3, 5, 7)", "got (7, 5)"),
     ),
     "bias of another dtype": (
         change(bias=torch.randn(5, 7, dtype=torch.float64)),
-        "bias must be torch.float32 on cpu like the queries, came torch.float64",
+        said("bias", "float32 on cpu", "got torch.float64"),
     ),
     "more queries than keys": (
         change(queries=torch.randn(2, 3, 11, 11), causal=True),
-        "no more queries than keys, came 11 and 7",
+        said("causal=True", "no more queries than keys", "got 11", "7"),
     ),
 }

@@ -12,12 +12,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from attention.core.scaled_dot_product import (
-    attend,
-    attention_weights,
-    check_input,
-    check_sizes,
-)
+from attention.core.scaled_dot_product import Attend, attend, weights_of
+from attention.idea.workbench import check_tensor, expected
+from attention.tools.checks import check_input, check_sizes, dropout_now
 
 __all__ = ["CausalAttention", "causal_mask", "future_leak", "ignore_saved_mask"]
 
@@ -27,25 +24,43 @@ def future_leak(
 ) -> float:
     """How far the past moves when only the future changes; 0 means causal.
 
-    For each position, all later inputs are replaced by noise from a fixed seed. Returns
-    the largest change of an output up to that position. `forward` must be
-    deterministic: call `eval()` on a module with dropout first.
+    For each position, all later inputs are replaced by others, made from `x` so that
+    none is what it was. Returns the largest change of an output up to that position.
+    `forward` must be deterministic: call `eval()` on a module with dropout first. It
+    gets copies: `x` stays as it is, and so does the state of random numbers.
     """
+    check_tensor(x=x)
     if x.ndim < 2 or not x.is_floating_point() or x.shape[-2] < 2:
-        must, came = "floats with at least 2 positions", f"{x.dtype} {tuple(x.shape)}"
-        raise ValueError(f"x must be {must}, to have a future, {came=!s}")
-    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).to(x)
-    changes = []
+        must = (
+            "floats (..., length, d_in) with a length of at least 2, to have a future"
+        )
+        raise expected("x", must, x)
+    x = x.detach()
+    other, changes = _changed(x), []
     with torch.no_grad():
-        past = forward(x)
+        past = _copied(forward, x)
         if past.shape[:-1] != x.shape[:-1]:
-            must, came = (*x.shape[:-1], "d_out"), tuple(past.shape)
-            raise ValueError(f"forward must keep the positions, {must=}, {came=}")
+            must = f"the positions of x, {(*x.shape[:-1], 'd_out')}"
+            raise expected("forward(x)", must, tuple(past.shape))
         for now in range(1, x.shape[-2]):
-            changed = torch.cat([x[..., :now, :], noise[..., now:, :]], dim=-2)
-            moved = forward(changed)[..., :now, :] - past[..., :now, :]
-            changes.append(moved.abs().max())
+            changed = torch.cat([x[..., :now, :], other[..., now:, :]], dim=-2)
+            moved = _copied(forward, changed)[..., :now, :] - past[..., :now, :]
+            changes.append(moved.abs().max() if moved.numel() else moved.sum())
     return torch.stack(changes).max().item()  # a nan stays a nan
+
+
+def _changed(x: Tensor) -> Tensor:
+    """Each number of `x` with the other sign, and larger by a factor of its own."""
+    count = torch.arange(x.numel(), device=x.device).view(x.shape)
+    factor = 1 + (0.618 * count) % 1  # never the same for neighbours
+    return ((-factor) * (x + torch.where(x < 0, -1.0, 1.0))).to(x.dtype)
+
+
+def _copied(forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """What `forward` gives for a copy of `x`, as a copy."""
+    context = forward(x.clone())
+    check_tensor(**{"forward(x)": context})
+    return context.clone()
 
 
 def causal_mask(
@@ -56,11 +71,13 @@ def causal_mask(
 ) -> Bool[Tensor, "length num_keys"]:
     """True where a key is not later than the query: itself and the past.
 
-    With `num_keys` greater than `length`, the queries are the last of the keys.
+    Lower-right: with `num_keys` greater than `length`, the queries are the last of the
+    keys. (PyTorch's `is_causal=True` and JAX take them for the first: that mask is
+    torch.ones(length, num_keys, dtype=torch.bool).tril().)
     """
     num_keys = length if num_keys is None else num_keys
     if not 0 <= length <= num_keys or length % 1 or num_keys % 1:
-        raise ValueError(f"{length=} must lie from 0 to {num_keys=}, both whole")
+        raise expected("length", f"a whole number from 0 to {num_keys=}", length)
     everywhere = torch.ones(length, num_keys, dtype=torch.bool, device=device)
     return everywhere.tril(num_keys - length)
 
@@ -78,7 +95,8 @@ class CausalAttention(nn.Module):
     """Self-attention in which no token sees a later one.
 
     Maps (..., length, d_in) to (..., length, d_out), with length at most
-    context_length. Loads checkpoints of the companion's class (section 3.5.3).
+    context_length. `attend` is a form of attention (`Attend`). Loads checkpoints of the
+    companion's class (section 3.5.3).
     """
 
     def __init__(
@@ -89,7 +107,7 @@ class CausalAttention(nn.Module):
         dropout: float = 0.0,
         qkv_bias: bool = False,
         *,
-        attend: Callable[..., Tensor] = attend,
+        attend: Attend = attend,
     ) -> None:
         super().__init__()
         check_sizes(d_in=d_in, d_out=d_out, context_length=context_length)
@@ -106,18 +124,18 @@ class CausalAttention(nn.Module):
         mask: Bool[Tensor, "..."] | None = None,
     ) -> Float[Tensor, "*batch length d_out"]:
         """Context vectors; `mask` (True where a query may see) hides further keys."""
-        check_input(self, x)
-        queries, keys, values = self.W_query(x), self.W_key(x), self.W_value(x)
-        dropout_p = self.dropout.p if self.training else 0.0
-        return self.attend(
-            queries, keys, values, mask, causal=True, dropout_p=dropout_p
-        )
+        inputs, dropout_p = self._inputs(x), dropout_now(self)
+        return self.attend(*inputs, mask, causal=True, dropout_p=dropout_p)
 
     def attention_weights(
         self,
         x: Float[Tensor, "*batch length d_in"],
         mask: Bool[Tensor, "..."] | None = None,
     ) -> Float[Tensor, "*batch length length"]:
-        """The weights that `forward` gives the same input, before dropout."""
+        """The weights that `forward` uses for the same input, before dropout."""
+        return weights_of(self.attend, *self._inputs(x), mask, causal=True)
+
+    def _inputs(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values."""
         check_input(self, x)
-        return attention_weights(self.W_query(x), self.W_key(x), mask, causal=True)
+        return self.W_query(x), self.W_key(x), self.W_value(x)

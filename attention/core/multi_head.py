@@ -6,20 +6,14 @@ queries, keys and values, and an output projection brings their findings togethe
 Written by `book/core/multi_head.ipynb`: read and change it there.
 """
 
-from collections.abc import Callable
-
 import torch
 from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from attention.core.causal import CausalAttention, ignore_saved_mask
-from attention.core.scaled_dot_product import (
-    attend,
-    attention_weights,
-    check_input,
-    check_sizes,
-)
+from attention.core.scaled_dot_product import Attend, attend, weights_of
+from attention.tools.checks import check_heads, check_input, check_sizes, dropout_now
 
 __all__ = ["MultiHeadAttention", "StackedHeads"]
 
@@ -40,7 +34,7 @@ class StackedHeads(nn.Module):
         num_heads: int,
         qkv_bias: bool = False,
         *,
-        attend: Callable[..., Tensor] = attend,
+        attend: Attend = attend,
     ) -> None:
         super().__init__()
         check_sizes(num_heads=num_heads)
@@ -71,8 +65,9 @@ class MultiHeadAttention(nn.Module):
 
     Maps (..., length, d_in) to (..., length, d_out), with length at most
     context_length and d_out shared among the heads. A mask broadcasts to (...,
-    num_heads, length, length). Vaswani et al. 2017, section 3.2.2. A drop-in for the
-    companion's class (section 3.6.2), checkpoints included.
+    num_heads, length, length). `attend` is a form of attention (`Attend`). Vaswani et
+    al. 2017, section 3.2.2. A drop-in for the companion's class (section 3.6.2),
+    checkpoints included.
     """
 
     def __init__(
@@ -84,13 +79,11 @@ class MultiHeadAttention(nn.Module):
         num_heads: int,
         qkv_bias: bool = False,
         *,
-        attend: Callable[..., Tensor] = attend,
+        attend: Attend = attend,
     ) -> None:
         super().__init__()
-        check_sizes(d_in=d_in, d_out=d_out)
-        check_sizes(context_length=context_length, num_heads=num_heads)
-        if d_out % num_heads != 0:
-            raise ValueError(f"{d_out=} must be a multiple of {num_heads=}")
+        check_sizes(d_in=d_in, context_length=context_length)
+        check_heads(d_out, num_heads)
         self.d_in, self.d_out, self.context_length = d_in, d_out, context_length
         self.num_heads, self.head_dim = num_heads, d_out // num_heads
         self.W_query = nn.Linear(d_in, d_out, bias=qkv_bias)
@@ -107,14 +100,8 @@ class MultiHeadAttention(nn.Module):
         mask: Bool[Tensor, "..."] | None = None,
     ) -> Float[Tensor, "*batch length d_out"]:
         """Context vectors; `mask` (True where a query may see) hides further keys."""
-        check_input(self, x)
-        queries = self._split(self.W_query(x))
-        keys = self._split(self.W_key(x))
-        values = self._split(self.W_value(x))
-        dropout_p = self.dropout.p if self.training else 0.0
-        context = self.attend(
-            queries, keys, values, mask, causal=True, dropout_p=dropout_p
-        )
+        inputs, dropout_p = self._inputs(x), dropout_now(self)
+        context = self.attend(*inputs, mask, causal=True, dropout_p=dropout_p)
         return self.out_proj(rearrange(context, "... h i d -> ... i (h d)"))
 
     def attention_weights(
@@ -122,10 +109,12 @@ class MultiHeadAttention(nn.Module):
         x: Float[Tensor, "*batch length d_in"],
         mask: Bool[Tensor, "..."] | None = None,
     ) -> Float[Tensor, "*batch num_heads length length"]:
-        """The weights that `forward` gives the same input, by head, before dropout."""
-        check_input(self, x)
-        queries, keys = self._split(self.W_query(x)), self._split(self.W_key(x))
-        return attention_weights(queries, keys, mask, causal=True)
+        """The weights that `forward` uses, by head, before dropout."""
+        return weights_of(self.attend, *self._inputs(x), mask, causal=True)
 
-    def _split(self, x: Tensor) -> Tensor:
-        return rearrange(x, "... i (h d) -> ... h i d", h=self.num_heads)
+    def _inputs(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, by head."""
+        check_input(self, x)
+        projected = self.W_query(x), self.W_key(x), self.W_value(x)
+        cut = "... i (h d) -> ... h i d"
+        return tuple(rearrange(each, cut, h=self.num_heads) for each in projected)

@@ -8,6 +8,8 @@ Written by `book/core/scaled_dot_product.ipynb`: read and change it there.
 """
 
 from collections.abc import Callable
+from functools import partial
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -15,214 +17,304 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from attention.idea.simple import softmax
+from attention.idea.workbench import check_tensor, expected
+from attention.tools.checks import (
+    are_groups,
+    as_given,
+    check_bias,
+    check_fit,
+    check_input,
+    check_sizes,
+    first_order,
+    nan_of,
+    precise,
+    repeat_kv,
+    scale_queries,
+    second_derivative,
+    spread,
+    unified,
+)
 
 __all__ = [
+    "Attend",
     "SelfAttention",
     "attend",
     "attention_weights",
-    "check_bias",
-    "check_fit",
-    "check_input",
-    "check_kind",
-    "check_sizes",
+    "check_window",
     "dot_product",
-    "nan_of",
-    "spread",
     "visible",
+    "weights_of",
 ]
 
 
-def check_kind(name: str, tensor: Tensor, queries: Tensor) -> None:
-    """ValueError if `tensor` is not floats with length and width, like `queries`."""
-    came = f"{tensor.dtype} {tuple(tensor.shape)} on {tensor.device}"
-    if tensor.ndim < 2 or not tensor.is_floating_point():
-        raise ValueError(f"{name} must be floats (..., length, dim), {came=!s}")
-    if (tensor.dtype, tensor.device) != (queries.dtype, queries.device):
-        must = f"{queries.dtype} on {queries.device}"
-        raise ValueError(f"{name} must be {must} like the queries, {came=!s}")
-
-
-def check_fit(
-    queries: Tensor, keys: Tensor, values: Tensor, *, causal: bool = False
-) -> tuple[int, ...]:
-    """The shape of the scores; ValueError if the three do not fit together."""
-    for name, tensor in {"queries": queries, "keys": keys, "values": values}.items():
-        check_kind(name, tensor, queries)
-    (i, d), (j, e) = queries.shape[-2:], keys.shape[-2:]
-    if d != e or d == 0:
-        raise ValueError(f"queries and keys must have one width, came {d} and {e}")
-    if j != values.shape[-2]:
-        came = f"{j} and {values.shape[-2]}"
-        raise ValueError(f"keys and values must have one length, {came=!s}")
-    if causal and i > j:
-        raise ValueError(f"causal needs no more queries than keys, came {i} and {j}")
-    leading = [tuple(tensor.shape[:-2]) for tensor in (queries, keys, values)]
-    try:
-        return (*torch.broadcast_shapes(*leading), i, j)
-    except RuntimeError:
-        came = ", ".join(map(str, leading))
-        raise ValueError(f"batch and head axes must broadcast, {came=!s}") from None
-
-
-def spread(name: str, table: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """`table` with its last two axes those of `shape`; ValueError if it cannot be."""
-    try:
-        table.expand(shape)
-    except RuntimeError:
-        came = tuple(table.shape)
-        raise ValueError(f"{name} must broadcast to {shape}, {came=}") from None
-    return table.expand(torch.broadcast_shapes(table.shape, shape[-2:]))
-
-
-def check_bias(
-    bias: Tensor, shape: tuple[int, ...], queries: Tensor
-) -> Float[Tensor, "..."]:
-    """`bias` for scores of `shape`; ValueError if it cannot be added to them."""
-    if (bias.dtype, bias.device) != (queries.dtype, queries.device):
-        must, came = f"{queries.dtype} on {queries.device}", f"{bias.dtype}"
-        raise ValueError(
-            f"bias must be {must} like the queries, came {came} on {bias.device}"
-        )
-    return spread("bias", bias, shape)
-
-
 def visible(
-    shape: tuple[int, ...], mask: Tensor | None, causal: bool, device: torch.device
+    shape: tuple[int, ...],
+    mask: Tensor | None,
+    causal: bool,
+    device: torch.device,
+    window: int | None = None,
 ) -> Bool[Tensor, "..."] | None:
-    """Where a query may see a key, for scores of `shape`; None if everywhere."""
+    """Where a query may see a key, for scores of `shape`; None if everywhere.
+
+    Causal is lower-right: the queries are the last of the keys. A window counts the
+    query itself.
+    """
     if mask is not None:
-        came = f"{mask.dtype} {tuple(mask.shape)} on {mask.device}"
+        check_tensor(mask=mask)
         if mask.dtype != torch.bool or mask.device != device:
-            must = f"boolean (True may see) on {device}"
-            raise ValueError(f"mask must be {must}, {came=!s}")
+            raise expected("mask", f"booleans (True: may see) on {device}", mask)
         mask = spread("mask", mask, shape)
+    check_window(window, causal)
     if causal:
         i, j = shape[-2:]
         past = torch.ones(i, j, dtype=torch.bool, device=device).tril(j - i)
+        if window is not None:
+            past = past.triu(j - i - window + 1)
         mask = past if mask is None else mask & past
     return mask
 
 
+def check_window(window: int | None, causal: bool) -> None:
+    """ValueError unless the window is a whole number of keys, of a causal query."""
+    if window is None:
+        return
+    whole = isinstance(window, int) and not isinstance(window, bool) and window >= 1
+    if not (whole and causal):
+        must = "a whole number of at least 1, with causal=True"
+        raise expected("window", must, f"{window!r}, with {causal=}")
+
+
 def dot_product(
-    queries: Float[Tensor, "*#batch num_queries head_dim"],
-    keys: Float[Tensor, "*#batch num_keys head_dim"],
+    queries: Float[Tensor, "*queries_batch num_queries head_dim"],
+    keys: Float[Tensor, "*keys_batch num_keys head_dim"],
 ) -> Float[Tensor, "*batch num_queries num_keys"]:
-    """Scores: the dot product of every query with every key."""
-    return queries @ keys.mT
+    """Scores: the dot product of every query with every key, in float32 at least."""
+    return queries.to(precise(queries)) @ keys.to(precise(keys)).mT
 
 
 def attention_weights(
-    queries: Float[Tensor, "*#batch num_queries head_dim"],
-    keys: Float[Tensor, "*#batch num_keys head_dim"],
+    queries: Float[Tensor, "*queries_batch num_queries head_dim"],
+    keys: Float[Tensor, "*keys_batch num_keys head_dim"],
     mask: Bool[Tensor, "..."] | None = None,
     *,
     causal: bool = False,
-    scale: float | None = None,
+    scale: float | Tensor | None = None,
     score: Callable[[Tensor, Tensor], Tensor] = dot_product,
     bias: Float[Tensor, "..."] | None = None,
+    window: int | None = None,
 ) -> Float[Tensor, "*batch num_queries num_keys"]:
     """Weights by hand: softmax(scale · score + bias), the oracle of every faster form.
 
     Vaswani et al. 2017, equation 1. `scale` is 1/√head_dim for the dot product and 1
-    for another score. A query that may see no key gets zeros. A nan or +inf among the
-    scores that it may see makes its row nan; a hidden one has no effect. ValueError
-    for a misfit.
+    for another score; a tensor may be learned. Keys may have fewer heads (axis -3)
+    than queries, each serving several in a row. With causal=True a query sees the keys
+    up to its own place, lower-right: the queries are the last of the keys.
+    (`scaled_dot_product_attention(is_causal=True)` and JAX align upper-left: pass
+    mask=torch.ones(i, j, dtype=torch.bool).tril() for that.) `window` keys of these,
+    its own included, if it is given. A query that may see no key gets zeros. A nan or
+    +inf among the scores that it may see makes its row nan; a hidden one has no
+    effect. Inputs of 16 bits are scored in float32, to which a bias in float32 may be
+    added; the weights have their dtype. ValueError for a misfit.
     """
+    check_tensor(queries=queries, keys=keys)
+    queries, keys = unified(queries, keys)
     shape = check_fit(queries, keys, keys, causal=causal)
-    mask = visible(shape, mask, causal, queries.device)
+    mask = visible(shape, mask, causal, queries.device, window)
     if scale is None:
         scale = queries.shape[-1] ** -0.5 if score is dot_product else 1.0
-    scores = scale * score(queries, keys)
-    if scores.shape != shape:
-        came = tuple(scores.shape)
-        raise ValueError(f"score must give scores of {shape}, {came=}")
-    if bias is not None:
-        scores = scores + check_bias(bias, shape, queries)
+    with as_given(queries):
+        scores = scale * score(queries, repeat_kv(keys, queries))
+        if scores.shape != shape:
+            raise expected("score", f"scores of {shape}", tuple(scores.shape))
+        if bias is not None:
+            scores = scores + check_bias(bias, shape, queries)
+        if mask is not None:
+            scores = scores.masked_fill(~mask, -torch.inf)
+        return softmax(scores).to(queries.dtype)
+
+
+def _table(
+    shape: tuple[int, ...], mask: Tensor | None, bias: Tensor | None, axes: int
+) -> tuple[Tensor | None, Tensor | None]:
+    """The call's `attn_mask`, and which rows are blind; None for what is not needed.
+
+    With all its axes, since PyTorch's fused kernels take no table with three.
+    """
+    blind = None
     if mask is not None:
-        scores = scores.masked_fill(~mask, -torch.inf)
-    return softmax(scores)
+        blind = ~mask.any(dim=-1, keepdim=True)
+        mask = mask | blind
+    if bias is not None:
+        mask = bias if mask is None else bias.masked_fill(~mask, -torch.inf)
+    if mask is not None and mask.ndim < axes:
+        mask = mask[(None,) * (axes - mask.ndim)]
+    return mask, blind
 
 
-def nan_of(queries: Tensor, keys: Tensor) -> Tensor:
-    """For each query 0, or nan if it or a key of its sequence is nan or infinite."""
-    queries, keys = queries.detach(), keys.detach()
-    of_keys = (0 * keys).sum(dim=(-2, -1), keepdim=True)
-    return (0 * queries).sum(dim=-1, keepdim=True) + of_keys
+def _fused(queries, keys, values, table, **options) -> Tensor:
+    """PyTorch's call, which knows of groups of heads where all four axes are there."""
+    groups = keys.shape[:-2]
+    if queries.ndim == 4 and groups == values.shape[:-2] and are_groups(keys, queries):
+        options["enable_gqa"] = groups[0] == queries.shape[0]
+    if not options.get("enable_gqa"):
+        keys, values = repeat_kv(keys, queries), repeat_kv(values, queries)
+    try:
+        context = F.scaled_dot_product_attention(
+            queries, keys, values, attn_mask=table, **options
+        )
+    except NotImplementedError as error:  # forward mode
+        raise second_derivative("attend") from error
+    return first_order(context)
 
 
 def attend(
-    queries: Float[Tensor, "*#batch num_queries head_dim"],
-    keys: Float[Tensor, "*#batch num_keys head_dim"],
-    values: Float[Tensor, "*#batch num_keys value_dim"],
+    queries: Float[Tensor, "*queries_batch num_queries head_dim"],
+    keys: Float[Tensor, "*keys_batch num_keys head_dim"],
+    values: Float[Tensor, "*values_batch num_keys value_dim"],
     mask: Bool[Tensor, "..."] | None = None,
     *,
     causal: bool = False,
     dropout_p: float = 0.0,
-    scale: float | None = None,
+    scale: float | Tensor | None = None,
     bias: Float[Tensor, "..."] | None = None,
+    window: int | None = None,
 ) -> Float[Tensor, "*batch num_queries value_dim"]:
     """Context vectors by PyTorch's fused call; equals `attention_weights` @ values.
 
-    `mask` is True where a query may see a key; a query that sees none gets zeros.
-    `dropout_p` drops weights, in training only: pass 0 otherwise. Memory grows
-    linearly with length where a fused kernel runs (no mask, no dropout, equal
-    widths, four axes). A nan is never answered by a number: what depends on it is nan
-    and, for one in a hidden key or value, perhaps its whole sequence. So is an
+    Options are those of `attention_weights`, of which causal=True is lower-right: the
+    queries are the last of the keys. (`scaled_dot_product_attention(is_causal=True)`
+    and JAX align upper-left: pass mask=torch.ones(i, j, dtype=torch.bool).tril() for
+    that.) `mask` is True where a query may see a key; a query that sees none gets
+    zeros. `dropout_p` drops weights, in training only: pass 0 otherwise. Inputs of 16
+    bits are scored in float32 by PyTorch's kernels; a bias in float32 is added there.
+    Memory grows linearly with length where a fused kernel runs (no mask, no dropout,
+    equal widths, four axes). A nan is never answered by a number: what depends on it
+    is nan and, for one in a hidden key or value, perhaps its whole sequence. So is an
     infinity, except that a CPU's kernel may give numbers for infinite queries of 16
-    bits. ValueError for a misfit.
+    bits. RuntimeError for a second derivative, or one in forward mode, of a fused
+    kernel; ValueError for a misfit.
     """
     if not 0 <= dropout_p <= 1:
-        raise ValueError(f"{dropout_p=} must lie from 0 to 1")
+        raise expected("dropout_p", "a share from 0 to 1", dropout_p)
+    check_tensor(queries=queries, keys=keys, values=values)
+    queries, keys, values = unified(queries, keys, values)
     shape = check_fit(queries, keys, values, causal=causal)
-    options = {"dropout_p": dropout_p, "scale": scale}
     if bias is not None:
         bias = check_bias(bias, shape, queries)
-    # The call can do this by itself:
-    if mask is None and not (causal and (bias is not None or shape[-2] != shape[-1])):
-        context = F.scaled_dot_product_attention(
-            queries, keys, values, attn_mask=bias, is_causal=causal, **options
-        )
-        overlooks_nan = queries.device.type == "cpu" and shape[-1] < 16
-        return context + nan_of(queries, keys) if overlooks_nan else context
-    mask = visible(shape, mask, causal, queries.device)
-    blind = ~mask.any(dim=-1, keepdim=True)
-    mask = mask | blind
-    if bias is not None:
-        mask = bias.masked_fill(~mask, -torch.inf)
-    context = F.scaled_dot_product_attention(
-        queries, keys, values, attn_mask=mask, **options
+    check_window(window, causal)
+    queries, scale = scale_queries(queries, scale)
+    options = {"dropout_p": dropout_p, "scale": scale}
+    alone = mask is None and bias is None and window is None
+    if alone and causal and shape[-2] == shape[-1] and scale > 0:
+        options["is_causal"], causal = True, False  # the call can do this by itself
+    mask = visible(shape, mask, causal, queries.device, window)
+    table, blind = _table(shape, mask, bias, queries.ndim)
+    context = _fused(queries, keys, values, table, **options)
+    if table is None and queries.device.type == "cpu" and shape[-1] < 16:
+        context = context + nan_of(queries, repeat_kv(keys, queries))
+    return context if blind is None else context.masked_fill(blind, 0.0)
+
+
+attend.attention_weights = attention_weights
+
+
+@runtime_checkable
+class Attend(Protocol):
+    """A form of attention, as every module calls it: what `attend=` takes.
+
+    Called as form(queries, keys, values, mask, causal=…, dropout_p=…), where mask may
+    be None. Queries are (..., num_queries, head_dim), keys and values (..., num_keys,
+    head_dim), with an axis of heads before the length where there are several. It
+    gives the context, (..., num_queries, head_dim). Further options may be settled
+    before: partial(attend, scale=0.5). `dropout_p` is 0 but in training.
+
+    The weights that a module shows are those of its form. A form may offer them, as
+    its attribute `attention_weights`, a function (queries, keys, mask, *, causal);
+    else `weights_of` finds them.
+    """
+
+    def __call__(
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        mask: Tensor | None = None,
+        *,
+        causal: bool = False,
+        dropout_p: float = 0.0,
+    ) -> Tensor: ...
+
+
+def _by_identity(form, queries, keys, values, mask, options) -> Tensor:
+    """What comes out for the identity in the place of the values, block by block."""
+    (*batch, count, width), blocks = values.shape, []
+    for start in range(0, max(count, 1), max(width, 1)):
+        block = torch.zeros(count, max(width, 1), dtype=values.dtype)
+        block.diagonal(-start).fill_(1)
+        block = block.to(values.device).expand(*batch, *block.shape)
+        blocks.append(form(queries, keys, block, mask, **options))
+    return torch.cat(blocks, dim=-1)[..., :count]
+
+
+def weights_of(
+    form: Attend,
+    queries: Float[Tensor, "*queries_batch num_queries head_dim"],
+    keys: Float[Tensor, "*keys_batch num_keys head_dim"],
+    values: Float[Tensor, "*values_batch num_keys value_dim"],
+    mask: Bool[Tensor, "..."] | None = None,
+    **options: object,
+) -> Float[Tensor, "*batch num_queries num_keys"]:
+    """The weights that `form` uses: its context is weights @ values.
+
+    Those that it offers as its attribute `attention_weights`, or else found by handing
+    it the identity in the place of the values. ValueError for a form that has none.
+    """
+    if (offered := _offered(form)) is not None:
+        return offered(queries, keys, mask, **options)
+    inputs = unified(queries, keys, values)
+    weights = _by_identity(form, *inputs, mask, options)
+    if not torch.compiler.is_compiling():
+        _check_average(form, weights, *inputs, mask, options)
+    return weights
+
+
+def _offered(form: Attend) -> Callable[..., Tensor] | None:
+    """What gives the weights of `form`; of a partial one, with the same options."""
+    if not isinstance(form, partial):
+        return getattr(form, "attention_weights", None)
+    inner = None if form.args else _offered(form.func)
+    if inner is None:
+        return None
+    settled = {k: v for k, v in form.keywords.items() if k != "dropout_p"}
+    return partial(inner, **settled)
+
+
+@torch.no_grad()
+def _check_average(form, weights, queries, keys, values, mask, options) -> None:
+    """ValueError unless the form's context is weights @ values."""
+    context = form(queries, keys, values, mask, **options)
+    with as_given(weights):
+        average = weights.double() @ repeat_kv(values, queries).double()
+    rounding = max(16 * torch.finfo(context.dtype).eps, 1e-3)
+    size = (
+        1 + values.detach().double().nan_to_num().abs().max().item()
+        if values.numel()
+        else 1.0
     )
-    return context.masked_fill(blind, 0.0)
-
-
-def check_sizes(**sizes: int) -> None:
-    """ValueError if a size is not a whole number of at least 1."""
-    for name, size in sizes.items():
-        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-            raise ValueError(f"{name}={size!r} must be a whole number of at least 1")
-
-
-def check_input(module: nn.Module, x: Tensor) -> None:
-    """ValueError if `x` does not fit the sizes, dtype or device of `module`."""
-    d_in, shape = module.d_in, tuple(x.shape)
-    if x.ndim < 2 or shape[-1] != d_in:
-        raise ValueError(f"x must be (..., length, {d_in=}), came {shape}")
-    context_length = getattr(module, "context_length", None)
-    if context_length is not None and shape[-2] > context_length:
-        raise ValueError(f"x has length {shape[-2]}, more than {context_length=}")
-    weight = getattr(module.W_query, "weight", x)  # an adapter may hide its weight
-    if weight.device != x.device:
-        raise ValueError(f"x must be on {weight.device}, came on {x.device}")
-    kind = x.device.type
-    autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
-    if weight.is_floating_point() and weight.dtype != x.dtype and not autocast:
-        raise ValueError(f"x must be {weight.dtype} like the weights, came {x.dtype}")
+    close = {"rtol": 0.0, "atol": rounding * size, "equal_nan": True}
+    if average.shape != context.shape or not context.double().allclose(
+        average, **close
+    ):
+        name = getattr(form, "__name__", type(form).__name__)
+        must = "a form whose context is weights @ values, to show its weights"
+        raise expected("attend", must, f"{name}, which does something else")
 
 
 class SelfAttention(nn.Module):
     """Self-attention with trainable queries, keys and values: all tokens see all.
 
-    Maps (..., length, d_in) to (..., length, d_out). Companion, section 3.4.2.
+    Maps (..., length, d_in) to (..., length, d_out). `attend` is a form of attention
+    (`Attend`). Companion, section 3.4.2.
     """
 
     def __init__(
@@ -231,7 +323,7 @@ class SelfAttention(nn.Module):
         d_out: int,
         qkv_bias: bool = False,
         *,
-        attend: Callable[..., Tensor] = attend,
+        attend: Attend = attend,
     ) -> None:
         super().__init__()
         check_sizes(d_in=d_in, d_out=d_out)
@@ -246,14 +338,18 @@ class SelfAttention(nn.Module):
         mask: Bool[Tensor, "..."] | None = None,
     ) -> Float[Tensor, "*batch length d_out"]:
         """Context vectors; `mask` is True where a query may see a key."""
-        check_input(self, x)
-        return self.attend(self.W_query(x), self.W_key(x), self.W_value(x), mask)
+        inputs = self._inputs(x)
+        return self.attend(*inputs, mask, causal=False, dropout_p=0.0)
 
     def attention_weights(
         self,
         x: Float[Tensor, "*batch length d_in"],
         mask: Bool[Tensor, "..."] | None = None,
     ) -> Float[Tensor, "*batch length length"]:
-        """The weights that `forward` gives the same input, by hand."""
+        """The weights that `forward` uses for the same input."""
+        return weights_of(self.attend, *self._inputs(x), mask, causal=False)
+
+    def _inputs(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values."""
         check_input(self, x)
-        return attention_weights(self.W_query(x), self.W_key(x), mask)
+        return self.W_query(x), self.W_key(x), self.W_value(x)

@@ -69,6 +69,21 @@ OTHERS = {
     "tiles": "cuts a table, and mixes no values",
     "told": SHOW,
     "visible": MASK,
+    "are_groups": CHECK,
+    "as_given": CHECK,
+    "autocast_on": CHECK,
+    "check_heads": CHECK,
+    "check_window": CHECK,
+    "dropout_now": CHECK,
+    "first_order": CHECK,
+    "precise": CHECK,
+    "repeat_kv": "repeats heads, and mixes no values",
+    "scale_queries": CHECK,
+    "second_derivative": CHECK,
+    "spread_scale": CHECK,
+    "unified": CHECK,
+    "Attend": "the protocol of forms, with no form of its own",
+    "weights_of": "asks another mechanism for its weights",
 }
 
 # What attends, and cannot be asked so many questions.

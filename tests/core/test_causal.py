@@ -5,6 +5,7 @@ import pickle
 
 import pytest
 import torch
+from examples import said
 from torch import nn
 
 from attention import CausalAttention, SelfAttention, causal_mask, future_leak
@@ -34,7 +35,10 @@ def test_a_mask_is_made_where_it_is_asked_for():
 
 @pytest.mark.parametrize(
     ("sizes", "message"),
-    [((7, 5), "length=7 must lie from 0 to num_keys=5"), ((-1,), "length=-1 must lie")],
+    [
+        ((7, 5), said("length", "num_keys=5", "got 7")),
+        ((-1,), said("length", "got -1")),
+    ],
 )
 def test_more_queries_than_keys_have_no_causal_mask(as_importer, sizes, message):
     with pytest.raises(ValueError, match=message):
@@ -78,7 +82,7 @@ def test_the_detector_leaves_its_input_alone():
 
 
 def test_one_position_has_no_future(as_importer):
-    with pytest.raises(ValueError, match=r"at least 2 positions.* \(1, 3\)"):
+    with pytest.raises(ValueError, match=said("x", "length of at least 2", "(1, 3)")):
         future_leak(lambda x: x, torch.randn(1, 3))
 
 
@@ -175,13 +179,18 @@ def test_lengths_up_to_the_context_length_are_welcome(length):
 def test_a_longer_sequence_is_refused(as_importer):
     module, _ = some_module()
     for use in (module, module.attention_weights):
-        with pytest.raises(ValueError, match="length 12, more than context_length=11"):
+        with pytest.raises(
+            ValueError, match=said("x", "context_length=11", "got length 12")
+        ):
             use(torch.randn(2, 12, 3))
 
 
 @pytest.mark.parametrize("context_length", [0, -3, 2.0])
 def test_the_context_length_is_whole_and_positive(as_importer, context_length):
-    with pytest.raises(ValueError, match=f"{context_length=} must be a whole number"):
+    with pytest.raises(
+        ValueError,
+        match=said("context_length", "a whole number", "got", context_length),
+    ):
         CausalAttention(3, 5, context_length)
 
 
@@ -190,3 +199,55 @@ def test_dropout_is_a_probability(as_importer):
         ValueError, match="dropout probability has to be between 0 and 1"
     ):
         CausalAttention(3, 5, 11, dropout=1.5)
+
+
+# What the detector must see, and what it must leave alone
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_an_input_that_is_some_seeds_noise_hides_no_leak(seed):
+    torch.manual_seed(seed)
+    x = torch.randn(2, 7, 3)
+    assert future_leak(lambda t: t.flip(-2), x) > 0.1
+
+
+@pytest.mark.parametrize("number", [0.0, 1.0, -1.0, 1 / 3, 1e-30, 1e30])
+def test_an_input_of_equal_numbers_hides_no_leak(number):
+    x = torch.full((2, 5, 3), number)
+    assert future_leak(lambda t: t.roll(-1, -2), x) > 0.1
+
+
+LEAKS = {
+    "the next": lambda t: t.roll(-1, -2),
+    "the last": lambda t: t + t[..., -1:, :],
+    "a size": lambda t: t + t.abs().mean(dim=-2, keepdim=True),
+    "a difference": lambda t: t + t.diff(dim=-2).abs().sum(dim=-2, keepdim=True),
+    "the largest": lambda t: t + t.amax(dim=-2, keepdim=True),
+}
+
+
+@pytest.mark.parametrize("leak", LEAKS.values(), ids=LEAKS)
+def test_each_way_to_read_the_future_is_seen(leak):
+    assert future_leak(leak, torch.randn(2, 5, 3)) > 1e-3
+
+
+def test_a_mechanism_that_writes_into_one_buffer_is_not_believed():
+    buffer = torch.empty(2, 7, 3)
+    assert future_leak(lambda t: buffer.copy_(t.flip(-2)), torch.randn(2, 7, 3)) > 0.1
+
+
+def test_a_mechanism_that_works_in_place_is_not_accused():
+    x = torch.randn(2, 7, 3)
+    before = x.clone()
+    assert future_leak(lambda t: t.mul_(2).cumsum(-2), x) < 1e-5
+    assert torch.equal(x, before)
+
+
+def test_the_detector_draws_no_random_number():
+    state = torch.get_rng_state()
+    future_leak(lambda t: t, torch.randn(2, 7, 3, generator=torch.Generator()))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_an_empty_batch_has_no_leak():
+    assert future_leak(lambda t: t, torch.randn(0, 7, 3)) == 0

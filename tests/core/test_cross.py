@@ -1,12 +1,14 @@
 """Cross-attention: two sequences, of any length and width."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
+from examples import said
 from torch import nn
 
-from attention import CrossAttention, attention_weights, padding_mask
+from attention import CrossAttention, attend, attention_weights, padding_mask
 
 
 def some_inputs():
@@ -37,7 +39,8 @@ def test_it_equals_pytorchs_for_inputs_of_different_widths(qkv_bias):
 def test_the_fused_path_equals_the_by_hand_path():
     module, x, other = some_inputs()
 
-    def by_hand(queries, keys, values, mask=None, *, dropout_p=0.0):
+    def by_hand(queries, keys, values, mask=None, *, causal=False, dropout_p=0.0):
+        assert not causal
         return attention_weights(queries, keys, mask) @ values
 
     slow = CrossAttention(3, 22, 11, d_context=13, attend=by_hand)
@@ -137,9 +140,9 @@ def test_dropout_acts_in_training_only():
     ("sizes", "options", "message"),
     [
         ((3, 22, 5), {}, "d_out=22 must be a multiple of num_heads=5"),
-        ((3, 22, 0), {}, "num_heads=0 must be a whole number of at least 1"),
-        ((0, 22, 11), {}, "d_in=0 must be a whole number"),
-        ((3, 22, 11), {"d_context": 0}, "d_context=0 must be a whole number"),
+        ((3, 22, 0), {}, said("num_heads", "a whole number", "got 0")),
+        ((0, 22, 11), {}, said("d_in", "a whole number", "got 0")),
+        ((3, 22, 11), {"d_context": 0}, said("d_context", "a whole number", "got 0")),
     ],
 )
 def test_impossible_sizes_are_refused(as_importer, sizes, options, message):
@@ -148,22 +151,31 @@ def test_impossible_sizes_are_refused(as_importer, sizes, options, message):
 
 
 BAD_INPUT = [
-    ({"x": torch.randn(2, 5, 13)}, r"length, d_in=3\), came \(2, 5, 13\)"),
-    ({"context_input": torch.randn(2, 7, 3)}, r"d_context=13\), came \(2, 7, 3\)"),
-    ({"context_input": torch.randn(13)}, r"d_context=13\), came \(13,\)"),
-    ({"context_input": torch.randn(3, 7, 13)}, r"came=\(2, 5, 3\) and \(3, 7, 13\)"),
-    ({"context_input": torch.randn(7, 13)}, r"share batch axes, came=.* and \(7, 13\)"),
+    ({"x": torch.randn(2, 5, 13)}, said("x", "d_in=3", "got", "(2, 5, 13)")),
+    (
+        {"context_input": torch.randn(2, 7, 3)},
+        said("context_input", "d_context=13", "got", "(2, 7, 3)"),
+    ),
+    (
+        {"context_input": torch.randn(13)},
+        said("context_input", "d_context=13", "got", "(13,)"),
+    ),
+    (
+        {"context_input": torch.randn(3, 7, 13)},
+        said("context_input", "(2,)", "got (3,)"),
+    ),
+    ({"context_input": torch.randn(7, 13)}, said("context_input", "(2,)", "got ()")),
     (
         {"context_input": torch.randn(2, 7, 13).double()},
-        "must be torch.float32 on cpu like x, came=torch.float64",
+        said("context_input", "torch.float32 on cpu", "got torch.float64"),
     ),
     (
         {"context_input": torch.empty(2, 7, 13, device="meta")},
-        "on cpu like x, came=torch.float32 on meta",
+        said("context_input", "on cpu", "got", "on meta"),
     ),
     (
         {"mask": torch.ones(5, 5, dtype=torch.bool)},
-        r"mask must broadcast to \(2, 11, 5, 7\), came=\(5, 5\)",
+        said("mask", "broadcasts to (2, 11, 5, 7)", "got (5, 5)"),
     ),
 ]
 
@@ -183,3 +195,25 @@ def test_cuda_gives_the_numbers_of_the_cpu():
     expected = module(x, other)
     context = module.cuda()(x.cuda(), other.cuda())
     torch.testing.assert_close(context.cpu(), expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("length", [1, 7, 15, 16, 40])
+def test_under_autocast_the_two_sides_may_have_two_dtypes(length):
+    cross = CrossAttention(8, 8, 2).eval()
+    x, read = torch.randn(2, 5, 8), torch.randn(2, length, 8)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        contexts = cross(x.bfloat16(), read), cross(x, read.bfloat16()), cross(x, read)
+        weights = cross.attention_weights(x.bfloat16(), read)
+    for context in contexts:
+        assert context.dtype == torch.bfloat16
+        torch.testing.assert_close(context.float(), cross(x, read), rtol=0, atol=0.05)
+    assert weights.dtype == torch.bfloat16
+
+
+def test_the_map_is_that_of_the_form_handed_in():
+    form = partial(attend, scale=5.0)
+    cross = CrossAttention(3, 6, 2, d_context=5, attend=form)
+    x, read = torch.randn(2, 5, 3), torch.randn(2, 7, 5)
+    values = cross._inputs(x, read)[2]
+    shown = (cross.attention_weights(x, read) @ values).transpose(1, 2).flatten(-2)
+    torch.testing.assert_close(cross.out_proj(shown), cross(x, read))

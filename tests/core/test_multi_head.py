@@ -5,9 +5,11 @@ import inspect
 import pickle
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
+from examples import said
 from torch import nn
 
 from attention import (
@@ -313,11 +315,11 @@ def test_gpt2_small_has_the_published_number_of_parameters():
     ("arguments", "message"),
     [
         ((3, 10, 11, 0.0, 4), "d_out=10 must be a multiple of num_heads=4"),
-        ((3, 10, 11, 0.0, 0), "num_heads=0 must be a whole number of at least 1"),
-        ((3, 10, 11, 0.0, -2), "num_heads=-2 must be a whole number"),
-        ((0, 10, 11, 0.0, 5), "d_in=0 must be a whole number"),
-        ((3, 0, 11, 0.0, 5), "d_out=0 must be a whole number"),
-        ((3, 10, 0, 0.0, 5), "context_length=0 must be a whole number"),
+        ((3, 10, 11, 0.0, 0), said("num_heads", "a whole number", "got 0")),
+        ((3, 10, 11, 0.0, -2), said("num_heads", "a whole number", "got -2")),
+        ((0, 10, 11, 0.0, 5), said("d_in", "a whole number", "got 0")),
+        ((3, 0, 11, 0.0, 5), said("d_out", "a whole number", "got 0")),
+        ((3, 10, 0, 0.0, 5), said("context_length", "a whole number", "got 0")),
         ((3, 10, 11, 1.5, 5), "dropout probability has to be between 0 and 1"),
     ],
 )
@@ -327,34 +329,34 @@ def test_impossible_sizes_are_refused(as_importer, arguments, message):
 
 
 def test_a_stack_without_heads_is_refused(as_importer):
-    with pytest.raises(ValueError, match="num_heads=0 must be a whole number"):
+    with pytest.raises(ValueError, match=said("num_heads", "a whole number", "got 0")):
         StackedHeads(3, 2, 11, 0.0, 0)
 
 
 BAD_INPUT = [
-    (torch.randn(2, 12, 3), {}, "length 12, more than context_length=11"),
-    (torch.randn(2, 7, 5), {}, r"length, d_in=3\), came \(2, 7, 5\)"),
-    (torch.randn(3), {}, r"length, d_in=3\), came \(3,\)"),
+    (torch.randn(2, 12, 3), {}, said("x", "context_length=11", "got length 12")),
+    (torch.randn(2, 7, 5), {}, said("x", "d_in=3", "got", "(2, 7, 5)")),
+    (torch.randn(3), {}, said("x", "d_in=3", "got", "(3,)")),
     (
         torch.randn(2, 7, 3).double(),
         {},
-        "be torch.float32 like the weights, came torch.f",
+        said("x", "torch.float32", "got torch.float64"),
     ),
     (
         torch.ones(2, 7, 3).long(),
         {},
-        "be torch.float32 like the weights, came torch.int",
+        said("x", "floats", "got torch.int64"),
     ),
-    (torch.empty(2, 7, 3, device="meta"), {}, "x must be on cpu, came on meta"),
+    (torch.empty(2, 7, 3, device="meta"), {}, said("x", "on cpu", "got", "on meta")),
     (
         torch.randn(2, 7, 3),
         {"mask": torch.ones(7, 7)},
-        "boolean .*, came=torch.float32",
+        said("mask", "booleans", "got torch.float32"),
     ),
     (
         torch.randn(2, 7, 3),
         {"mask": torch.ones(5, 5, dtype=torch.bool)},
-        r"mask must broadcast to \(2, 5?,? ?7, 7\), came=\(5, 5\)",
+        said("mask", "broadcasts to (2, ", "7, 7)", "got (5, 5)"),
     ),
 ]
 
@@ -381,3 +383,37 @@ def test_cuda_gives_the_numbers_of_the_cpu(make):
 
 def test_attend_is_the_default():
     assert some_module()[0].attend is attend
+
+
+def test_monte_carlo_dropout_is_switched_by_the_layer_itself():
+    module, x = MultiHeadAttention(6, 6, 11, 0.5, 3).eval(), torch.randn(2, 7, 6)
+    rest = module(x)
+    assert torch.equal(module(x), rest)
+    module.dropout.train()
+    assert not torch.equal(module(x), module(x))
+    module.train().dropout.eval()
+    assert torch.equal(module(x), rest)
+    module.dropout = nn.Identity()
+    assert torch.equal(module(x), rest)
+
+
+@pytest.mark.filterwarnings("ignore:torch.*quantiz")  # they are deprecated
+def test_dynamic_quantization_runs():
+    module, x = MultiHeadAttention(64, 64, 16, 0.0, 4).eval(), torch.randn(2, 5, 64)
+    quantize = torch.ao.quantization.quantize_dynamic
+    small = quantize(nn.Sequential(module), {nn.Linear}, dtype=torch.qint8)[0]
+    assert (small(x) - module(x)).abs().max() < 0.05
+    weights = small.attention_weights(x)
+    assert (weights - module.attention_weights(x)).abs().max() < 0.05
+
+
+@pytest.mark.parametrize("kind", [MultiHeadAttention, StackedHeads])
+def test_the_map_of_a_module_is_that_of_the_form_handed_in(kind):
+    form = partial(attend, scale=5.0)
+    module, x = kind(3, 10, 11, 0.0, 5, attend=form), torch.randn(2, 7, 3)
+    parts = module.heads if kind is StackedHeads else [module]
+    values = [part._inputs(x)[2] for part in parts]
+    values = torch.stack(values, dim=-3) if kind is StackedHeads else values[0]
+    shown = (module.attention_weights(x) @ values).transpose(-3, -2).flatten(-2)
+    shown = shown if kind is StackedHeads else module.out_proj(shown)
+    torch.testing.assert_close(shown, module(x))

@@ -1,15 +1,17 @@
 """Scaled dot-product attention: the oracle, the fused call, and the module."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
-from examples import MISFITS, some_mask, some_tensors
+from examples import MISFITS, said, some_mask, some_tensors
 from torch import nn
 from torch.nn import functional as F
 
 from attention import SelfAttention, attend, attention_weights
-from attention.core.scaled_dot_product import check_fit, nan_of, spread
+from attention.core.scaled_dot_product import Attend, visible, weights_of
+from attention.tools.checks import check_fit, nan_of, spread
 
 
 def by_loops(queries, keys, values):
@@ -254,7 +256,9 @@ def test_the_oracle_refuses_the_same(as_importer, arguments, message):
 
 @pytest.mark.parametrize("dropout_p", [-0.1, 1.1, math.nan])
 def test_dropout_must_be_a_probability(as_importer, dropout_p):
-    with pytest.raises(ValueError, match=f"{dropout_p=} must lie from 0 to 1"):
+    with pytest.raises(
+        ValueError, match=said("dropout_p", "from 0 to 1", "got", dropout_p)
+    ):
         attend(*some_tensors(), dropout_p=dropout_p)
 
 
@@ -304,7 +308,7 @@ def test_one_token_of_width_one_attends_to_itself():
 
 
 def test_another_attend_can_be_handed_in():
-    def by_hand(queries, keys, values, mask=None):
+    def by_hand(queries, keys, values, mask=None, *, causal=False, dropout_p=0.0):
         return attention_weights(queries, keys, mask) @ values
 
     module, x = some_module(attend=by_hand)
@@ -338,13 +342,13 @@ def test_a_module_with_replaced_layers_still_runs():
 @pytest.mark.parametrize(
     ("x", "message"),
     [
-        (torch.randn(7, 5), r"\(..., length, d_in=3\), came \(7, 5\)"),
-        (torch.randn(3), r"\(..., length, d_in=3\), came \(3,\)"),
+        (torch.randn(7, 5), said("x", "(..., length, d_in=3)", "got", "(7, 5)")),
+        (torch.randn(3), said("x", "(..., length, d_in=3)", "got", "(3,)")),
         (
             torch.randn(7, 3, dtype=torch.float64),
-            "torch.float32 like the weights, came torch.float64",
+            said("x", "torch.float32", "weights", "got torch.float64"),
         ),
-        (torch.randn(7, 3, device="meta"), "must be on cpu, came on meta"),
+        (torch.randn(7, 3, device="meta"), said("x", "on cpu", "got", "on meta")),
     ],
 )
 def test_the_module_refuses_a_misfit(as_importer, x, message):
@@ -356,7 +360,7 @@ def test_the_module_refuses_a_misfit(as_importer, x, message):
 
 @pytest.mark.parametrize("sizes", [(0, 5), (3, -1), (3, 2.5)])
 def test_sizes_are_whole_and_positive(as_importer, sizes):
-    with pytest.raises(ValueError, match="must be a whole number of at least 1"):
+    with pytest.raises(ValueError, match=said("d_", "a whole number", "got")):
         SelfAttention(*sizes)
 
 
@@ -389,7 +393,7 @@ def test_a_nan_query_among_many_with_few_keys_is_noticed():
 def test_more_queries_than_keys_fit_unless_they_are_causal(as_importer):
     queries, keys = torch.randn(7, 3), torch.randn(5, 3)
     assert check_fit(queries, keys, keys) == (7, 5)
-    with pytest.raises(ValueError, match="causal needs no more queries"):
+    with pytest.raises(ValueError, match=said("causal", "no more queries", "got 7")):
         check_fit(queries, keys, keys, causal=True)
 
 
@@ -397,3 +401,258 @@ def test_a_table_is_spread_over_the_last_two_axes_alone():
     for shape in ((5, 7), (2, 5, 7), (2, 3, 5, 7)):
         assert spread("mask", torch.ones(1, 1), shape).shape == (5, 7)
     assert spread("mask", torch.ones(2, 1, 7), (2, 5, 7)).shape == (2, 5, 7)
+
+
+# The weights shown are the weights used
+
+
+def hardened(queries, keys, values, mask=None, **options):
+    return attend(queries, keys, values, mask, scale=5.0, **options)
+
+
+def windowed(queries, keys, values, mask=None, *, causal=False, dropout_p=0.0):
+    i, j = queries.shape[-2], keys.shape[-2]
+    near = torch.ones(i, j, dtype=torch.bool).triu(j - i - 1)
+    mask = near if mask is None else near & mask
+    return attend(queries, keys, values, mask, causal=causal)
+
+
+def linear(queries, keys, values, mask=None, *, causal=False, dropout_p=0.0):
+    """A kernel feature map in the place of softmax: some weights are negative."""
+    scores = queries.sin() @ keys.cos().mT
+    allowed = visible(scores.shape, mask, causal, queries.device)
+    return (scores if allowed is None else scores * allowed) @ values
+
+
+UNEQUAL = {
+    "a scale": partial(attend, scale=5.0),
+    "a wrapped scale": hardened,
+    "a bias": partial(attend, bias=torch.arange(7.0)),
+    "a window": windowed,
+    "no softmax": linear,
+}
+
+
+@pytest.mark.parametrize("form", UNEQUAL.values(), ids=UNEQUAL)
+@pytest.mark.parametrize("causal", [False, True])
+def test_the_weights_of_a_form_times_the_values_are_its_context(form, causal):
+    queries, keys, values = some_tensors()
+    options = {"mask": some_mask(5, 7), "causal": causal}
+    weights = weights_of(form, queries, keys, values, **options)
+    context = form(queries, keys, values, **options)
+    torch.testing.assert_close(weights @ values, context)
+    plain = attention_weights(queries, keys, **options)
+    assert not torch.allclose(weights, plain)
+
+
+@pytest.mark.parametrize("width", [1, 3, 7, 13])
+def test_a_form_may_be_made_for_one_width_of_values(width):
+    def form(queries, keys, values, mask=None, **options):
+        assert values.shape[-1] == width
+        return attend(queries, keys, values, mask, **options)
+
+    queries, keys, _ = some_tensors()
+    weights = weights_of(form, queries, keys, torch.randn(2, 3, 7, width))
+    torch.testing.assert_close(weights, attention_weights(queries, keys))
+
+
+def largest(queries, keys, values, mask=None, **options):
+    return values.amax(dim=-2, keepdim=True).expand(*queries.shape[:-1], -1)
+
+
+def clipped(queries, keys, values, mask=None, **options):
+    return attend(queries, keys, values, mask, **options).relu()
+
+
+@pytest.mark.parametrize("form", [largest, clipped])
+def test_a_form_that_averages_nothing_has_no_weights_to_show(form):
+    must = said("attend", "weights @ values", "got", form.__name__)
+    with pytest.raises(ValueError, match=must):
+        weights_of(form, *some_tensors())
+
+
+def test_a_form_may_offer_its_weights():
+    def form(queries, keys, values, mask=None, **options):
+        raise AssertionError("it need not be called")
+
+    form.attention_weights = attention_weights
+    queries, keys, values = some_tensors()
+    weights = weights_of(partial(form, scale=2.0, dropout_p=0.5), queries, keys, values)
+    torch.testing.assert_close(weights, attention_weights(queries, keys, scale=2.0))
+
+
+def test_weights_that_are_found_can_be_trained():
+    queries, keys, values = some_tensors(torch.float64)
+    queries.requires_grad_()
+    weights = weights_of(hardened, queries, keys, values)
+    expected = attention_weights(queries, keys, scale=5.0)
+    one, two = (
+        torch.autograd.grad(w.square().sum(), queries)[0] for w in (weights, expected)
+    )
+    torch.testing.assert_close(one, two)
+
+
+def test_every_form_is_called_by_one_protocol():
+    assert isinstance(attend, Attend)
+    assert isinstance(partial(attend, scale=5.0), Attend)
+
+
+# Groups of heads, windows, learned scales
+
+
+GROUPED = {
+    "plain": {},
+    "causal": {"causal": True},
+    "window": {"causal": True, "window": 2},
+    "mask": {"mask": some_mask(2, 1, 5, 7, blind=3)},
+    "bias": {"bias": torch.randn(6, 5, 7)},
+    "negative scale": {"causal": True, "scale": -0.3},
+    "a scale for each head": {"scale": torch.rand(6, 1, 1)},
+}
+
+
+@pytest.mark.parametrize("options", GROUPED.values(), ids=GROUPED)
+@pytest.mark.parametrize("lead", [(2,), ()], ids=["batch", "no batch"])
+def test_fewer_heads_of_keys_equal_keys_repeated_in_a_row(options, lead):
+    queries = torch.randn(*lead, 6, 5, 11)
+    keys, values = torch.randn(*lead, 2, 7, 11), torch.randn(*lead, 2, 7, 13)
+    options = dict(options)
+    if "mask" in options and not lead:
+        options["mask"] = options["mask"][0]
+    many = [t.repeat_interleave(3, dim=-3) for t in (keys, values)]
+    expected = attention_weights(queries, many[0], **options) @ many[1]
+    torch.testing.assert_close(attend(queries, keys, values, **options), expected)
+    weights = attention_weights(queries, keys, **options)
+    torch.testing.assert_close(weights @ many[1], expected)
+
+
+def by_weights(queries, keys, values, **options):
+    return attention_weights(queries, keys, **options) @ values
+
+
+@pytest.mark.parametrize("form", [attend, by_weights])
+@pytest.mark.parametrize("window", [1, 2, 3, 7, 100])
+def test_a_window_counts_the_query_itself(form, window):
+    queries, keys, values = some_tensors()
+    place = torch.arange(5)[:, None] + 2 - torch.arange(7)  # the queries are the last
+    mask = (place >= 0) & (place < window)
+    assert mask.sum(dim=-1).max() == min(window, 7)
+    context = form(queries, keys, values, causal=True, window=window)
+    torch.testing.assert_close(context, form(queries, keys, values, mask=mask))
+
+
+@pytest.mark.parametrize("form", [attend, by_weights])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"window": 3},
+        {"window": 0, "causal": True},
+        {"window": 2.0, "causal": True},
+        {"window": True, "causal": True},
+    ],
+)
+def test_a_window_is_whole_and_of_a_causal_query(as_importer, form, options):
+    with pytest.raises(ValueError, match=said("window", "causal=True", "got")):
+        form(*some_tensors(), **options)
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, -0.3, 5.0])
+@pytest.mark.parametrize("lengths", [(5, 5), (5, 7), (40, 40)])
+def test_any_number_may_be_the_scale_of_a_causal_call(scale, lengths):
+    queries = torch.randn(2, 3, lengths[0], 16)
+    keys, values = torch.randn(2, 2, 3, lengths[1], 16)
+    expected = attention_weights(queries, keys, causal=True, scale=scale) @ values
+    context = attend(queries, keys, values, causal=True, scale=scale)
+    torch.testing.assert_close(
+        context, expected, rtol=1e-4, atol=1e-5
+    )  # both forms round
+
+
+@pytest.mark.parametrize("shape", [(), (3, 1, 1)])
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_learned_scale_is_trained(shape, causal):
+    queries, keys, values = some_tensors(torch.float64)
+    gradients = []
+    for form in (attend, by_weights):
+        scale = torch.full(shape, 0.7, dtype=torch.float64, requires_grad=True)
+        context = form(queries, keys, values, causal=causal, scale=scale)
+        gradients += torch.autograd.grad(context.square().sum(), scale)
+    torch.testing.assert_close(*gradients)
+    assert (gradients[0] != 0).all()
+
+
+# Half precision and autocast
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("size", [1, 9, 60])
+def test_scores_of_16_bits_are_computed_in_float32(dtype, size):
+    queries, keys, values = (size * torch.randn(2, 8, 64).to(dtype) for _ in range(3))
+    exact = attention_weights(queries.double(), keys.double()) @ values.double()
+    plain = F.scaled_dot_product_attention(queries, keys, values)
+    error = (attention_weights(queries, keys) @ values - exact).abs().max()
+    assert error <= 2 * (plain - exact).abs().max() + torch.finfo(dtype).eps * size
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("length", [8, 40])
+def test_a_large_bias_is_added_in_float32(dtype, causal, length):
+    distance = torch.arange(length)[:, None] - torch.arange(length)
+    bias = -299.0 - 0.3 * distance.abs()
+    queries, keys, values = (torch.randn(2, 3, length, 16).to(dtype) for _ in range(3))
+    options = {"causal": causal}
+    doubles = [t.double() for t in (queries, keys, values)]
+    exact = by_weights(*doubles, bias=bias.double(), **options)
+    for context in (
+        attend(queries, keys, values, bias=bias, **options),
+        by_weights(queries, keys, values, bias=bias, **options),
+    ):
+        assert context.dtype == dtype
+        assert (context - exact).abs().max() <= 4 * torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("length", [1, 5, 15, 16, 17, 40])
+def test_under_autocast_dtypes_may_mix_and_the_result_never_depends_on_length(length):
+    queries, keys, values = (torch.randn(2, length, 16) for _ in range(3))
+    expected = attend(queries, keys, values)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        context = attend(queries.bfloat16(), keys, values)
+        weights = attention_weights(queries, keys.bfloat16())
+    assert context.dtype == weights.dtype == torch.bfloat16
+    torch.testing.assert_close(context.float(), expected, rtol=0.05, atol=0.05)  # bf16
+
+
+# Second order and forward mode
+
+
+def test_a_second_derivative_of_the_fused_call_is_refused_in_our_words():
+    queries, keys, values = torch.randn(3, 2, 3, 20, 16).unbind()
+    queries.requires_grad_()
+    total = attend(queries, keys, values).square().sum()
+    (gradient,) = torch.autograd.grad(total, queries, create_graph=True)
+    with pytest.raises(RuntimeError, match=said("attend", "first derivative", "got")):
+        torch.autograd.grad(gradient.sum(), queries)
+
+
+def test_where_the_call_is_not_fused_there_is_a_second_derivative():
+    queries, keys, values = some_tensors(torch.float64, batch=())
+    queries.requires_grad_()
+    assert torch.autograd.gradgradcheck(lambda q: attend(q, keys, values), queries)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # PyTorch's own, of jvp
+def test_forward_mode_of_the_fused_call_is_refused_in_our_words():
+    tensors = torch.randn(3, 2, 3, 20, 16).unbind()
+    with pytest.raises(RuntimeError, match=said("attend", "reverse mode", "got")):
+        torch.func.jvp(attend, tensors, tensors)
+
+
+def test_first_derivatives_by_torch_func_equal_those_of_the_oracle():
+    queries, keys, values = torch.randn(3, 2, 3, 20, 16).unbind()
+
+    def loss(form):
+        return lambda q: form(q, keys, values, causal=True).square().sum()
+
+    one, two = (torch.func.grad(loss(form))(queries) for form in (attend, by_weights))
+    torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)  # both forms round

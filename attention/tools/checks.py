@@ -1,0 +1,283 @@
+"""Checks
+
+What is looked at before attention is computed, so that an input that does not fit
+gets a sentence and never a wrong number.
+
+Written by `book/tools/checks.ipynb`: read and change it there.
+"""
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from attention.idea.workbench import check_tensor, expected
+
+__all__ = [
+    "are_groups",
+    "as_given",
+    "autocast_on",
+    "check_bias",
+    "check_fit",
+    "check_heads",
+    "check_input",
+    "check_kind",
+    "check_sizes",
+    "dropout_now",
+    "first_order",
+    "nan_of",
+    "precise",
+    "repeat_kv",
+    "scale_queries",
+    "second_derivative",
+    "spread",
+    "spread_scale",
+    "unified",
+]
+
+
+def check_kind(name: str, tensor: Tensor, queries: Tensor) -> None:
+    """ValueError if `tensor` is not floats with length and width, like `queries`."""
+    if tensor.ndim < 2 or not tensor.is_floating_point():
+        raise expected(name, "floats (..., length, width)", tensor)
+    if (tensor.dtype, tensor.device) != (queries.dtype, queries.device):
+        must = f"{queries.dtype} on {queries.device}, like the queries"
+        raise expected(name, must, tensor)
+
+
+def _heads(tensor: Tensor) -> int:
+    return tensor.shape[-3] if tensor.ndim > 2 else 1
+
+
+def are_groups(tensor: Tensor, queries: Tensor) -> bool:
+    """Does each head of `tensor` serve several heads of the queries, in a row?"""
+    heads, groups = _heads(queries), _heads(tensor)
+    return 1 < groups < heads and heads % groups == 0
+
+
+def repeat_kv(
+    tensor: Float[Tensor, "*batch num_keys width"], queries: Tensor
+) -> Float[Tensor, "*repeated num_keys width"]:
+    """Keys or values, each head repeated in a row until there is one for each query's.
+
+    Unchanged if there are as many heads as the queries have, or one. Ainslie et al.
+    2023, section 2.2.
+    """
+    if not are_groups(tensor, queries):
+        return tensor
+    return tensor.repeat_interleave(_heads(queries) // _heads(tensor), dim=-3)
+
+
+def check_fit(
+    queries: Tensor, keys: Tensor, values: Tensor, *, causal: bool = False
+) -> tuple[int, ...]:
+    """The shape of the scores; ValueError if the three do not fit together.
+
+    Keys and values may have fewer heads (axis -3) than the queries, by a whole factor.
+    """
+    three = {"queries": queries, "keys": keys, "values": values}
+    check_tensor(**three)
+    for name, tensor in three.items():
+        check_kind(name, tensor, queries)
+    (i, d), (j, e) = queries.shape[-2:], keys.shape[-2:]
+    if d != e or d == 0:
+        raise expected("queries and keys", "one width of at least 1", f"{d} and {e}")
+    if j != values.shape[-2]:
+        lengths = f"{j} and {values.shape[-2]}"
+        raise expected("keys and values", "one length", lengths)
+    if causal and i > j:
+        must = "no more queries than keys"
+        raise expected("causal=True", must, f"{i} queries and {j} keys")
+    leading = [tuple(tensor.shape[:-2]) for tensor in three.values()]
+    grouped = [
+        (*axes[:-1], _heads(queries)) if are_groups(tensor, queries) else axes
+        for axes, tensor in zip(leading, three.values(), strict=True)
+    ]
+    try:
+        return (*torch.broadcast_shapes(*grouped), i, j)
+    except RuntimeError:
+        must = "batch axes that broadcast, heads that divide the query's"
+        got = ", ".join(map(str, leading))
+        raise expected("queries, keys and values", must, got) from None
+
+
+def spread(name: str, table: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """`table` with its last two axes those of `shape`; ValueError if it cannot be."""
+    try:
+        table.expand(shape)
+    except RuntimeError:
+        must = f"a shape that broadcasts to {shape}"
+        raise expected(name, must, tuple(table.shape)) from None
+    return table.expand(torch.broadcast_shapes(table.shape, shape[-2:]))
+
+
+def check_bias(
+    bias: Tensor, shape: tuple[int, ...], queries: Tensor
+) -> Float[Tensor, "..."]:
+    """`bias` for scores of `shape`; ValueError if it cannot be added to them.
+
+    Its dtype is that of the queries, or float32 beside queries of 16 bits.
+    """
+    check_tensor(bias=bias)
+    dtypes = {queries.dtype, precise(queries)}
+    if bias.dtype not in dtypes or bias.device != queries.device:
+        named = " or ".join(sorted(map(str, dtypes)))
+        raise expected("bias", f"{named} on {queries.device}, like the queries", bias)
+    return spread("bias", bias, shape)
+
+
+def precise(tensor: Tensor) -> torch.dtype:
+    """What scores and sums are computed in: float32, or float64 for float64."""
+    return torch.promote_types(tensor.dtype, torch.float32)
+
+
+def scale_queries(
+    queries: Float[Tensor, "*batch num_queries head_dim"],
+    scale: float | Tensor | None,
+) -> tuple[Float[Tensor, "*batch num_queries head_dim"], float]:
+    """Queries, and the number with which the scores are still to be scaled.
+
+    None stands for 1/√head_dim. A tensor, which may be learned, is multiplied into the
+    queries. ValueError if it does not broadcast to them.
+    """
+    if scale is None:
+        return queries, queries.shape[-1] ** -0.5
+    if not isinstance(scale, Tensor):
+        return queries, scale
+    scale = scale.to(precise(queries)) if scale.is_floating_point() else scale
+    factor = spread_scale(scale, queries)
+    return (queries * factor).to(queries.dtype), 1.0
+
+
+def spread_scale(scale: Tensor, queries: Tensor) -> Tensor:
+    """`scale`; ValueError if it is not one number, or one for each head or query."""
+    one_width = scale.ndim == 0 or scale.shape[-1] == 1
+    try:
+        scale.expand(queries.shape)
+    except RuntimeError:
+        one_width = False
+    if not one_width or scale.device.type not in (queries.device.type, "cpu"):
+        must = f"a number, or what broadcasts to {(*queries.shape[:-1], 1)}"
+        raise expected("scale", must, scale)
+    return scale
+
+
+def autocast_on(tensor: Tensor) -> bool:
+    """Does PyTorch choose dtypes by itself where this tensor is?"""
+    kind = tensor.device.type
+    return kind != "meta" and torch.is_autocast_enabled(kind)
+
+
+def unified(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """The tensors as autocast casts the inputs of a product; unchanged if it is off.
+
+    All floats but float64 get the dtype of autocast.
+    """
+    if not all(isinstance(t, Tensor) for t in tensors) or not autocast_on(tensors[0]):
+        return tensors
+    dtype = torch.get_autocast_dtype(tensors[0].device.type)
+    return tuple(
+        t.to(dtype) if t.is_floating_point() and t.dtype != torch.float64 else t
+        for t in tensors
+    )
+
+
+def as_given(tensor: Tensor) -> AbstractContextManager:
+    """Within it, autocast leaves dtypes as they are."""
+    kind = tensor.device.type
+    return nullcontext() if kind == "meta" else torch.autocast(kind, enabled=False)
+
+
+def check_sizes(**sizes: int) -> None:
+    """ValueError if a size is not a whole number of at least 1."""
+    for name, size in sizes.items():
+        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+            raise expected(name, "a whole number of at least 1", repr(size))
+
+
+def check_heads(d_out: int, num_heads: int) -> None:
+    """ValueError unless the heads can share d_out evenly."""
+    check_sizes(d_out=d_out, num_heads=num_heads)
+    if d_out % num_heads != 0:
+        below = d_out // num_heads * num_heads
+        near = f"{below} or {below + num_heads}" if below else f"{num_heads}"
+        must = f"{d_out=} must be a multiple of {num_heads=}"
+        raise ValueError(f"{must}: expected {near}, got {d_out}")
+
+
+def check_input(module: nn.Module, x: Tensor) -> None:
+    """ValueError if `x` does not fit the sizes, dtype or device of `module`."""
+    check_tensor(x=x)
+    d_in = module.d_in
+    if x.ndim < 2 or x.shape[-1] != d_in or not x.is_floating_point():
+        raise expected("x", f"floats (..., length, {d_in=})", x)
+    context_length = getattr(module, "context_length", None)
+    if context_length is not None and x.shape[-2] > context_length:
+        must = f"a length of at most {context_length=}"
+        raise expected("x", must, f"length {x.shape[-2]}")
+    weight = getattr(module.W_query, "weight", None)
+    if not isinstance(weight, Tensor):  # an adapter or a quantised layer hides it
+        return
+    if weight.device != x.device:
+        raise expected("x", f"floats on {weight.device}, like the weights", x)
+    differs = weight.is_floating_point() and weight.dtype != x.dtype
+    if differs and not autocast_on(x):
+        raise expected("x", f"{weight.dtype}, like the weights", x)
+
+
+def dropout_now(module: nn.Module) -> float:
+    """The share of weights that the module's `dropout` drops now.
+
+    That layer's own flag decides; one without `p`, like nn.Identity, drops nothing.
+    """
+    dropout = module.dropout
+    return getattr(dropout, "p", 0.0) if dropout.training else 0.0
+
+
+def nan_of(queries: Tensor, keys: Tensor) -> Tensor:
+    """For each query 0, or nan if it or a key of its sequence is nan or infinite."""
+    queries, keys = queries.detach(), keys.detach()
+    of_keys = (0 * keys).sum(dim=(-2, -1), keepdim=True)
+    return (0 * queries).sum(dim=-1, keepdim=True) + of_keys
+
+
+class _Refused(torch.autograd.Function):
+    """The same gradients, which cannot be differentiated again."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(*gradients):
+        return tuple(gradient.view_as(gradient) for gradient in gradients)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, *_):
+        raise second_derivative("attend")
+
+
+def second_derivative(name: str) -> RuntimeError:
+    """The error for a second derivative, or one in forward mode, of a fused form."""
+    instead = "attention_weights(...) @ values has one"
+    what = "a first derivative, in reverse mode, alone"
+    return RuntimeError(f"{name}: expected {what}, got a request for more; {instead}")
+
+
+def first_order(context: Tensor) -> Tensor:
+    """`context`, whose second derivative, if a kernel has none, is refused in words."""
+    node = None if torch.compiler.is_compiling() else context.grad_fn
+    if node is not None and "ScaledDotProduct" in node.name():
+        node.register_hook(_mark)
+    return context
+
+
+def _mark(gradients, _):
+    """Mark the gradients of a fused call, if they shall be differentiated again."""
+    if not torch.is_grad_enabled():
+        return None
+    marked = iter(_Refused.apply(*(g for g in gradients if g is not None)))
+    return tuple(g if g is None else next(marked) for g in gradients)

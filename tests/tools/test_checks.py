@@ -1,0 +1,163 @@
+"""Checks: what does not fit is refused in words, and what fits is left alone."""
+
+import pytest
+import torch
+from examples import said
+from torch import nn
+
+from attention import MultiHeadAttention, SelfAttention
+from attention.tools.checks import (
+    are_groups,
+    as_given,
+    check_bias,
+    check_fit,
+    check_heads,
+    check_input,
+    dropout_now,
+    repeat_kv,
+    scale_queries,
+    unified,
+)
+
+
+def heads(count, length=5, width=11):
+    return torch.randn(2, count, length, width)
+
+
+# Groups of heads
+
+
+def test_each_head_of_keys_serves_several_query_heads_in_a_row():
+    keys = heads(2)
+    repeated = repeat_kv(keys, heads(6))
+    assert repeated.shape[1] == 6
+    for head in range(6):
+        assert torch.equal(repeated[:, head], keys[:, head // 3])
+
+
+@pytest.mark.parametrize("count", [1, 6])
+def test_one_head_and_as_many_heads_are_left_alone(count):
+    keys = heads(count)
+    assert repeat_kv(keys, heads(6)) is keys
+    assert not are_groups(keys, heads(6))
+
+
+def test_the_scores_have_the_heads_of_the_queries():
+    assert check_fit(heads(6), heads(2, 7), heads(3, 7)) == (2, 6, 5, 7)
+    assert check_fit(heads(6)[0], heads(2, 7)[0], heads(1, 7)[0]) == (6, 5, 7)
+
+
+@pytest.mark.parametrize("count", [4, 5, 12])
+def test_heads_that_do_not_divide_those_of_the_queries_are_refused(as_importer, count):
+    with pytest.raises(ValueError, match=said("heads", "got (2, 6)", f"(2, {count})")):
+        check_fit(heads(6), heads(count), heads(count))
+
+
+# Scale and bias
+
+
+def test_without_a_scale_it_is_one_over_the_root_of_the_width():
+    queries = heads(3)
+    same, scale = scale_queries(queries, None)
+    assert same is queries
+    assert scale == 11**-0.5
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (3, 1, 1), (2, 1, 1, 1), (5, 1)])
+def test_a_tensor_as_a_scale_is_multiplied_into_the_queries(shape):
+    queries, scale = heads(3), torch.rand(shape)
+    scaled, left = scale_queries(queries, scale)
+    assert left == 1.0
+    torch.testing.assert_close(scaled, queries * scale)
+
+
+@pytest.mark.parametrize("shape", [(11,), (4, 1, 1), (3,), (7, 2, 3, 5, 1)])
+def test_a_scale_for_each_number_of_a_query_is_refused(as_importer, shape):
+    with pytest.raises(ValueError, match=said("scale", "(2, 3, 5, 1)", "got", shape)):
+        scale_queries(heads(3), torch.rand(shape))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_bias_in_float32_fits_queries_of_16_bits(dtype):
+    queries, bias = heads(3).to(dtype), torch.randn(3, 5, 7)
+    assert check_bias(bias, (2, 3, 5, 7), queries).dtype == torch.float32
+    assert check_bias(bias.to(dtype), (2, 3, 5, 7), queries).dtype == dtype
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.int64])
+def test_a_bias_of_another_dtype_is_refused(as_importer, dtype):
+    with pytest.raises(ValueError, match=said("bias", "float32 on cpu", "got", dtype)):
+        check_bias(torch.zeros(5, 7).to(dtype), (2, 3, 5, 7), heads(3))
+
+
+# Autocast
+
+
+def test_without_autocast_nothing_is_cast():
+    mixed = heads(3), heads(3).half()
+    assert all(a is b for a, b in zip(unified(*mixed), mixed, strict=True))
+
+
+def test_under_autocast_all_floats_but_float64_become_its_dtype():
+    kinds = torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cast = unified(*(torch.ones(2, dtype=kind) for kind in kinds))
+    assert [t.dtype for t in cast] == [torch.bfloat16] * 3 + [*kinds[3:]]
+
+
+def test_a_device_without_autocast_is_not_asked():
+    empty = torch.ones(2, device="meta")
+    assert unified(empty) == (empty,)
+    with as_given(empty):
+        assert (empty * 2).device.type == "meta"
+
+
+# Modules
+
+
+class Hidden(nn.Module):
+    """A layer around another whose `weight` is not a tensor."""
+
+    def __init__(self, layer, weight):
+        super().__init__()
+        self.inner, self.weight = layer, weight
+
+    def forward(self, x):
+        return self.inner(x)
+
+
+@pytest.mark.parametrize("weight", [None, "packed", lambda: torch.ones(1)])
+def test_a_layer_whose_weight_is_no_tensor_is_asked_nothing(weight):
+    module, x = SelfAttention(3, 5), torch.randn(2, 7, 3)
+    context = module(x)
+    module.W_query = Hidden(module.W_query, weight)
+    torch.testing.assert_close(module(x), context)
+    torch.testing.assert_close(module.attention_weights(x) @ module.W_value(x), context)
+
+
+def test_a_list_in_the_place_of_a_tensor_is_refused_in_words(as_importer):
+    with pytest.raises(TypeError, match=said("x", "torch.Tensor, got list", "as_ten")):
+        SelfAttention(3, 5)([[1.0, 2.0, 3.0]])
+
+
+def test_whole_numbers_are_no_input(as_importer):
+    with pytest.raises(ValueError, match=said("x", "floats", "got torch.int64")):
+        check_input(SelfAttention(3, 5), torch.ones(7, 3, dtype=torch.int64))
+
+
+@pytest.mark.parametrize(("d_out", "near"), [(10, "8 or 12"), (3, "4"), (5, "4 or 8")])
+def test_heads_must_share_the_width_evenly(d_out, near):
+    must = said(f"{d_out=} must be a multiple of num_heads=4", near, f"got {d_out}")
+    with pytest.raises(ValueError, match=must):
+        check_heads(d_out, 4)
+
+
+def test_the_flag_of_the_dropout_layer_decides():
+    module = MultiHeadAttention(3, 4, 5, 0.25, 2)
+    assert dropout_now(module) == 0.25
+    module.dropout.eval()
+    assert dropout_now(module) == 0.0
+    module.eval().dropout.train()
+    assert dropout_now(module) == 0.25
+    module.dropout = nn.Identity()
+    assert dropout_now(module.train()) == 0.0
