@@ -169,6 +169,12 @@ def autocast_on(tensor: Tensor) -> bool:
     return kind != "meta" and torch.is_autocast_enabled(kind)
 
 
+def as_given(tensor: Tensor) -> AbstractContextManager:
+    """Within it, autocast leaves dtypes as they are."""
+    kind = tensor.device.type
+    return nullcontext() if kind == "meta" else torch.autocast(kind, enabled=False)
+
+
 def unified(*tensors: Tensor) -> tuple[Tensor, ...]:
     """The tensors as autocast casts the inputs of a product; unchanged if it is off.
 
@@ -181,12 +187,6 @@ def unified(*tensors: Tensor) -> tuple[Tensor, ...]:
         t.to(dtype) if t.is_floating_point() and t.dtype != torch.float64 else t
         for t in tensors
     )
-
-
-def as_given(tensor: Tensor) -> AbstractContextManager:
-    """Within it, autocast leaves dtypes as they are."""
-    kind = tensor.device.type
-    return nullcontext() if kind == "meta" else torch.autocast(kind, enabled=False)
 
 
 def check_sizes(**sizes: int) -> None:
