@@ -17,6 +17,7 @@ from nbval.plugin import IPyNbCell
 
 NBVAL = "0.11.0"
 RTOL, ATOL = 1e-4, 2e-4
+SMALL = 1e-3  # below it, ATOL would let numbers pass that have nothing in common
 # What a chapter runs, and not every machine can install.
 NEEDS = {
     "flash_triton.ipynb": ("triton",),
@@ -30,7 +31,7 @@ NUMBER = (
     r"(?<![\w#.])[-+−]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
     r"(?!\.\d)(?:(?!\w)|(?=(?:p[tx]|[mµn]?s|[xkMG])(?!\w)))"
 )
-TOKEN = re.compile(rf"(?P<number>{NUMBER})|\w+|\S")
+TOKEN = re.compile(rf"(?P<number>{NUMBER})|\w+|\n|\S")
 # Matplotlib names the parts of a picture by a hash of their coordinates.
 HASHED = re.compile(r"\b[A-Za-z]\w*?[0-9a-f]{10}\b")
 
@@ -138,9 +139,21 @@ def same(ref: re.Match, new: re.Match, kind: str = "text/plain") -> bool:
     a, b = (token[0].replace("−", "-") for token in (ref, new))
     if re.fullmatch(r"[-+]?\d+\.?", a) and re.fullmatch(r"[-+]?\d+\.?", b):
         return Decimal(a) == Decimal(b)
-    return math.isclose(
-        float(a), float(b), rel_tol=0, abs_tol=ATOL + RTOL * abs(float(a))
-    )
+    apart = ATOL
+    if max(abs(float(a)), abs(float(b))) < SMALL or "e" in f"{a}{b}".lower():
+        apart = min(ATOL, 1.01 * max(last_place(a), last_place(b)))
+    apart += RTOL * abs(float(a))
+    return math.isclose(float(a), float(b), rel_tol=0, abs_tol=apart)
+
+
+def last_place(number: str) -> float:
+    """What its last digit counts: 0.0001 in 0.0123, and 1e-9 in 1.0e-08.
+
+    A lone `0.` is how PyTorch prints a zero among whole numbers: nothing but noise.
+    """
+    if re.fullmatch(r"[-+]?0\.", number):
+        return 1e-6
+    return float(Decimal(1).scaleb(Decimal(number).as_tuple().exponent))
 
 
 def apart(stored: str, i: int, given: str, j: int) -> str:
