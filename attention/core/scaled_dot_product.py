@@ -190,8 +190,8 @@ def attend(
     Memory grows linearly with length where a fused kernel runs (no mask, no dropout,
     equal widths, four axes). A nan is never answered by a number: what depends on it
     is nan and, for one in a hidden key or value, perhaps its whole sequence. So is an
-    infinity, except that a CPU's kernel may give numbers for infinite queries of 16
-    bits. RuntimeError for a second derivative, or one in forward mode, of a fused
+    infinity, except that a CPU's kernel may give numbers for infinite queries or keys
+    of 16 bits. RuntimeError for a second derivative, or one in forward mode, of a fused
     kernel; ValueError for a misfit.
     """
     if not 0 <= dropout_p <= 1:
