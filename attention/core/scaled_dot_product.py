@@ -291,20 +291,18 @@ def _offered(form: Attend) -> Callable[..., Tensor] | None:
 
 @torch.no_grad()
 def _check_average(form, weights, queries, keys, values, mask, options) -> None:
-    """ValueError unless the form's context is weights @ values."""
-    context = form(queries, keys, values, mask, **options)
-    with as_given(weights):
-        average = weights.double() @ repeat_kv(values, queries).double()
-    rounding = max(16 * torch.finfo(context.dtype).eps, 1e-3)
-    size = (
-        1 + values.detach().double().nan_to_num().abs().max().item()
-        if values.numel()
-        else 1.0
+    """ValueError unless the form's context is weights @ values, but for rounding."""
+    context, values = (
+        form(queries, keys, values, mask, **options),
+        repeat_kv(values, queries),
     )
+    weights, context, values = (t.to(precise(t)) for t in (weights, context, values))
+    with as_given(weights):
+        average = weights @ values
+    rounding = max(16 * torch.finfo(queries.dtype).eps, 1e-3)
+    size = 1 + values.nan_to_num().abs().max().item() if values.numel() else 1.0
     close = {"rtol": 0.0, "atol": rounding * size, "equal_nan": True}
-    if average.shape != context.shape or not context.double().allclose(
-        average, **close
-    ):
+    if average.shape != context.shape or not average.allclose(context, **close):
         name = getattr(form, "__name__", type(form).__name__)
         must = "a form whose context is weights @ values, to show its weights"
         raise expected("attend", must, f"{name}, which does something else")

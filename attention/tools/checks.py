@@ -90,6 +90,8 @@ def check_fit(
         must = "no more queries than keys"
         raise expected("causal=True", must, f"{i} queries and {j} keys")
     leading = [tuple(tensor.shape[:-2]) for tensor in three.values()]
+    if leading[0] == leading[1] == leading[2]:  # as nearly always: nothing to stretch
+        return (*leading[0], i, j)
     grouped = [
         (*axes[:-1], _heads(queries)) if are_groups(tensor, queries) else axes
         for axes, tensor in zip(leading, three.values(), strict=True)
@@ -180,7 +182,7 @@ def unified(*tensors: Tensor) -> tuple[Tensor, ...]:
 
     All floats but float64 get the dtype of autocast.
     """
-    if not all(isinstance(t, Tensor) for t in tensors) or not autocast_on(tensors[0]):
+    if not autocast_on(tensors[0]):
         return tensors
     dtype = torch.get_autocast_dtype(tensors[0].device.type)
     return tuple(
