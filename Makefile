@@ -15,7 +15,7 @@ PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3
 	if $$python -c "$(NEW_ENOUGH)" 2>/dev/null; then echo $$python; break; fi; done)
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 
-.PHONY: help book test execute tangle serve lab lint clean bench mutants licences
+.PHONY: help book test execute tangle serve lab lint clean bench mutants licences versions
 .PHONY: check-tangle unit chapters site pages
 
 help: ## List the verbs
@@ -62,6 +62,9 @@ bench: $(BENCH_READY) ## Time all beside what you would use instead (ARGS=--quic
 
 mutants: $(READY) ## Ask whether the tests notice a change of the code (ARGS="FILE ...")
 	@$(PY) tests/mutate.py $(ARGS)
+
+versions: $(READY) ## Run the package's tests with another torch (TORCH=lowest, newest, 2.9)
+	@$(PY) tests/versions.py $(or $(TORCH),newest)
 
 licences: $(READY) ## List the licence of every package that is installed
 	@$(PY) tests/licences.py
