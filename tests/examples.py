@@ -1,6 +1,7 @@
 """Small inputs that several tests draw, with a prime size on every axis."""
 
 import re
+from functools import partial
 
 import torch
 
@@ -12,6 +13,22 @@ def said(*fields: object) -> str:
     fields of a message, so that it lives on when the sentence is said better.
     """
     return "(?s)" + ".*".join(re.escape(str(field)) for field in fields)
+
+
+def _compiled(module, *inputs):
+    torch.compiler.reset()
+    return torch.compile(module, fullgraph=True, backend="aot_eager")
+
+
+def _exported(module, *inputs, strict):
+    return torch.export.export(module, inputs, strict=strict).module()
+
+
+TRACERS = {  # each makes of a module, and of inputs to trace it with, what is called
+    "compile": _compiled,
+    "export": partial(_exported, strict=False),
+    "strict export": partial(_exported, strict=True),
+}
 
 
 def some_tensors(dtype=torch.float32, batch=(2, 3)):

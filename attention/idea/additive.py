@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-__all__ = ["AdditiveAttention", "additive_score"]
+__all__ = ["AdditiveAttention", "additive_score", "unified"]
 
 
 def additive_score(
@@ -25,6 +25,23 @@ def additive_score(
     """
     _check_score(queries, keys, v)
     return torch.tanh(queries.unsqueeze(-2) + keys.unsqueeze(-3)) @ v
+
+
+def unified(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """The tensors in the dtype of autocast, where that is on for their device.
+
+    Floats are cast, except float64, as autocast does before a matrix product; all else
+    is left as it is.
+    """
+    return tuple(map(_as_autocast, tensors))
+
+
+def _as_autocast(tensor):
+    kind = tensor.device.type
+    if kind == "meta" or not torch.is_autocast_enabled(kind):
+        return tensor
+    eligible = tensor.is_floating_point() and tensor.dtype != torch.float64
+    return tensor.to(torch.get_autocast_dtype(kind)) if eligible else tensor
 
 
 def _check_score(queries, keys, v) -> None:

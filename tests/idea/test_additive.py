@@ -5,8 +5,10 @@ from functools import partial
 
 import pytest
 import torch
+from examples import TRACERS
 
 from attention import AdditiveAttention, additive_score, attention_weights
+from attention.idea.additive import unified
 
 
 def some_module(dtype=torch.float32):
@@ -165,6 +167,45 @@ def test_autocast_is_no_misfit():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert module(*tensors).isfinite().all()
         assert module(*(t.bfloat16() for t in tensors)).isfinite().all()
+
+
+def test_without_autocast_tensors_are_not_touched():
+    tensors = torch.randn(3), torch.randn(3).half(), torch.arange(3)
+    for given, left in zip(tensors, unified(*tensors), strict=True):
+        assert left is given
+
+
+def test_under_autocast_floats_are_cast_as_its_products_cast_them():
+    floats = torch.float16, torch.bfloat16, torch.float32
+    kept = torch.float64, torch.int64, torch.bool
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        product = torch.randn(3, 3) @ torch.randn(3, 3).half()
+        cast = unified(*(torch.zeros(3, dtype=dtype) for dtype in floats + kept))
+    assert [t.dtype for t in cast] == [product.dtype] * len(floats) + [*kept]
+
+
+def test_autocast_is_not_asked_for_where_there_is_none():
+    given = torch.randn(3, device="meta")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert unified(given)[0] is given
+
+
+class Mixed(torch.nn.Module):
+    """A sum of what autocast would have cast."""
+
+    def forward(self, x, y):
+        x, y = unified(x, y)
+        return x + y
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+@pytest.mark.parametrize("compiled", TRACERS.values(), ids=TRACERS)
+def test_unified_is_traced_whole(as_importer, compiled, enabled):
+    x, y = torch.randn(5), torch.randn(5)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+        expected = Mixed()(x, y)
+        assert torch.equal(compiled(Mixed(), x, y)(x, y), expected)
+    assert expected.dtype == (torch.bfloat16 if enabled else torch.float32)
 
 
 def test_the_score_takes_the_place_of_a_dot_product():
