@@ -10,7 +10,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-__all__ = ["AdditiveAttention", "additive_score", "unified"]
+from attention.idea.workbench import check_tensor, expected
+from attention.tools.checks import check_sizes, unified
+
+__all__ = ["AdditiveAttention", "additive_score"]
 
 
 def additive_score(
@@ -20,84 +23,74 @@ def additive_score(
 ) -> Float[Tensor, "*batch num_queries num_keys"]:
     """Scores: v · tanh(query + key) for every query with every key.
 
-    Bahdanau et al. 2015, appendix A.1.2, with W and U already applied.
-    `partial(additive_score, v=v)` takes the place of a dot product.
+    Bahdanau et al. 2015, appendix A.1.2, with W and U already applied. Computed in
+    the dtype of the queries, to which `v` is cast. `partial(additive_score, v=v)`
+    takes the place of a dot product. ValueError for a misfit.
     """
-    _check_score(queries, keys, v)
+    queries, keys, v = _check_score(queries, keys, v)
     return torch.tanh(queries.unsqueeze(-2) + keys.unsqueeze(-3)) @ v
 
 
-def unified(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """The tensors in the dtype of autocast, where that is on for their device.
-
-    Floats are cast, except float64, as autocast does before a matrix product; all else
-    is left as it is.
-    """
-    return tuple(map(_as_autocast, tensors))
-
-
-def _as_autocast(tensor):
-    kind = tensor.device.type
-    if kind == "meta" or not torch.is_autocast_enabled(kind):
-        return tensor
-    eligible = tensor.is_floating_point() and tensor.dtype != torch.float64
-    return tensor.to(torch.get_autocast_dtype(kind)) if eligible else tensor
+def _check_score(queries, keys, v) -> tuple[Tensor, ...]:
+    """The three in one dtype; ValueError if they do not fit together."""
+    check_tensor(queries=queries, keys=keys, v=v)
+    queries, keys = unified(queries, keys)
+    if v.ndim != 1 or not v.is_floating_point() or v.device != queries.device:
+        raise expected("v", f"floats (d_hidden,) on {queries.device}", v)
+    for name, tensor in {"queries": queries, "keys": keys}.items():
+        _check_kind(name, tensor, len(v), queries, "the queries")
+    _batch_axes(queries, keys)
+    return queries, keys, v.to(queries.dtype)
 
 
-def _check_score(queries, keys, v) -> None:
-    """ValueError if the three do not fit: floats, of one width, that broadcast."""
-    shapes = [tuple(tensor.shape) for tensor in (queries, keys, v)]
-    if v.ndim != 1 or min(queries.ndim, keys.ndim) < 2:
-        must = "(..., length, width), (..., length, width) and (width,)"
-        raise ValueError(f"queries, keys and v must be {must}, came {shapes}")
-    if (queries.shape[-1], keys.shape[-1]) != (len(v), len(v)):
-        must = f"have the {len(v)} numbers of v each"
-        raise ValueError(f"queries and keys must {must}, came {shapes[:2]}")
-    dtypes = [tensor.dtype for tensor in (queries, keys, v)]
-    if not all(dtype.is_floating_point for dtype in dtypes):
-        raise ValueError(f"queries, keys and v must be floats, came {dtypes}")
+def _check_kind(name, tensor, width, like, whose) -> None:
+    """ValueError unless `tensor` is (..., length, width), of the kind of `like`."""
+    fits = tensor.ndim >= 2 and (width is None or tensor.shape[-1] == width)
+    if not (fits and tensor.is_floating_point()):
+        width = "d_value" if width is None else width
+        raise expected(name, f"floats (..., length, {width})", tensor)
+    if (tensor.dtype, tensor.device) != (like.dtype, like.device):
+        raise expected(name, f"{like.dtype} on {like.device}, like {whose}", tensor)
+
+
+def _batch_axes(*tensors) -> tuple[int, ...]:
+    """The batch axes of all together; ValueError if they do not broadcast."""
+    leading = [tuple(tensor.shape[:-2]) for tensor in tensors]
     try:
-        torch.broadcast_shapes(queries.shape[:-2], keys.shape[:-2])
+        return torch.broadcast_shapes(*leading)
     except RuntimeError:
-        raise ValueError(f"batch axes must broadcast, came {shapes[:2]}") from None
+        got = ", ".join(map(str, leading))
+        raise expected("batch axes", "shapes that broadcast", got) from None
 
 
-def _check(module, queries, keys, values, mask) -> None:
-    """ValueError if the inputs do not fit the module, or each other."""
-    v, given = module.v, {"queries": queries, "keys": keys, "values": values}
-    widths = {"queries": module.d_query, "keys": module.d_key, "values": "d_value"}
-    kind = v.device.type
-    autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
-    for name, tensor in given.items():
-        shape, width = tuple(tensor.shape), widths[name]
-        if len(shape) < 2 or (name != "values" and shape[-1] != width):
-            raise ValueError(f"{name} must be (..., length, {width}), came {shape}")
-        dtype = v.dtype
-        if autocast and tensor.is_floating_point():
-            dtype = tensor.dtype
-        if (tensor.dtype, tensor.device) != (dtype, v.device):
-            must, came = f"{dtype} on {v.device}", f"{tensor.dtype} on {tensor.device}"
-            raise ValueError(f"{name} must be {must} like the weights, {came=!s}")
-    if keys.shape[-2] != values.shape[-2]:
-        came = f"{keys.shape[-2]} and {values.shape[-2]}"
-        raise ValueError(f"keys and values must have one length, {came=!s}")
-    leading = [tuple(tensor.shape[:-2]) for tensor in given.values()]
+def _check(module, mask, **given) -> list[Tensor]:
+    """The tensors `given` in one dtype; ValueError if one does not fit the others."""
+    check_tensor(**given)
+    like, *tensors = unified(module.v, *given.values())
+    widths = {"queries": module.d_query, "keys": module.d_key, "values": None}
+    for name, tensor in zip(given, tensors, strict=True):
+        _check_kind(name, tensor, widths[name], like, "the weights")
+    i, j, *lengths = (tensor.shape[-2] for tensor in tensors)
+    if lengths and lengths != [j]:
+        raise expected("keys and values", "one length", f"{j} and {lengths[0]}")
+    leading = _batch_axes(*tensors)
+    if mask is not None:
+        check_tensor(mask=mask)
+        # Values may still bring batch axes of their own, which their mask has, too.
+        free = () if lengths else mask.shape[:-2]
+        _check_mask(mask, (*leading, i, j), free, like.device)
+    return tensors
+
+
+def _check_mask(mask, shape, free, device) -> None:
+    """ValueError unless `mask` is boolean and broadcasts to `shape` and `free`."""
+    check_tensor(mask=mask)
+    if mask.dtype != torch.bool or mask.device != device:
+        raise expected("mask", f"booleans (True: may see) on {device}", mask)
     try:
-        leading = torch.broadcast_shapes(*leading)
+        mask.expand(torch.broadcast_shapes(shape, (*free, 1, 1)))
     except RuntimeError:
-        came = ", ".join(map(str, leading))
-        raise ValueError(f"batch axes must broadcast, {came=!s}") from None
-    if mask is None:
-        return
-    if mask.dtype != torch.bool or mask.device != v.device:
-        must, came = f"boolean (True may see) on {v.device}", f"{mask.dtype} on "
-        raise ValueError(f"mask must be {must}, came {came}{mask.device}")
-    shape = (*leading, queries.shape[-2], keys.shape[-2])
-    try:
-        mask.expand(shape)
-    except RuntimeError:
-        came = tuple(mask.shape)
-        raise ValueError(f"mask must broadcast to {shape}, {came=}") from None
+        raise expected("mask", f"what broadcasts to {shape}", mask) from None
 
 
 class AdditiveAttention(nn.Module):
@@ -109,11 +102,7 @@ class AdditiveAttention(nn.Module):
 
     def __init__(self, d_query: int, d_key: int, d_hidden: int) -> None:
         super().__init__()
-        sizes = {"d_query": d_query, "d_key": d_key, "d_hidden": d_hidden}
-        for name, size in sizes.items():
-            if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-                must = "must be a whole number of at least 1"
-                raise ValueError(f"{name}={size!r} {must}")
+        check_sizes(d_query=d_query, d_key=d_key, d_hidden=d_hidden)
         self.d_query, self.d_key = d_query, d_key
         self.W_query = nn.Linear(d_query, d_hidden, bias=False)
         self.W_key = nn.Linear(d_key, d_hidden, bias=False)
@@ -126,8 +115,14 @@ class AdditiveAttention(nn.Module):
         values: Float[Tensor, "*#batch num_keys d_value"],
         mask: Bool[Tensor, "..."] | None = None,
     ) -> Float[Tensor, "*batch num_queries d_value"]:
-        """Context vectors; `mask` is True where a query may see a key."""
-        _check(self, queries, keys, values, mask)
+        """Context vectors: `attention_weights` of the same input, times the values.
+
+        `mask` is True where a query may see a key; a query that sees none gets zeros.
+        A nan in a hidden key or value is not hidden: it may reach its whole sequence.
+        """
+        queries, keys, values = _check(
+            self, mask, queries=queries, keys=keys, values=values
+        )
         return self.attention_weights(queries, keys, mask) @ values
 
     def attention_weights(
@@ -135,9 +130,13 @@ class AdditiveAttention(nn.Module):
         queries: Float[Tensor, "*#batch num_queries d_query"],
         keys: Float[Tensor, "*#batch num_keys d_key"],
         mask: Bool[Tensor, "..."] | None = None,
-    ) -> Float[Tensor, "*batch num_queries num_keys"]:
-        """The weights of `forward`; a query that may see no key gets zeros."""
-        _check(self, queries, keys, keys, mask)
+    ) -> Float[Tensor, "... num_queries num_keys"]:
+        """The weights of `forward`; a query that may see no key gets zeros.
+
+        A mask may have batch axes that only the values have; then the weights have
+        them, too.
+        """
+        queries, keys = _check(self, mask, queries=queries, keys=keys)
         scores = additive_score(self.W_query(queries), self.W_key(keys), self.v)
         if mask is None:
             return scores.softmax(dim=-1)

@@ -10,6 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from attention.idea.workbench import check_tensor, expected
+from attention.tools.checks import precise
+
 __all__ = ["simple_self_attention", "softmax"]
 
 
@@ -19,15 +22,16 @@ def softmax(scores: Float[Tensor, "*rows num_keys"]) -> Float[Tensor, "*rows num
     Finite for scores of any size. A row of only -inf gives zeros. A nan or +inf among
     the scores gives nan in its row. ValueError if the scores are not floating-point.
     """
+    check_tensor(scores=scores)
     if not scores.is_floating_point() or scores.ndim == 0:
-        came = f"{scores.dtype} of shape {tuple(scores.shape)}"
-        raise ValueError(f"scores must be floating-point with a last axis, came {came}")
+        raise expected("scores", "floats with a last axis", scores)
     if scores.shape[-1] == 0:
-        return scores
+        return scores.exp()  # nothing, in the dtype that there would be of something
     lowest = torch.finfo(scores.dtype).min
     largest = scores.detach().amax(dim=-1, keepdim=True).clamp(min=lowest)
     powers = torch.exp(scores - largest)
-    return powers / powers.sum(dim=-1, keepdim=True).clamp(min=1)
+    total = powers.sum(dim=-1, keepdim=True, dtype=precise(powers)).clamp(min=1)
+    return (powers / total).to(powers.dtype)
 
 
 def simple_self_attention(
@@ -35,9 +39,11 @@ def simple_self_attention(
 ) -> Float[Tensor, "*batch length d_in"]:
     """Context vectors from dot products alone: softmax(x xᵀ) x.
 
-    Nothing is trainable, and nothing is scaled. ValueError if x has no length axis or
-    is not floating-point.
+    Nothing is trainable, and nothing is scaled. For 16 bits the scores are computed in
+    float32. ValueError if x has no length axis or is not floating-point.
     """
-    if x.ndim < 2:
-        raise ValueError(f"x must be (..., length, d_in), came {tuple(x.shape)}")
-    return softmax(x @ x.mT) @ x
+    check_tensor(x=x)
+    if x.ndim < 2 or not x.is_floating_point():
+        raise expected("x", "floats (..., length, d_in)", x)
+    wide = x.to(precise(x))
+    return softmax(wide @ wide.mT).to(x.dtype) @ x

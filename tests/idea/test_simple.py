@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from examples import TRACERS, said
 
 from attention import simple_self_attention, softmax
 
@@ -61,15 +62,75 @@ def test_softmax_leaves_its_input_alone():
 
 
 @pytest.mark.parametrize(
-    ("scores", "message"),
+    ("scores", "fields"),
     [
-        (torch.ones(3, dtype=torch.int64), r"came torch.int64 of shape \(3,\)"),
-        (torch.tensor(1.0), r"came torch.float32 of shape \(\)"),
+        (torch.ones(3, dtype=torch.int64), ("scores", "floats", "int64 (3,)")),
+        (torch.tensor(1.0), ("scores", "last axis", "float32 ()")),
     ],
 )
-def test_softmax_refuses_what_has_no_scores(as_importer, scores, message):
-    with pytest.raises(ValueError, match=message):
+def test_softmax_refuses_what_has_no_scores(as_importer, scores, fields):
+    with pytest.raises(ValueError, match=said(*fields)):
         softmax(scores)
+
+
+@pytest.mark.parametrize("call", [softmax, simple_self_attention])
+def test_what_is_no_tensor_is_refused(as_importer, call):
+    with pytest.raises(TypeError, match=said("torch.Tensor", "got list")):
+        call([[1.0, 2.0]])
+
+
+class Softmax(torch.nn.Module):
+    """A function as a module, for what takes modules only."""
+
+    def forward(self, scores):
+        return softmax(scores)
+
+
+class Simple(torch.nn.Module):
+    def forward(self, x):
+        return simple_self_attention(x)
+
+
+@pytest.mark.parametrize("module", [Softmax(), Simple()], ids=["softmax", "attention"])
+@pytest.mark.parametrize("traced", TRACERS.values(), ids=TRACERS)
+def test_traced_it_computes_the_same(as_importer, traced, module):
+    x = torch.randn(3, 5, 7)
+    torch.testing.assert_close(traced(module, x)(x), module(x))
+
+
+@pytest.mark.parametrize("call", [softmax, simple_self_attention])
+def test_vmap_takes_one_after_the_other(as_importer, call):
+    x = torch.randn(3, 5, 7)
+    torch.testing.assert_close(torch.vmap(call)(x), call(x))
+
+
+def test_more_keys_than_the_largest_float16_share_the_weight():
+    weights = softmax(torch.zeros(70_000, dtype=torch.float16))
+    torch.testing.assert_close(weights, torch.full_like(weights, 1 / 70_000))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_in_half_precision_scores_do_not_overflow(dtype):
+    x = (60 * torch.randn(2, 7, 64)).to(dtype)  # a token with itself scores 230,000
+    context = simple_self_attention(x)
+    assert context.dtype == dtype
+    torch.testing.assert_close(context, simple_self_attention(x.float()).to(dtype))
+
+
+@pytest.mark.parametrize("length", [0, 1, 5])
+def test_the_dtype_does_not_depend_on_the_length(length):
+    x = torch.randn(length, 7)
+    assert softmax(x.half()).dtype == torch.float16
+    assert softmax(x[:, :0].half()).dtype == torch.float16
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert simple_self_attention(x).dtype == torch.bfloat16
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+def test_under_autocast_on_cuda_no_keys_have_the_dtype_of_some():
+    scores = torch.randn(3, 5, device="cuda").half()
+    with torch.autocast("cuda"):
+        assert softmax(scores[:, :0]).dtype == softmax(scores).dtype == torch.float32
 
 
 def by_loops(x):
@@ -106,12 +167,12 @@ def test_equal_tokens_get_equal_contexts():
 
 
 @pytest.mark.parametrize(
-    ("x", "message"),
+    ("x", "fields"),
     [
-        (torch.ones(3), r"\(..., length, d_in\), came \(3,\)"),
-        (torch.ones(3, 2, dtype=torch.int64), "came torch.int64"),
+        (torch.ones(3), ("x", "length, d_in", "got", (3,))),
+        (torch.ones(3, 2, dtype=torch.int64), ("x", "floats", "got", "int64")),
     ],
 )
-def test_simple_self_attention_refuses_a_misfit(as_importer, x, message):
-    with pytest.raises(ValueError, match=message):
+def test_simple_self_attention_refuses_a_misfit(as_importer, x, fields):
+    with pytest.raises(ValueError, match=said(*fields)):
         simple_self_attention(x)
