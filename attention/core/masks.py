@@ -10,7 +10,26 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-__all__ = ["and_masks", "document_mask", "padding_mask"]
+from attention.idea.workbench import check_tensor, expected
+
+__all__ = ["and_masks", "document_mask", "padding_mask", "readable"]
+
+
+def readable(tensor: Tensor) -> bool:
+    """Whether code may branch on the values of `tensor`: on a CPU, run at once.
+
+    False while a graph is made of it (torch.compile, torch.export, torch.jit.trace) and
+    inside vmap, where there is no value to look at, and on a GPU, since the CPU would
+    have to wait for it.
+    """
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    if traced or tensor.device.type != "cpu":
+        return False
+    try:
+        value = tensor.flatten()[:1].sum().item()
+    except RuntimeError:  # inside vmap, or of a tensor that only stands for one
+        return False
+    return isinstance(value, (int, float, complex))  # and no symbol for a number
 
 
 def padding_mask(
@@ -18,51 +37,69 @@ def padding_mask(
 ) -> Bool[Tensor, "batch 1 1 max_length"]:
     """True at the real tokens of each sentence, for sentences x heads x queries x keys.
 
-    Padding stands after the real tokens, or before them with `left=True`.
+    Padding stands after the real tokens, or before them with `left=True`. ValueError
+    for lengths that are not from 0 to max_length. Where their values cannot be looked
+    at (see `readable`), less than 0 is taken for 0 and more for max_length.
     """
-    if lengths.ndim != 1 or lengths.is_floating_point() or lengths.dtype == torch.bool:
-        came = f"{lengths.dtype} {tuple(lengths.shape)}"
-        raise ValueError(f"lengths must be whole numbers, one a sentence, {came=!s}")
-    if max_length < 0 or max_length % 1:
-        raise ValueError(f"{max_length=} must be a whole number of at least 0")
-    if lengths.numel() and not 0 <= lengths.min() <= lengths.max() <= max_length:
-        came = lengths.tolist()
-        raise ValueError(f"lengths must lie from 0 to {max_length=}, {came=}")
+    check_tensor(lengths=lengths)
+    if lengths.ndim != 1 or not _is_whole(lengths):
+        raise expected("lengths", "whole numbers, one a sentence", lengths)
+    if not _is_size(max_length):
+        raise expected("max_length", "a whole number of at least 0", repr(max_length))
+    if readable(lengths) and not all(0 <= n <= max_length for n in lengths.tolist()):
+        raise expected("lengths", f"from 0 to {max_length=}", lengths.tolist())
     place = torch.arange(max_length, device=lengths.device)
-    real = (place.flip(0) if left else place) < lengths[:, None]
-    return real[:, None, None, :]
+    real = (place.flip(0) if left else place) < lengths.unsqueeze(1)
+    return real.unsqueeze(1).unsqueeze(1)
+
+
+def _is_whole(tensor: Tensor) -> bool:
+    kinds = tensor.is_floating_point(), tensor.is_complex(), tensor.dtype == torch.bool
+    return not any(kinds)
+
+
+def _is_size(number) -> bool:
+    try:  # while a graph is made, a size may be another thing than an int
+        if number < 0 or number % 1:
+            return False
+    except TypeError:
+        return False
+    return True
 
 
 def document_mask(
     documents: Int[Tensor, "batch length"],
 ) -> Bool[Tensor, "batch 1 length length"]:
-    """True where query and key belong to the same document."""
-    numbers = not documents.is_floating_point() and documents.dtype != torch.bool
-    if documents.ndim != 2 or not numbers:
-        came = f"{documents.dtype} {tuple(documents.shape)}"
-        raise ValueError(f"documents must be whole numbers (batch, length), {came=!s}")
-    same = documents[:, :, None] == documents[:, None, :]
-    return same[:, None]
+    """True where query and key belong to the same document. ValueError for a misfit."""
+    check_tensor(documents=documents)
+    if documents.ndim != 2 or not _is_whole(documents):
+        raise expected("documents", "whole numbers (batch, length)", documents)
+    same = documents.unsqueeze(2) == documents.unsqueeze(1)
+    return same.unsqueeze(1)
 
 
 def and_masks(*masks: Bool[Tensor, "..."] | None) -> Bool[Tensor, "..."] | None:
-    """True where every mask is True; None stands for a mask that hides nothing."""
+    """True where every mask is True; None stands for a mask that hides nothing.
+
+    ValueError for masks that are no booleans, or fit no common shape and device.
+    """
     together = None
     for mask in masks:
         if mask is None:
             continue
+        check_tensor(mask=mask)
         if mask.dtype != torch.bool:
-            raise ValueError(f"masks must be boolean (True may see), came {mask.dtype}")
+            raise expected("masks", "booleans (True: may see)", mask)
         if together is None:
             together = mask
             continue
         try:
             torch.broadcast_shapes(together.shape, mask.shape)
         except RuntimeError:
-            came = f"{tuple(together.shape)} and {tuple(mask.shape)}"
-            raise ValueError(f"masks must broadcast, {came=!s}") from None
+            got = f"{tuple(together.shape)} and {tuple(mask.shape)}"
+            raise expected("masks", "shapes that broadcast", got) from None
         if together.device != mask.device:
-            came = f"{together.device} and {mask.device}"
-            raise ValueError(f"masks must be on one device, {came=!s}")
+            got = f"{together.device} and {mask.device}"
+            raise expected("masks", "one device", got)
         together = together & mask
     return together

@@ -61,6 +61,7 @@ OTHERS = {
     "nan_of": "finds what is not a number, and mixes no values",
     "padding_mask": MASK,
     "read_marian": CHECKPOINT,
+    "readable": CHECK,
     "share": SHOW,
     "show_weights": SHOW,
     "softmax": "makes weights of scores, and mixes no values",

@@ -2,16 +2,22 @@
 
 import pytest
 import torch
+from examples import TRACERS, said
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from attention import (
     MultiHeadAttention,
     and_masks,
+    attend,
     attention_weights,
     causal_mask,
     document_mask,
     future_leak,
     padding_mask,
 )
+from attention.core.masks import readable
 
 
 def some_module():
@@ -106,27 +112,155 @@ def test_masks_fit_single_heads_without_the_head_axis():
 
 
 @pytest.mark.parametrize(
-    ("make", "message"),
+    ("make", "fields"),
     [
-        (lambda: padding_mask(torch.tensor([2, 6]), 5), r"max_length=5.*came=\[2, 6\]"),
-        (lambda: padding_mask(torch.tensor([-1]), 5), r"from 0 to .*came=\[-1\]"),
-        (lambda: padding_mask(torch.tensor([2.0]), 5), "whole numbers.*torch.float32"),
-        (lambda: padding_mask(torch.tensor([[2]]), 5), r"one a sentence.*\(1, 1\)"),
-        (lambda: padding_mask(torch.tensor([True]), 5), "whole numbers.*torch.bool"),
-        (lambda: document_mask(torch.tensor([1, 2])), r"\(batch, length\).*\(2,\)"),
-        (lambda: document_mask(torch.ones(2, 3)), "documents must.*torch.float32"),
+        (lambda: padding_mask(torch.tensor([2, 6]), 5), ("lengths", 5, "[2, 6]")),
+        (lambda: padding_mask(torch.tensor([-1]), 5), ("lengths", "from 0", "[-1]")),
+        (lambda: padding_mask(torch.tensor([2.0]), 5), ("lengths", "whole", "float32")),
         (
-            lambda: and_masks(torch.ones(3)),
-            r"boolean \(True may see\), came torch.float32",
+            lambda: padding_mask(torch.tensor([2j]), 5),
+            ("lengths", "whole", "complex64"),
         ),
-        (lambda: and_masks(causal_mask(3), torch.ones(3, 3)), "came torch.float32"),
-        (lambda: and_masks(causal_mask(3), causal_mask(5)), r"\(3, 3\) and \(5, 5\)"),
+        (lambda: padding_mask(torch.tensor([[2]]), 5), ("lengths", "one a", "(1, 1)")),
+        (lambda: padding_mask(torch.tensor([True]), 5), ("lengths", "whole", "bool")),
+        (lambda: padding_mask(torch.tensor([2]), "5"), ("max_length", "whole", "'5'")),
+        (
+            lambda: padding_mask(torch.tensor([2]), None),
+            ("max_length", "whole", "None"),
+        ),
+        (lambda: padding_mask(torch.tensor([2]), 5.5), ("max_length", "whole", "5.5")),
+        (lambda: document_mask(torch.tensor([1, 2])), ("documents", "length", "(2,)")),
+        (lambda: document_mask(torch.ones(2, 3)), ("documents", "whole", "float32")),
+        (lambda: and_masks(torch.ones(3)), ("masks", "booleans", "float32")),
+        (lambda: and_masks(causal_mask(3), torch.ones(3, 3)), ("masks", "float32")),
+        (
+            lambda: and_masks(causal_mask(3), causal_mask(5)),
+            ("masks", "(3, 3)", "(5, 5)"),
+        ),
+        (
+            lambda: and_masks(causal_mask(3), causal_mask(3, device="meta")),
+            ("masks", "one device", "cpu and meta"),
+        ),
     ],
 )
-def test_what_is_no_mask_is_refused(as_importer, make, message):
-    with pytest.raises(ValueError, match=message):
+def test_what_is_no_mask_is_refused(as_importer, make, fields):
+    with pytest.raises(ValueError, match=said(*fields)):
         make()
+
+
+@pytest.mark.parametrize(
+    "make", [lambda x: padding_mask(x, 5), document_mask, and_masks]
+)
+def test_what_is_no_tensor_is_refused(as_importer, make):
+    with pytest.raises(TypeError, match=said("torch.Tensor", "got list")):
+        make([True, False])
 
 
 def test_sentences_of_no_token_need_no_place(as_importer):
     assert padding_mask(torch.tensor([0, 0]), 0).shape == (2, 1, 1, 0)
+
+
+# While a graph is made, inside vmap and on a GPU, no value is looked at
+
+
+class Masked(nn.Module):
+    """A model that makes its masks itself, of all kinds."""
+
+    def forward(self, x, lengths, documents):
+        length = x.shape[-2]
+        padding = padding_mask(lengths, length, left=True)
+        mask = and_masks(padding, causal_mask(length), document_mask(documents), None)
+        return attend(x, x, x, mask)
+
+
+@pytest.mark.parametrize("traced", TRACERS.values(), ids=TRACERS)
+def test_a_model_that_makes_its_masks_can_be_traced_whole(as_importer, traced):
+    x, lengths = torch.randn(2, 1, 5, 16), torch.tensor([2, 5])
+    documents = torch.randint(2, (2, 5))
+    model = traced(Masked(), x, lengths, documents)
+    for one in (lengths, torch.tensor([3, 0])):
+        expected = Masked()(x, one, documents)
+        torch.testing.assert_close(model(x, one, documents), expected)
+
+
+class Padding(nn.Module):
+    def forward(self, lengths, documents):
+        length = documents.shape[1]
+        return and_masks(padding_mask(lengths, length), document_mask(documents))
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_exported_masks_serve_all_batches_and_lengths(as_importer, strict):
+    batch, length = (torch.export.Dim(name, min=2) for name in ("batch", "length"))
+    inputs = torch.tensor([2, 5, 3]), torch.randint(2, (3, 5))
+    sizes = {0: batch}, {0: batch, 1: length}
+    exported = torch.export.export(
+        Padding(), inputs, dynamic_shapes=sizes, strict=strict
+    )
+    other = torch.tensor([2, 7]), torch.randint(2, (2, 7))
+    assert torch.equal(exported.module()(*other), Padding()(*other))
+
+
+def test_vmap_makes_one_mask_after_the_other(as_importer):
+    lengths, documents = torch.tensor([[2, 5], [0, 3]]), torch.randint(2, (3, 2, 5))
+    masks = torch.vmap(lambda lengths: padding_mask(lengths, 5))(lengths)
+    assert torch.equal(masks, torch.stack([padding_mask(row, 5) for row in lengths]))
+    mine = torch.vmap(document_mask)(documents)
+    assert torch.equal(mine, torch.stack([document_mask(rows) for rows in documents]))
+    both = torch.vmap(lambda mask: and_masks(mask, causal_mask(5)))(mine)
+    assert torch.equal(both, mine & causal_mask(5))
+
+
+def test_lengths_that_are_not_looked_at_count_as_none_and_all(as_importer):
+    lengths = torch.tensor([[-3, 9]])
+    (mask,) = torch.vmap(lambda lengths: padding_mask(lengths, 5))(lengths)
+    assert torch.equal(mask, padding_mask(torch.tensor([0, 5]), 5))
+
+
+def test_values_can_be_looked_at_on_a_cpu():
+    for tensor in (torch.randn(3, 5), torch.tensor(7), torch.ones(0), torch.eye(3) < 1):
+        assert readable(tensor)
+    assert torch.func.grad(lambda x: x * readable(x))(torch.ones(())) == 1
+
+
+def test_values_cannot_be_looked_at_while_a_graph_is_made(as_importer):
+    seen = []
+
+    def look(x):
+        seen.append(readable(x))
+        return x + 1
+
+    x = torch.arange(6)
+    torch.vmap(look)(x)
+    torch.vmap(torch.vmap(look))(x[None])
+    look(x.to("meta"))
+    with FakeTensorMode():
+        look(torch.arange(6))
+    for mode in ("real", "fake", "symbolic"):
+        make_fx(look, tracing_mode=mode)(x)
+    assert seen == [False] * 7
+
+
+class Looks(nn.Module):
+    """Its result tells whether values can be looked at."""
+
+    def forward(self, x):
+        return x + 1 if readable(x) else x
+
+
+@pytest.mark.parametrize("traced", TRACERS.values(), ids=TRACERS)
+def test_values_cannot_be_looked_at_while_it_is_traced(as_importer, traced):
+    x = torch.randn(3)
+    assert torch.equal(traced(Looks(), x)(x), x)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+def test_on_a_gpu_masks_are_made_without_waiting_for_it():
+    lengths = torch.tensor([2, 9]).cuda()
+    assert not readable(lengths)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        padding_mask(lengths, 5)
+        document_mask(lengths[None])
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
