@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from attention import MultiHeadAttention, future_leak
+from attention import MultiHeadAttention, convert_state_dict, future_leak
 
 CONFIG = {
     "vocab_size": 61,
@@ -93,3 +93,41 @@ def test_a_checkpoint_in_the_companions_form_loads_into_it():
     model.load_state_dict(checkpoint, strict=True)
     tokens = some_tokens()[:, :16]
     torch.testing.assert_close(model(tokens), donor(tokens))
+
+
+class CompanionAttention(nn.Module):
+    """The companion's class by description: our tensors, the future stored as ones."""
+
+    def __init__(self, d, context_length, num_heads):
+        super().__init__()
+        self.num_heads = num_heads
+        for name in ("W_query", "W_key", "W_value"):
+            self.add_module(name, nn.Linear(d, d, bias=False))
+        self.out_proj = nn.Linear(d, d)
+        forbidden = torch.triu(torch.ones(context_length, context_length), diagonal=1)
+        self.register_buffer("mask", forbidden)
+
+    def forward(self, x):
+        three = self.W_query(x), self.W_key(x), self.W_value(x)
+        queries, keys, values = (
+            part.unflatten(-1, (self.num_heads, -1)).transpose(-3, -2) for part in three
+        )
+        scores, length = queries @ keys.mT / queries.shape[-1] ** 0.5, x.shape[-2]
+        scores = scores.masked_fill(self.mask[:length, :length].bool(), -torch.inf)
+        context = scores.softmax(dim=-1) @ values
+        return self.out_proj(context.transpose(-3, -2).flatten(-2))
+
+
+def test_a_model_trained_around_ours_runs_around_the_companions_attention():
+    """The way back: each layer converted, the whole model loaded strictly."""
+    model, theirs = SmallGPT(CONFIG).eval(), SmallGPT(CONFIG).eval()
+    checkpoint = model.state_dict()
+    for layer, block in enumerate(theirs.trf_blocks):
+        block.att = CompanionAttention(32, 16, 4)
+        prefix = f"trf_blocks.{layer}.att."
+        ours = model.trf_blocks[layer].att.state_dict()
+        state = convert_state_dict(ours, "ours", "companion", context_length=16)
+        checkpoint |= {f"{prefix}{name}": tensor for name, tensor in state.items()}
+    theirs.load_state_dict(checkpoint, strict=True)
+    tokens = some_tokens()[:, :13]
+    torch.testing.assert_close(theirs(tokens), model(tokens))

@@ -1,17 +1,21 @@
 """Other layouts, real sizes: GPT-2
 
-How checkpoints in other layouts are read into our module, whole or not at all; and
-what attention costs in the four GPT-2 models.
+How checkpoints in other layouts are read into our module and written from it, whole
+or not at all; and what attention costs in the four GPT-2 models.
 
 Written by `book/core/gpt2.ipynb`: read and change it there.
 """
 
+import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+
+from attention.idea.workbench import check_tensor, expected
+from attention.tools.checks import check_sizes
 
 __all__ = [
     "Layout",
@@ -30,13 +34,16 @@ class Layout:
     `holds` tells which projections a tensor holds, in this order, one below the other
     once the weight is turned; `out_proj` is the last. Its keys are names of tensors
     without their last word, weight or bias. Of each group in `optional`, all biases
-    are there or none. `passing` are names of stored masks and their constants.
+    are there or none. `passing` are names of stored masks and their constants; a
+    `masked` layout needs its mask. `refused` tells what cannot be converted, and why.
     """
 
     holds: dict[str, tuple[str, ...]]
     optional: tuple[tuple[str, ...], ...] = ()
     transposed: bool = False
     passing: tuple[str, ...] = ()
+    masked: bool = False
+    refused: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def fused(self) -> bool:
@@ -53,15 +60,23 @@ class Layout:
 
 
 _QUERY, _KEY, _VALUE, _OUT = ("W_query",), ("W_key",), ("W_value",), ("out_proj",)
+_OURS = Layout(
+    {"W_query.": _QUERY, "W_key.": _KEY, "W_value.": _VALUE, "out_proj.": _OUT},
+    optional=(("W_query.", "W_key.", "W_value."),),
+    passing=("mask",),
+)
+_EXTRA_KEY = "no learned key that every query sees (add_bias_kv)"
+_WIDTHS = "one width for queries, keys and values (no kdim, no vdim)"
+_REFUSED = dict.fromkeys(("bias_k", "bias_v"), _EXTRA_KEY)
+_REFUSED |= dict.fromkeys((f"{each}_proj_weight" for each in "qkv"), _WIDTHS)
+
 _LAYOUTS = {
-    "ours": Layout(
-        {"W_query.": _QUERY, "W_key.": _KEY, "W_value.": _VALUE, "out_proj.": _OUT},
-        optional=(("W_query.", "W_key.", "W_value."),),
-        passing=("mask",),
-    ),
+    "ours": _OURS,
+    "companion": replace(_OURS, masked=True),
     "torch": Layout(
         {"in_proj_": _QUERY + _KEY + _VALUE, "out_proj.": _OUT},
         optional=(("in_proj_", "out_proj."),),
+        refused=_REFUSED,
     ),
     "gpt2": Layout(
         {"c_attn.": _QUERY + _KEY + _VALUE, "c_proj.": _OUT},
@@ -76,54 +91,75 @@ _LAYOUTS = {
 
 
 def check_tensors(
-    where: str, must: Mapping[str, tuple[int, ...]], came: Mapping[str, Tensor]
+    where: str, must: Mapping[str, tuple[int, ...]], got: Mapping[str, Tensor]
 ) -> None:
-    """ValueError unless `came` has exactly the names and shapes in `must`.
+    """ValueError unless `got` has exactly the names and shapes in `must`.
 
     All must be floats of one dtype on one device.
     """
-    missing, extra = sorted(must.keys() - came), sorted(came.keys() - must)
+    check_tensor(**got)
+    missing, extra = sorted(must.keys() - got), sorted(got.keys() - must)
     if missing or extra:
-        held = f"{where} must hold {sorted(must)}, came {sorted(came)}"
-        raise ValueError(f"{missing=}, {extra=}: {held}")
+        held = f"{where} to hold {sorted(must)}"
+        raise expected(f"{missing=}, {extra=}", held, sorted(got))
     for name, shape in must.items():
-        if tuple(came[name].shape) != shape:
-            wrong = tuple(came[name].shape)
-            raise ValueError(f"{name} must be {shape} in {where}, came {wrong}")
-    kinds = sorted({f"{t.dtype} on {t.device}" for t in came.values()})
-    if len(kinds) > 1 or not all(t.is_floating_point() for t in came.values()):
-        must = "floats of one dtype on one device"
-        raise ValueError(f"{where} must have {must}, came {kinds}")
+        if tuple(got[name].shape) != shape:
+            raise expected(name, f"{shape} in {where}", tuple(got[name].shape))
+    kinds = sorted({f"{t.dtype} on {t.device}" for t in got.values()})
+    if len(kinds) > 1 or not all(t.is_floating_point() for t in got.values()):
+        raise expected(where, "floats of one dtype on one device", kinds)
 
 
-def _last_axis(state, name):
+def _shape(state, name):
     if name not in state:
-        return 0
+        return 0, 0
     if state[name].ndim != 2:
-        raise ValueError(f"{name} must have two axes, came {tuple(state[name].shape)}")
-    return state[name].shape[-1]
+        raise expected(name, "two axes", tuple(state[name].shape))
+    return tuple(state[name].shape)
 
 
-def check_layout(state: Mapping[str, Tensor], name: str) -> None:
+def _widths(state, layout):
+    """d_in, d_out, and the width of keys and values, all heads together."""
+    first, second, *_ = layout.holds
+    if layout.fused:
+        _, d = _shape(state, f"{second}weight")
+        return d, d, d
+    d_out, d_in = _shape(state, f"{first}weight")
+    keys = state.get(f"{second}weight")
+    kv_out = len(keys) if keys is not None and keys.ndim == 2 else d_out
+    return d_in, d_out, kv_out if kv_out and d_out % kv_out == 0 else d_out
+
+
+def check_layout(state: Mapping[str, Tensor], name: str, head: str = "") -> None:
     """ValueError if the tensors of `state` are not one attention layer in a layout.
 
-    It names a tensor that is missing, extra or misshapen, or several dtypes or devices.
+    It names a tensor that is missing, extra or misshapen, or several dtypes or devices;
+    and the `head` to which they belong.
     """
     layout = _LAYOUTS[name]
-    first, *_, last = layout.holds
-    d_out = _last_axis(state, f"{last}weight")
-    d_in = d_out if layout.fused else _last_axis(state, f"{first}weight")
+    for key, must in layout.refused.items():
+        if key in state:
+            raise expected(key, must, state[key])
+    state = {key: state[key] for key in state if key not in layout.passing}
+    check_tensor(**state)
+    d_in, d_out, kv_out = _widths(state, layout)
+    rows = {"W_query": d_out, "W_key": kv_out, "W_value": kv_out, "out_proj": d_out}
     with_bias = [start for start in layout.holds if f"{start}bias" in state]
     biased = layout.biased(each for start in with_bias for each in layout.holds[start])
     must = {}
-    for start, projections in layout.holds.items():
-        shape = (len(projections) * d_out, d_out if start == last else d_in)
+    for start, held in layout.holds.items():
+        if held == _OUT and not layout.fused and not _has(state, start):
+            continue
+        shape = sum(rows[each] for each in held), d_out if held == _OUT else d_in
         must[f"{start}weight"] = shape[::-1] if layout.transposed else shape
         if start in biased:
             must[f"{start}bias"] = shape[:1]
-    came = {key: state[key] for key in state if key not in layout.passing}
     size = f" with {d_in=} and {d_out=}" if d_in and d_out else ""
-    check_tensors(f"layout {name!r}{size}", must, came)
+    check_tensors(f"{head}layout {name!r}{size}", must, state)
+
+
+def _has(state, start):
+    return any(name.startswith(start) for name in state)
 
 
 def _unpack(state, layout):
@@ -139,42 +175,109 @@ def _unpack(state, layout):
 
 
 def _pack(ours, layout):
-    zeros = ours["out_proj.weight"].new_zeros(len(ours["out_proj.weight"]))
     held = [name.removesuffix(".bias") for name in ours if name.endswith(".bias")]
     needed = layout.biased(held)
     state = {}
     for start, projections in layout.holds.items():
-        weight = torch.cat([ours[f"{each}.weight"] for each in projections])
+        weights = [ours[f"{each}.weight"] for each in projections if _has(ours, each)]
+        if not weights:
+            continue  # a head without an output projection
+        weight = torch.cat(weights)
         weight = weight.mT.contiguous() if layout.transposed else weight
         state[f"{start}weight"] = weight
         if start in needed:
+            zeros = weight.new_zeros(len(weights[0]))  # those in one tensor are alike
             biases = [ours.get(f"{each}.bias", zeros) for each in projections]
             state[f"{start}bias"] = torch.cat(biases)
     return state
 
 
 def convert_state_dict(
-    state: Mapping[str, Tensor], source: str, target: str = "ours"
+    state: Mapping[str, Tensor] | nn.Module,
+    source: str,
+    target: str = "ours",
+    *,
+    context_length: int | None = None,
 ) -> dict[str, Tensor]:
     """The tensors of one attention layer, from layout `source` in layout `target`.
 
-    Layouts are "ours" (weights d_out x d_in), "torch" (nn.MultiheadAttention, 3 d x d),
-    "gpt2" (c_attn d x 3 d and c_proj, as in Hugging Face's GPT-2) and "separate"
-    (q_proj, k_proj, v_proj, o_proj). There and back gives the same bits. A bias that
-    only the target needs is zeros. Stored masks are dropped. The result is a copy.
+    Layouts are "ours" (weights d_out x d_in), "companion" (ours, with a mask of
+    context_length), "torch" (nn.MultiheadAttention, 3 d x d), "gpt2" (c_attn d x 3 d
+    and c_proj, as in Hugging Face's GPT-2) and "separate" (q_proj, k_proj, v_proj,
+    o_proj). Keys and values may be narrower than queries, and `out_proj` missing, but
+    not in "torch" and "gpt2". Each head of `StackedHeads` (heads.0, …) is a layer.
+
+    There and back gives the same bits. A bias that only the target needs is zeros.
+    Stored masks are dropped; "companion" gets a new one, as long as the stored one
+    unless `context_length` is given. The result is a copy. `state` may be a module: a
+    state dict does not tell its add_zero_attn, which has no counterpart here.
+
     ValueError for an unknown layout; for a tensor that is missing, extra or misshapen;
-    for others than floats of one dtype on one device; and where "torch" or "gpt2"
-    would need d_in to be d_out.
+    for others than floats of one dtype on one device; for bias_k, bias_v, add_zero_attn
+    and kdim of nn.MultiheadAttention; and where the target cannot hold the layer.
     """
     for name in (source, target):
         if name not in _LAYOUTS:
-            raise ValueError(f"a layout must be one of {[*_LAYOUTS]}, came {name!r}")
-    check_layout(state, source)
-    ours = _unpack(state, _LAYOUTS[source])
-    d_out, d_in = ours["W_query.weight"].shape
-    if _LAYOUTS[target].fused and d_in != d_out:
-        raise ValueError(f"layout {target!r} must have {d_in=} equal to {d_out=}")
-    return _pack(ours, _LAYOUTS[target])
+            raise expected("layout", f"one of {[*_LAYOUTS]}", repr(name))
+    if context_length is not None and not _LAYOUTS[target].masked:
+        must = f"None, since layout {target!r} stores no mask"
+        raise expected("context_length", must, context_length)
+    result = {}
+    for head, layer in _by_head(_state_of(state)).items():
+        check_layout(layer, source, head and f"{head[:-1]} in ")
+        ours = _unpack(layer, _LAYOUTS[source])
+        _check_target(ours, target)
+        packed = _pack(ours, _LAYOUTS[target])
+        if _LAYOUTS[target].masked:
+            packed["mask"] = _future(layer, packed, context_length)
+        result |= {f"{head}{name}": tensor for name, tensor in packed.items()}
+    return result
+
+
+def _state_of(source):
+    """The tensors of a module or a state dict; ValueError for what no tensor tells."""
+    if getattr(source, "add_zero_attn", False):
+        raise expected("add_zero_attn", "no key of zeros that every query sees", True)
+    state = source.state_dict() if isinstance(source, nn.Module) else source
+    if not isinstance(state, Mapping):
+        came = type(state).__name__
+        raise TypeError(f"state: expected tensors by name, or a module, got {came}")
+    return state
+
+
+def _by_head(state):
+    """The tensors of each head by its prefix, heads.0. and so on; of a layer by ""."""
+    layers = {}
+    for name, tensor in state.items():
+        found = re.match(r"heads\.\d+\.", name)
+        head = found[0] if found else ""
+        layers.setdefault(head, {})[name.removeprefix(head)] = tensor
+    return layers or {"": {}}
+
+
+def _check_target(ours, target):
+    """ValueError if the layer has another form than a fused layout can hold."""
+    (d_out, d_in), kv_out = ours["W_query.weight"].shape, len(ours["W_key.weight"])
+    if not _LAYOUTS[target].fused:
+        return
+    if "out_proj.weight" not in ours:
+        raise expected("out_proj", f"an output projection, for layout {target!r}", None)
+    if not d_in == d_out == kv_out:
+        must = f"one width for all, for layout {target!r}"
+        got = f"{d_in=}, {d_out=} and keys of {kv_out}"
+        raise expected("layer", must, got)
+
+
+def _future(state, packed, context_length):
+    """The companion's mask: ones in the future, as long as told or as stored."""
+    stored = state.get("mask")
+    if context_length is None and stored is not None:
+        if stored.ndim != 2 or stored.shape[0] != stored.shape[1]:
+            raise expected("mask", "(context_length, context_length)", stored)
+        context_length = len(stored)
+    check_sizes(context_length=context_length)
+    ones = packed["W_query.weight"].new_ones(context_length, context_length)
+    return ones.triu(diagonal=1)
 
 
 def load_safetensors(path: Path | str, prefix: str = "") -> dict[str, Tensor]:
@@ -196,25 +299,31 @@ def load_safetensors(path: Path | str, prefix: str = "") -> dict[str, Tensor]:
             chosen = [name for name in names if name.startswith(start)]
             state = {name[len(start) :]: file.get_tensor(name) for name in chosen}
     except SafetensorError as error:
-        raise ValueError(f"{path} must be a safetensors file, came {error}") from None
+        raise expected(str(path), "a safetensors file", error) from None
     if not state:
-        raise ValueError(f"{prefix=} must begin a name in {path}, came {names}")
+        raise expected("prefix", f"a start of {names} in {path}", repr(prefix))
     return state
 
 
 def load_weights(
-    module: nn.Module, state: Mapping[str, Tensor], layout: str = "ours"
+    module: nn.Module,
+    state: Mapping[str, Tensor] | nn.Module,
+    layout: str = "ours",
 ) -> None:
     """Copy a checkpoint in this layout into `module`: all of it, or nothing.
 
-    `module` has our four projections, as `MultiHeadAttention` has. Numbers are cast to
-    its dtype and moved to its device. ValueError for an unknown layout; for a tensor
-    that is missing, extra or misshapen; for others than floats of one dtype on one
-    device; and for a tensor on the meta device. The module is then as it was.
+    `module` is one of our layers, or what has their projections: `MultiHeadAttention`,
+    `CrossAttention`, `StackedHeads`, or `SelfAttention` and `CausalAttention`, which
+    have no `out_proj`. Numbers are cast to its dtype and moved to its device. `state`
+    may be a module, too. ValueError for what `convert_state_dict` refuses; for a module
+    of other sizes; and for a tensor on the meta device. The module is then as it was.
     """
+    heads = [getattr(one, "num_heads", None) for one in (state, module)]
+    if None not in heads and heads[0] != heads[1]:
+        raise expected("num_heads", f"{heads[1]}, as the module has", heads[0])
     state, own = convert_state_dict(state, layout), module.state_dict()
     shapes = {name: tuple(tensor.shape) for name, tensor in own.items()}
     check_tensors("the module", shapes, state)
     if empty := [name for name in own if own[name].is_meta or state[name].is_meta]:
-        raise ValueError(f"{empty} must hold numbers, came on the meta device")
+        raise expected(f"{empty}", "numbers", "tensors on the meta device")
     module.load_state_dict(state)

@@ -1,17 +1,22 @@
-"""Checkpoints of attention: four layouts, read whole or not at all."""
+"""Checkpoints of attention: five layouts, read whole or not at all."""
 
 import itertools
 import math
 import re
 import sys
+from functools import partial
 
 import pytest
 import torch
+from examples import said
 from torch import nn
 
 from attention import (
+    CausalAttention,
     CrossAttention,
     MultiHeadAttention,
+    SelfAttention,
+    StackedHeads,
     attention_weights,
     causal_mask,
     convert_state_dict,
@@ -22,6 +27,7 @@ from attention.core.gpt2 import Layout
 
 LAYOUTS = ["ours", "torch", "gpt2", "separate"]
 FUSED = ["torch", "gpt2"]
+BOTH = ("weight", "bias")
 PAIRS = list(itertools.product(LAYOUTS, LAYOUTS))
 
 
@@ -223,68 +229,83 @@ def change(layout, **changes):
 
 SOME = torch.zeros(5)
 MISFITS = [
-    ("gpt2", {"c_attn__bias": None}, "missing=['c_attn.bias'], extra=[]"),
-    ("gpt2", {"c_proj__weight": None}, "layout 'gpt2' must hold ['c_attn.bias', "),
-    ("torch", {"out_proj__bias": None}, "missing=['out_proj.bias'], extra=[]"),
-    ("torch", {"bias_k": SOME}, "missing=[], extra=['bias_k']"),
-    ("ours", {"W_key__bias": None}, "missing=['W_key.bias'], extra=[]"),
-    ("ours", {"out_proj__bias": None}, "missing=['out_proj.bias'], extra=[]"),
-    ("separate", {"k_proj__bias": None}, "missing=['k_proj.bias'], extra=[]"),
+    ("gpt2", {"c_attn__bias": None}, ["missing=['c_attn.bias'], extra=[]"]),
+    ("gpt2", {"c_proj__weight": None}, ["layout 'gpt2'", "c_attn.bias", "got"]),
+    ("torch", {"out_proj__bias": None}, ["missing=['out_proj.bias'], extra=[]"]),
+    ("torch", {"more": SOME}, ["missing=[], extra=['more']"]),
+    ("torch", {"bias_k": SOME}, ["bias_k", "add_bias_kv", "got", (5,)]),
+    ("torch", {"bias_v": SOME}, ["bias_v", "add_bias_kv", "got", (5,)]),
+    ("torch", {"q_proj_weight": SOME}, ["q_proj_weight", "kdim", "got", (5,)]),
+    (
+        "torch",
+        {"in_proj_weight": None, "v_proj_weight": SOME},
+        ["v_proj_weight", "vdim"],
+    ),
+    ("ours", {"W_key__bias": None}, ["missing=['W_key.bias'], extra=[]"]),
+    ("ours", {"out_proj__bias": None}, ["missing=['out_proj.bias'], extra=[]"]),
+    ("ours", {"out_proj__weight": None}, ["missing=['out_proj.weight'], extra=[]"]),
+    ("separate", {"k_proj__bias": None}, ["missing=['k_proj.bias'], extra=[]"]),
     (
         "separate",
         {"o_proj__weight": None, "out_proj__weight": SOME},
-        "missing=['o_proj.weight'], extra=['out_proj.weight']",
+        ["missing=['o_proj.weight'], extra=['out_proj.weight']"],
     ),
     (
         "separate",
         {"q_proj__weight": None},
-        "missing=['q_proj.weight'], extra=[]: layout 'separate' must hold ",
+        ["missing=['q_proj.weight'], extra=[]", "layout 'separate'"],
     ),
     (
         "gpt2",
         {"c_attn__weight": torch.zeros(66, 22)},
-        "c_attn.weight must be (22, 66) in layout 'gpt2' with d_in=22 and d_out=22, "
-        "came (66, 22)",
+        ["c_attn.weight", (22, 66), "d_in=22 and d_out=22", "got", (66, 22)],
     ),
     (
         "torch",
         {"in_proj_weight": torch.zeros(66, 3)},
-        "in_proj_weight must be (66, 22) in layout 'torch'",
+        ["in_proj_weight", (66, 22), "layout 'torch'", "got", (66, 3)],
     ),
     (
         "torch",
         {"in_proj_bias": SOME},
-        "in_proj_bias must be (66,) in layout 'torch' with d_in=22 and d_out=22, "
-        "came (5,)",
+        ["in_proj_bias", (66,), "layout 'torch'", "got", (5,)],
     ),
     (
         "separate",
-        {"k_proj__weight": torch.zeros(2, 22)},
-        "k_proj.weight must be (22, 22) in layout 'separate' with d_in=22 and "
-        "d_out=22, came (2, 22)",
+        {"k_proj__weight": torch.zeros(5, 22)},
+        ["k_proj.weight", (22, 22), "layout 'separate'", "got", (5, 22)],
+    ),
+    (
+        "separate",
+        {"k_proj__weight": torch.zeros(2, 22), "k_proj__bias": torch.zeros(2)},
+        ["v_proj.weight", (2, 22), "layout 'separate'", "got", (22, 22)],
     ),
     (
         "ours",
         {"out_proj__weight": torch.zeros(22, 5)},
-        "in layout 'ours' with d_in=22 and d_out=5, came (22, 22)",
+        ["out_proj.weight", (22, 22), "layout 'ours'", "got", (22, 5)],
     ),
     (
         "separate",
         {"q_proj__weight": torch.tensor(1.0)},
-        "q_proj.weight must have two axes, came ()",
+        ["q_proj.weight", "two axes", "got", ()],
     ),
-    ("ours", {"out_proj__weight": SOME}, "out_proj.weight must have two axes, came (5"),
-    ("gpt2", {"c_attn__weight": SOME}, "c_attn.weight must be (22, 66) in layout "),
+    (
+        "ours",
+        {"W_query__weight": SOME},
+        ["W_query.weight", "two axes", "got", (5,)],
+    ),
+    ("gpt2", {"c_proj__weight": SOME}, ["c_proj.weight", "two axes", "got", (5,)]),
+    ("gpt2", {"c_attn__weight": SOME}, ["c_attn.weight", (22, 66), "got", (5,)]),
     (
         "ours",
         {"W_key__bias": torch.zeros(22).half()},
-        "must have floats of one dtype on one device, came ['torch.float16 on cpu', "
-        "'torch.float32 on cpu']",
+        ["layout 'ours'", "one dtype", "float16 on cpu", "float32 on cpu"],
     ),
     (
         "separate",
         {n.replace(".", "__"): t.byte() for n, t in in_layout("separate").items()},
-        "must have floats of one dtype on one device, came ['torch.uint8 on cpu']",
+        ["layout 'separate'", "floats", "got", "uint8 on cpu"],
     ),
 ]
 
@@ -296,34 +317,34 @@ def test_the_message_begins_with_what_is_missing_and_extra():
         convert_state_dict(state, "gpt2")
 
 
-@pytest.mark.parametrize(("layout", "changes", "message"), MISFITS)
+@pytest.mark.parametrize(("layout", "changes", "fields"), MISFITS)
 def test_a_checkpoint_that_does_not_fit_is_refused_and_changes_nothing(
-    as_importer, layout, changes, message
+    as_importer, layout, changes, fields
 ):
     module, state = some_module(), change(layout, **changes)
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
-    with pytest.raises(ValueError, match=re.escape(message)):
+    with pytest.raises(ValueError, match=said(*fields)):
         convert_state_dict(state, layout)
-    with pytest.raises(ValueError, match=re.escape(message)):
+    with pytest.raises(ValueError, match=said(*fields)):
         load_weights(module, state, layout)
     assert_same_bits(module.state_dict(), before)
 
 
 @pytest.mark.parametrize(
-    ("sizes", "qkv_bias", "message"),
+    ("sizes", "qkv_bias", "fields"),
     [
-        ((22, 33), True, "W_query.weight must be (33, 22) in the module, came (22, "),
-        ((3, 22), True, "W_query.weight must be (22, 3) in the module, came (22, 22)"),
-        ((22, 22), False, "missing=[], extra=['W_key.bias', 'W_query.bias', 'W_v"),
+        ((22, 33), True, ["W_query.weight", (33, 22), "module", "got", (22, 22)]),
+        ((3, 22), True, ["W_query.weight", (22, 3), "module", "got", (22, 22)]),
+        ((22, 22), False, ["missing=[], extra=['W_key.bias', 'W_query.bias', 'W_v"]),
     ],
 )
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_sound_checkpoint_of_another_module_changes_nothing(
-    layout, sizes, qkv_bias, message
+    layout, sizes, qkv_bias, fields
 ):
     module = some_module(*sizes, qkv_bias=qkv_bias)
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
-    with pytest.raises(ValueError, match=re.escape(message)):
+    with pytest.raises(ValueError, match=said(*fields)):
         load_weights(module, in_layout(layout), layout)
     assert_same_bits(module.state_dict(), before)
 
@@ -357,28 +378,277 @@ def test_a_layout_cannot_be_changed():
 
 def test_an_unknown_layout_is_refused():
     state = in_layout("ours")
-    message = "a layout must be one of ['ours', 'torch', 'gpt2', 'separate'], came "
+    fields = "layout", "ours", "companion", "torch", "gpt2", "separate", "got 'gpt3'"
     for source, target in (("gpt3", "ours"), ("ours", "gpt3")):
-        with pytest.raises(ValueError, match=re.escape(f"{message}'gpt3'")):
+        with pytest.raises(ValueError, match=said(*fields)):
             convert_state_dict(state, source, target)
 
 
 @pytest.mark.parametrize("target", FUSED)
 def test_a_fused_layout_needs_one_width(target):
     state = some_module(3, 22).state_dict()
-    message = f"layout '{target}' must have d_in=3 equal to d_out=22"
-    with pytest.raises(ValueError, match=message):
+    fields = "one width", f"layout '{target}'", "got", "d_in=3", "d_out=22"
+    with pytest.raises(ValueError, match=said(*fields)):
         convert_state_dict(state, "ours", target)
 
 
 def test_a_module_without_numbers_is_not_filled():
     with torch.device("meta"):
         empty = MultiHeadAttention(22, 22, 7, 0.0, 11, True)
-    full, message = some_module(), r"'W_query.weight'.* must hold numbers"
+    full, message = some_module(), said("W_query.weight", "numbers", "got", "meta")
     with pytest.raises(ValueError, match=message):
         load_weights(empty, full.state_dict())
     with pytest.raises(ValueError, match=message):
         load_weights(full, empty.state_dict())
+
+
+# To the companion's classes and back
+
+
+class Companion(nn.Module):
+    """The companion's multi-head class, by description: our tensors and its mask."""
+
+    def __init__(self, d_in, d_out, context_length, qkv_bias, output=True):
+        super().__init__()
+        for name in ("W_query", "W_key", "W_value"):
+            self.add_module(name, nn.Linear(d_in, d_out, bias=qkv_bias))
+        if output:
+            self.out_proj = nn.Linear(d_out, d_out)
+        forbidden = torch.ones(context_length, context_length).triu(diagonal=1)
+        self.register_buffer("mask", forbidden)
+
+
+class CompanionWrapper(nn.Module):
+    """Heads of it, without an output projection."""
+
+    def __init__(self, num_heads, *sizes):
+        super().__init__()
+        heads = (Companion(*sizes, output=False) for _ in range(num_heads))
+        self.heads = nn.ModuleList(heads)
+
+
+def loaded(companion, module, **options):
+    """A class of the companion's, filled from ours, and what it held before."""
+    before = companion.state_dict()
+    masks = {n: t.clone() for n, t in before.items() if n.endswith("mask")}
+    state = convert_state_dict(module.state_dict(), "ours", "companion", **options)
+    companion.load_state_dict(state, strict=True)
+    return companion.state_dict(), masks
+
+
+@pytest.mark.parametrize("qkv_bias", [True, False])
+def test_our_checkpoint_loads_into_the_companions_class(qkv_bias):
+    module = some_module(3, 22, qkv_bias)
+    companion = Companion(3, 22, 7, qkv_bias)
+    state, masks = loaded(companion, module, context_length=7)
+    assert_same_bits(state, module.state_dict() | masks)
+    back = MultiHeadAttention(3, 22, 7, 0.0, 11, qkv_bias)
+    load_weights(back, state, "companion")
+    assert_same_bits(back.state_dict(), module.state_dict())
+
+
+@pytest.mark.parametrize("qkv_bias", [True, False])
+def test_a_causal_head_and_a_stack_of_them_go_there_and_back(qkv_bias):
+    head = CausalAttention(3, 22, 7, qkv_bias=qkv_bias)
+    stack = StackedHeads(3, 22, 7, 0.0, 11, qkv_bias)
+    sizes = 3, 22, 7, qkv_bias
+    for module, companion in (
+        (head, Companion(*sizes, output=False)),
+        (stack, CompanionWrapper(11, *sizes)),
+    ):
+        state, masks = loaded(companion, module, context_length=7)
+        assert_same_bits(state, module.state_dict() | masks)
+        assert masks
+        held, x = {n: t.clone() for n, t in state.items()}, torch.randn(5, 3)
+        expected = module(x)
+        for parameter in module.parameters():
+            nn.init.zeros_(parameter)
+        load_weights(module, held, "companion")
+        assert torch.equal(module(x), expected)
+
+
+def test_the_stored_mask_tells_its_length_again():
+    state = convert_state_dict(in_layout("ours"), "ours", "companion", context_length=5)
+    again = convert_state_dict(state, "companion", "companion")
+    assert_same_bits(again, state)
+    assert_same_bits(convert_state_dict(state, "ours", "companion"), state)
+    longer = convert_state_dict(state, "companion", "companion", context_length=7)
+    assert longer["mask"].shape == (7, 7)
+
+
+def test_the_mask_has_the_dtype_of_the_weights():
+    state = {name: t.bfloat16() for name, t in in_layout("ours").items()}
+    mask = convert_state_dict(state, "ours", "companion", context_length=3)["mask"]
+    assert mask.dtype == torch.bfloat16
+    assert mask.tolist() == [[0, 1, 1], [0, 0, 1], [0, 0, 0]]
+
+
+@pytest.mark.parametrize("length", [None, 0, 2.5, True])
+def test_a_mask_needs_a_length(as_importer, length):
+    with pytest.raises(
+        ValueError, match=said("context_length", "whole", "got", length)
+    ):
+        convert_state_dict(
+            in_layout("ours"), "ours", "companion", context_length=length
+        )
+
+
+def test_a_length_is_refused_where_no_mask_is_stored(as_importer):
+    with pytest.raises(ValueError, match=said("context_length", "None", "got 7")):
+        convert_state_dict(in_layout("ours"), "ours", "torch", context_length=7)
+
+
+def test_a_stored_mask_of_another_form_is_refused(as_importer):
+    state = in_layout("ours") | {"mask": torch.ones(5, 7)}
+    with pytest.raises(ValueError, match=said("mask", "context_length", "got", (5, 7))):
+        convert_state_dict(state, "companion", "companion")
+
+
+def test_the_head_that_does_not_fit_is_named(as_importer):
+    stack = StackedHeads(3, 22, 7, 0.0, 2)
+    state = stack.state_dict()
+    del state["heads.1.W_key.weight"]
+    fields = "missing=['W_key.weight']", "heads.1 in layout 'ours'"
+    with pytest.raises(ValueError, match=said(*fields)):
+        load_weights(stack, state)
+    with pytest.raises(ValueError, match=said("extra=['more']")):
+        convert_state_dict(stack.state_dict() | {"more": SOME}, "ours")
+
+
+# One head, and fewer heads of keys
+
+
+@pytest.mark.parametrize("qkv_bias", [True, False])
+@pytest.mark.parametrize("layout", ["ours", "separate"])
+@pytest.mark.parametrize(
+    "make", [SelfAttention, partial(CausalAttention, context_length=7)]
+)
+def test_a_head_without_an_output_projection_goes_there_and_back(
+    make, layout, qkv_bias
+):
+    module, x = make(3, 22, qkv_bias=qkv_bias), torch.randn(5, 3)
+    expected, state = module(x), module.state_dict()
+    there = convert_state_dict(state, "ours", layout)
+    assert len(there) == len(state)
+    assert_same_bits(convert_state_dict(there, layout), state)
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+    load_weights(module, there, layout)
+    assert torch.equal(module(x), expected)
+
+
+@pytest.mark.parametrize("target", FUSED)
+def test_a_fused_layout_needs_an_output_projection(as_importer, target):
+    state = SelfAttention(22, 22).state_dict()
+    with pytest.raises(ValueError, match=said("out_proj", f"layout '{target}'", "got")):
+        convert_state_dict(state, "ours", target)
+
+
+def test_a_layer_and_a_head_are_not_taken_for_each_other(as_importer):
+    layer, head = some_module(), SelfAttention(22, 22, qkv_bias=True)
+    with pytest.raises(ValueError, match=said("missing=[], extra=['out_proj.bias'")):
+        load_weights(head, layer.state_dict())
+    with pytest.raises(ValueError, match=said("missing=['out_proj.bias'")):
+        load_weights(layer, head.state_dict())
+
+
+def with_shared_keys(kv_out=4, bias=True):
+    """Eleven heads in pairs of two numbers, two of keys and values."""
+    state = {"q_proj.weight": torch.randn(22, 3), "o_proj.weight": torch.randn(22, 22)}
+    state |= {f"{each}_proj.weight": torch.randn(kv_out, 3) for each in "kv"}
+    if bias:
+        state |= {
+            name.replace("weight", "bias"): t[:, 0].clone() for name, t in state.items()
+        }
+    return state
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("kv_out", [2, 11])
+def test_fewer_heads_of_keys_go_there_and_back(kv_out, bias):
+    state = with_shared_keys(kv_out, bias)
+    ours = convert_state_dict(state, "separate")
+    assert ours["W_key.weight"].shape == ours["W_value.weight"].shape == (kv_out, 3)
+    back = convert_state_dict(ours, "ours", "separate")
+    assert not back.pop("o_proj.bias" if not bias else "", torch.zeros(1)).any()
+    assert_same_bits(back, state)
+
+
+def test_a_module_with_fewer_heads_of_keys_is_filled():
+    module = some_module(3, 22)
+    module.W_key, module.W_value = nn.Linear(3, 2), nn.Linear(3, 2)
+    state = with_shared_keys(2)
+    load_weights(module, state, "separate")
+    assert torch.equal(module.W_key.weight, state["k_proj.weight"])
+    with pytest.raises(ValueError, match=said("W_key.weight", (2, 3), "got", (11, 3))):
+        load_weights(module, with_shared_keys(11), "separate")
+
+
+@pytest.mark.parametrize("target", FUSED)
+def test_a_fused_layout_needs_as_many_heads_of_keys(as_importer, target):
+    state = some_module().state_dict()
+    for name in ("W_key", "W_value"):
+        state |= {f"{name}.{kind}": state[f"{name}.{kind}"][:2] for kind in BOTH}
+    fields = "one width", f"layout '{target}'", "d_out=22", "keys of 2"
+    with pytest.raises(ValueError, match=said(*fields)):
+        convert_state_dict(state, "ours", target)
+
+
+# What no tensor tells
+
+
+def test_a_key_of_zeros_leaves_no_trace_in_the_tensors_and_is_refused_in_a_module():
+    """Its output differs from ours: the limit that the docstring states."""
+    plain, zero = (
+        nn.MultiheadAttention(22, 11, add_zero_attn=z) for z in (False, True)
+    )
+    zero.load_state_dict(plain.state_dict())
+    cross, x = CrossAttention(22, 22, 11, qkv_bias=True), torch.randn(5, 22)
+    load_weights(cross, zero.state_dict(), "torch")
+    torch.testing.assert_close(cross(x, x), plain(x, x, x)[0])
+    assert not torch.allclose(cross(x, x), zero(x, x, x)[0])
+    for call in (
+        lambda: load_weights(cross, zero, "torch"),
+        lambda: convert_state_dict(zero, "torch"),
+    ):
+        with pytest.raises(ValueError, match=said("add_zero_attn", "got True")):
+            call()
+
+
+def test_keys_of_another_width_and_learned_keys_of_pytorchs_module_are_refused():
+    for options, name in (
+        ({"kdim": 3}, "_proj_weight"),
+        ({"add_bias_kv": True}, "bias_"),
+    ):
+        theirs = nn.MultiheadAttention(22, 11, **options)
+        for source in (theirs, theirs.state_dict()):
+            with pytest.raises(ValueError, match=said(name, *options)):
+                convert_state_dict(source, "torch")
+
+
+def test_a_module_stands_for_its_tensors():
+    theirs, module = nn.MultiheadAttention(22, 11), some_module()
+    load_weights(module, theirs, "torch")
+    expected = convert_state_dict(theirs.state_dict(), "torch")
+    assert_same_bits(module.state_dict(), expected)
+    assert_same_bits(convert_state_dict(theirs, "torch"), expected)
+
+
+def test_another_number_of_heads_is_refused_where_both_modules_tell_it(as_importer):
+    theirs, module = nn.MultiheadAttention(22, 2), some_module()
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    with pytest.raises(ValueError, match=said("num_heads", 11, "got 2")):
+        load_weights(module, theirs, "torch")
+    assert_same_bits(module.state_dict(), before)
+
+
+def test_what_is_no_tensor_is_refused(as_importer):
+    state = in_layout("ours")
+    with pytest.raises(TypeError, match=said("W_key.weight", "torch.Tensor", "list")):
+        convert_state_dict(state | {"W_key.weight": [[1.0]]}, "ours")
+    for thing in ([state], "model.pt", None):
+        with pytest.raises(TypeError, match=said("state", "got", type(thing).__name__)):
+            convert_state_dict(thing, "ours")
 
 
 # Filling a module
@@ -443,8 +713,8 @@ def test_a_file_fills_a_module(path):
 
 
 def test_a_prefix_that_begins_no_name_is_refused(path):
-    message = r"prefix='h.2.attn' must begin a name in .*, came \['h.1.attn.bias', "
-    with pytest.raises(ValueError, match=message):
+    fields = "prefix", "h.1.attn.bias", "model.safetensors", "got 'h.2.attn'"
+    with pytest.raises(ValueError, match=said(*fields)):
         load_safetensors(path, "h.2.attn")
 
 
@@ -456,14 +726,14 @@ def test_a_pickle_is_refused_and_never_run(tmp_path):
             return (tmp_path / "sprung").touch, ()
 
     torch.save({"W_query.weight": Trap()}, tmp_path / "model.pt")
-    with pytest.raises(ValueError, match="must be a safetensors file, came "):
+    with pytest.raises(ValueError, match=said("a safetensors file", "got")):
         load_safetensors(tmp_path / "model.pt")
     assert not (tmp_path / "sprung").exists()
 
 
 def test_a_file_that_is_cut_short_is_refused(path):
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(ValueError, match="must be a safetensors file, came "):
+    with pytest.raises(ValueError, match=said("a safetensors file", "got")):
         load_safetensors(path)
 
 
