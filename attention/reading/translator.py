@@ -22,7 +22,10 @@ from torch.nn import functional as F
 
 from attention.core.cross import CrossAttention
 from attention.core.gpt2 import check_tensors
-from attention.core.scaled_dot_product import check_sizes
+from attention.core.masks import readable
+from attention.core.scaled_dot_product import Attend, attend
+from attention.idea.workbench import check_tensor, expected
+from attention.tools.checks import check_sizes
 
 __all__ = [
     "DecoderLayer",
@@ -43,15 +46,21 @@ def attention_entropy(
     """Bits: 0 for a query that looks at one key, log2(n) for one that sees n evenly.
 
     Shannon 1948. A query that may see no key, a row of zeros, has 0. ValueError for
-    rows with a negative weight, or that do not sum to 1.
+    rows with a negative weight, or that do not sum to 1; where values cannot be looked
+    at (`readable` of the chapter on masks), such a row has nan.
     """
+    check_tensor(weights=weights)
+    if weights.ndim == 0 or not weights.is_floating_point():
+        raise expected("weights", "floats with a last axis", weights)
     sums = weights.sum(dim=-1)
     one = ((sums - 1).abs() < 0.01) | (sums == 0)  # bfloat16 sums to 0.99
-    if not ((weights >= 0).all() and one.all()):
-        lowest, sums = weights.min(), f"sums from {sums.min():.2f} to {sums.max():.2f}"
-        came = f"a lowest weight of {lowest:.2f}, {sums}"
-        raise ValueError(f"rows must be at least 0 and sum to 1, {came=!s}")
-    return torch.special.entr(weights).sum(dim=-1) / math.log(2)
+    fits = one & (weights >= 0).all(dim=-1)
+    if readable(weights) and not fits.all():
+        sums = f"sums from {sums.min():.2f} to {sums.max():.2f}"
+        got = f"a lowest weight of {weights.min():.2f}, {sums}"
+        raise expected("weights", "rows of at least 0 that sum to 1", got)
+    bits = torch.special.entr(weights).sum(dim=-1) / math.log(2)
+    return bits.masked_fill(~fits, torch.nan)
 
 
 class SimplerSimpleRecurrentUnit(nn.Module):
@@ -70,6 +79,9 @@ class SimplerSimpleRecurrentUnit(nn.Module):
         self, x: Float[Tensor, "*batch length d"]
     ) -> Float[Tensor, "*batch length d"]:
         """What is remembered at each step, that step included."""
+        check_tensor(x=x)
+        if x.ndim < 2 or 0 in x.shape[-2:] or not x.is_floating_point():
+            raise expected("x", "floats (..., length, d), of at least one step", x)
         state, states = torch.zeros_like(x[..., 0, :]), []
         news, keeps = self.new(x), self.keep(x).sigmoid()
         for new, keep in zip(news.unbind(-2), keeps.unbind(-2), strict=True):
@@ -88,9 +100,11 @@ _Mask = Bool[Tensor, "..."] | None
 class _Layer(nn.Module):
     """Attention, then a small network for each piece; each adds to what came in."""
 
-    def __init__(self, d: int, d_hidden: int, num_heads: int) -> None:
+    def __init__(
+        self, d: int, d_hidden: int, num_heads: int, *, attend: Attend = attend
+    ) -> None:
         super().__init__()
-        self.attention = CrossAttention(d, d, num_heads, qkv_bias=True)
+        self.attention = CrossAttention(d, d, num_heads, qkv_bias=True, attend=attend)
         self.attention_norm = nn.LayerNorm(d, eps=1e-6)
         layers = nn.Linear(d, d_hidden), nn.ReLU(), nn.Linear(d_hidden, d)
         self.network = nn.Sequential(*layers)
@@ -104,7 +118,8 @@ class _Layer(nn.Module):
 class EncoderLayer(_Layer):
     """Self-attention, then a small network for each token, as Vaswani et al. 2017.
 
-    Maps (..., length, d) to (..., length, d). A mask is as in `CrossAttention`.
+    Maps (..., length, d) to (..., length, d). A mask is as in `CrossAttention`, and so
+    is `attend`, the form of attention.
     """
 
     def forward(self, x: _Read, mask: _Mask = None) -> _Read:
@@ -114,7 +129,7 @@ class EncoderLayer(_Layer):
     def attention_weights(
         self, x: _Read, mask: _Mask = None
     ) -> Float[Tensor, "*batch num_heads length length"]:
-        """The weights that `forward` gives the same input."""
+        """The weights that `forward` uses for the same input."""
         return self.attention.attention_weights(x, x, mask)
 
 
@@ -124,8 +139,10 @@ class DecoderLayer(_Layer):
     Maps x (..., target_length, d) and encoded (..., length, d) to the shape of x.
     """
 
-    def __init__(self, d: int, d_hidden: int, num_heads: int) -> None:
-        super().__init__(d, d_hidden, num_heads)
+    def __init__(
+        self, d: int, d_hidden: int, num_heads: int, *, attend: Attend = attend
+    ) -> None:
+        super().__init__(d, d_hidden, num_heads, attend=attend)
         self.memory = SimplerSimpleRecurrentUnit(d)
         self.memory_norm = nn.LayerNorm(d, eps=1e-6)
 
@@ -137,7 +154,7 @@ class DecoderLayer(_Layer):
     def attention_weights(
         self, x: _Written, encoded: _Read, mask: _Mask = None
     ) -> Float[Tensor, "*batch num_heads target_length length"]:
-        """The weights that `forward` gives the same input."""
+        """The weights that `forward` uses for the same input."""
         x = self.memory_norm(x + self.memory(x))
         return self.attention.attention_weights(x, encoded, mask)
 
@@ -152,21 +169,24 @@ def _places(length, d):
 
 def _check_ids(name, ids, embedding):
     """ValueError unless `ids` are numbers of pieces."""
-    weight, came = embedding.weight, f"{ids.dtype} {tuple(ids.shape)} on {ids.device}"
-    whole = not (ids.is_floating_point() or ids.dtype == torch.bool)
+    check_tensor(**{name: ids})
+    weight, number = embedding.weight, embedding.num_embeddings
+    whole = ids.dtype in (torch.int64, torch.int32)  # what nn.Embedding takes
     if not (whole and ids.ndim and ids.numel() and ids.device == weight.device):
         must = f"whole numbers (..., length) on {weight.device}, at least one"
-        raise ValueError(f"{name} must be {must}, {came=!s}")
-    if not 0 <= ids.min() <= ids.max() < len(weight):
-        must, came = f"from 0 to {len(weight) - 1}", f"{ids.min()} to {ids.max()}"
-        raise ValueError(f"{name} must be pieces {must}, {came=!s}")
+        raise expected(name, must, ids)
+    if readable(ids) and not 0 <= ids.min() <= ids.max() < number:
+        got = f"{ids.min()} to {ids.max()}"
+        raise expected(name, f"pieces from 0 to {number - 1}", got)
 
 
 class Translator(nn.Module):
     """An encoder that reads the pieces of a sentence, a decoder that writes another.
 
     `vocabulary` turns text into pieces and back: a SentencePieceProcessor, or what has
-    its methods. Both sides share it, and `embedding` gives the scores, too.
+    its methods. Both sides share it, and `embedding` gives the scores, too. `attend` is
+    the form of attention of all layers. Pieces that the vocabulary lacks are refused;
+    in a compiled model and on a GPU by PyTorch's embedding.
     """
 
     def __init__(
@@ -177,27 +197,29 @@ class Translator(nn.Module):
         num_heads: int,
         num_encoder_layers: int,
         num_decoder_layers: int,
+        *,
+        attend: Attend = attend,
     ) -> None:
         super().__init__()
         check_sizes(d=d, d_hidden=d_hidden, num_encoder_layers=num_encoder_layers)
         check_sizes(num_decoder_layers=num_decoder_layers)
         if d % 2 or d < 4:
-            raise ValueError(f"{d=} must be an even number of at least 4")
+            raise expected("d", "an even number of at least 4", d)
         self.vocabulary, self.d = vocabulary, d
         self.embedding = nn.Embedding(len(vocabulary), d)
         self.bias = nn.Parameter(torch.zeros(len(vocabulary)))
-        sizes = d, d_hidden, num_heads
-        encoder = (EncoderLayer(*sizes) for _ in range(num_encoder_layers))
-        decoder = (DecoderLayer(*sizes) for _ in range(num_decoder_layers))
+        sizes, form = (d, d_hidden, num_heads), {"attend": attend}
+        encoder = (EncoderLayer(*sizes, **form) for _ in range(num_encoder_layers))
+        decoder = (DecoderLayer(*sizes, **form) for _ in range(num_decoder_layers))
         self.encoder, self.decoder = nn.ModuleList(encoder), nn.ModuleList(decoder)
 
     def ids(self, text: str) -> Int[Tensor, " length"]:
         """The numbers of the pieces of `text`, with the end of the sentence."""
         if not isinstance(text, str) or not text.strip():
-            raise ValueError(f"text must be a sentence, came {text!r}")
+            raise expected("text", "a sentence", repr(text))
         ids = self.vocabulary.encode(text)
         if self.vocabulary.unk_id() in ids:
-            raise ValueError(f"text must have known characters only, came {text!r}")
+            raise expected("text", "known characters only", repr(text))
         return torch.tensor([*ids, self.vocabulary.eos_id()], device=self.bias.device)
 
     def pieces(self, ids: Int[Tensor, " length"]) -> list[str]:
@@ -215,7 +237,7 @@ class Translator(nn.Module):
         limit = int(2.5 * source.numel()) if limit is None else limit
         check_sizes(limit=limit)
         if source.ndim != 1:
-            raise ValueError(f"source must be one sentence, came {source.ndim} axes")
+            raise expected("source", "one sentence, (length,)", source)
         encoded, target = self.encode(source), source[:0]
         while len(target) < limit:
             x = self.decode(F.pad(target, (0, 1)), encoded)
@@ -308,7 +330,7 @@ def read_marian(path: Path | str) -> tuple[dict[str, Tensor], dict[str, str]]:
                 tensors[name] = _tensor(name, kind, shape, data)
     except (struct.error, ValueError) as error:
         must = "a model file of Marian, version 1"
-        raise ValueError(f"{path} must be {must}, came {error}") from None
+        raise expected(str(path), must, error) from None
     return tensors, settings
 
 
@@ -384,9 +406,9 @@ def assemble(
     ValueError for another architecture, or a tensor missing, extra or misshapen.
     """
     for name, value in (_SETTINGS | dict.fromkeys(_SIZES, "a whole number")).items():
-        came = settings.get(name, "nothing")
-        if came != value and not (name in _SIZES and came.isdecimal()):
-            raise ValueError(f"{name} must be {value}, {came=!s}")
+        got = settings.get(name, "nothing")
+        if got != value and not (name in _SIZES and got.isdecimal()):
+            raise expected(name, value, got)
     with torch.device("meta"):
         translator = Translator(vocabulary, *(int(settings[name]) for name in _SIZES))
     state = {}
@@ -417,7 +439,7 @@ def load_translator(direction: str = "enpt") -> Translator:
     models = Path(package.submodule_search_locations[0]) / "resources" / "models"
     folders = {folder.name.split("-")[0]: folder for folder in models.glob("*-*")}
     if direction not in folders:
-        raise ValueError(f"{direction=} must be one of {sorted(folders)}")
+        raise expected("direction", f"one of {sorted(folders)}", repr(direction))
     (model,) = folders[direction].glob("model.*.bin")
     (vocabulary,) = folders[direction].glob("vocab.*.spm")
     vocabulary = SentencePieceProcessor(model_file=str(vocabulary))
@@ -431,13 +453,14 @@ def share(
     """How much of the weight lies where `where` is True, from 0 to 1.
 
     The mean over the queries for which it is True somewhere: the first token has no
-    previous one. ValueError for another shape, or where it is True nowhere.
+    previous one. ValueError for another shape, or where it is True nowhere; nan for
+    that where values cannot be looked at (`readable` of the chapter on masks).
     """
-    came = f"{where.dtype} {tuple(where.shape)}"
+    check_tensor(weights=weights, where=where)
     if where.dtype != torch.bool or where.shape != weights.shape[-2:]:
-        must = f"boolean {tuple(weights.shape[-2:])} like the weights"
-        raise ValueError(f"where must be {must}, {came=!s}")
-    if not where.any():
-        raise ValueError(f"where must be True somewhere, {came=!s} of False")
+        must = f"booleans {tuple(weights.shape[-2:])}, like the weights"
+        raise expected("where", must, where)
+    if readable(where) and not where.any():
+        raise expected("where", "True somewhere", "False everywhere")
     rows = where.any(dim=-1)
-    return (weights * where).sum(dim=-1)[..., rows].mean(dim=-1)
+    return (weights * where).sum(dim=(-2, -1)) / rows.sum()

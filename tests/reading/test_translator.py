@@ -5,11 +5,13 @@ import re
 import struct
 import sys
 import tomllib
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
+from examples import TRACERS, said
 from torch import nn
 
 from attention import (
@@ -123,8 +125,53 @@ def test_entropy_takes_weights_of_other_precisions(dtype):
     ],
 )
 def test_what_is_no_row_of_weights_has_no_entropy(row, came):
-    with pytest.raises(ValueError, match=f"rows must be .* sum to 1, came={came}"):
+    with pytest.raises(ValueError, match=said("weights", "sum to 1", "got", came)):
         attention_entropy(torch.tensor([row]))
+
+
+@pytest.mark.parametrize("weights", [torch.tensor(1.0), torch.eye(3).long()])
+def test_entropy_is_of_floats_with_an_axis(as_importer, weights):
+    with pytest.raises(ValueError, match=said("weights", "floats", "got", "torch.")):
+        attention_entropy(weights)
+    with pytest.raises(TypeError, match=said("weights", "torch.Tensor", "got list")):
+        attention_entropy(weights.tolist() if weights.ndim else [1.0])
+
+
+class Entropy(nn.Module):
+    def forward(self, weights):
+        return attention_entropy(weights)
+
+
+@pytest.mark.parametrize("traced", TRACERS.values(), ids=TRACERS)
+def test_entropy_is_traced_whole_and_then_has_nan_for_what_is_no_row(
+    as_importer, traced
+):
+    weights = torch.randn(3, 5).softmax(dim=-1)
+    call = traced(Entropy(), weights)
+    torch.testing.assert_close(call(weights), attention_entropy(weights))
+    no_rows = torch.tensor([[0.5] * 5, [1.5, -0.5, 0, 0, 0], [math.nan, 1, 0, 0, 0]])
+    assert call(no_rows).isnan().all()
+
+
+def test_entropy_and_share_are_vmapped(as_importer):
+    weights, where = torch.randn(2, 3, 5, 7).softmax(dim=-1), torch.rand(5, 7) < 0.5
+    bits = torch.vmap(attention_entropy)(weights)
+    torch.testing.assert_close(bits, attention_entropy(weights))
+    shares = torch.vmap(share, in_dims=(0, None))(weights, where)
+    torch.testing.assert_close(shares, share(weights, where))
+    none = torch.zeros(2, 5, 7, dtype=torch.bool)
+    assert torch.vmap(share)(weights, none).isnan().all()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+def test_on_a_gpu_entropy_does_not_wait_for_it():
+    weights = torch.tensor([[0.5, 0.5], [3.0, 1.0]]).cuda()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        bits = attention_entropy(weights)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert bits.isnan().tolist() == [False, True]
 
 
 # Shares
@@ -154,9 +201,9 @@ def test_only_queries_that_could_look_there_count():
 @pytest.mark.parametrize(
     ("where", "message"),
     [
-        (torch.ones(5, 7), r"boolean \(5, 7\) like the weights, came=torch.float32"),
-        (torch.ones(7, 5).bool(), r"boolean \(5, 7\) .* came=torch.bool \(7, 5\)"),
-        (torch.zeros(5, 7).bool(), "where must be True somewhere"),
+        (torch.ones(5, 7), said("where", "booleans (5, 7)", "got", "float32")),
+        (torch.ones(7, 5).bool(), said("where", "(5, 7)", "got", "bool (7, 5)")),
+        (torch.zeros(5, 7).bool(), said("where", "True somewhere", "got")),
     ],
     ids=["floats", "turned", "nowhere"],
 )
@@ -332,10 +379,10 @@ def test_a_text_becomes_pieces_and_an_end_and_a_translation():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "text must be a sentence, came ''"),
-        (" \n", r"text must be a sentence, came ' \\n'"),
-        (7, "text must be a sentence, came 7"),
-        ("the 猫", "text must have known characters only, came 'the 猫'"),
+        ("", said("text", "a sentence", "got ''")),
+        (" \n", said("text", "a sentence", r"got ' \n'")),
+        (7, said("text", "a sentence", "got 7")),
+        ("the 猫", said("text", "known characters", "got 'the 猫'")),
     ],
 )
 def test_what_is_no_sentence_is_refused(as_importer, text, message):
@@ -358,37 +405,37 @@ def test_what_is_no_sentence_is_refused(as_importer, text, message):
 @pytest.mark.parametrize("name", ["source", "target"])
 def test_what_is_no_piece_is_refused(as_importer, name, ids, came):
     translator, both = some_translator(), {"source": some_ids(5), "target": some_ids(7)}
-    with pytest.raises(ValueError, match=f"{name} must be .*, came={came}"):
+    with pytest.raises(ValueError, match=f"{name}: .*got {came}"):
         translator(**both | {name: ids})
 
 
 def test_the_last_piece_is_named_where_one_is_refused(as_importer):
-    with pytest.raises(ValueError, match="source must be pieces from 0 to 12, came="):
+    with pytest.raises(ValueError, match=said("source", "from 0 to 12", "got 13")):
         some_translator().encode(torch.tensor([13]))
 
 
 def test_writing_takes_one_sentence_and_a_limit_of_one_or_more(as_importer):
     translator = some_translator()
-    with pytest.raises(ValueError, match="source must be one sentence, came 2 axes"):
+    with pytest.raises(ValueError, match=said("source", "one sentence", "(2, 5)")):
         translator.write(some_ids(2, 5))
-    with pytest.raises(ValueError, match="limit=0 must be a whole number"):
+    with pytest.raises(ValueError, match=said("limit", "whole number", 0)):
         translator.write(some_ids(5), 0)
 
 
 def test_source_and_target_must_share_batch_axes(as_importer):
-    with pytest.raises(ValueError, match=r"share batch axes, came=\(2, 7, 22\) and"):
+    with pytest.raises(ValueError, match=said("context_input", (2,), "got", (3,))):
         some_translator()(some_ids(3, 5), some_ids(2, 7))
 
 
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        ((21, 17, 7, 3, 2), "d=21 must be an even number of at least 4"),
-        ((2, 17, 1, 3, 2), "d=2 must be an even number of at least 4"),
-        ((22, 0, 11, 3, 2), "d_hidden=0 must be a whole number"),
-        ((22, 17, 7, 3, 2), "d_out=22 must be a multiple of num_heads=7"),
-        ((22, 17, 11, 0, 2), "num_encoder_layers=0 must be a whole number"),
-        ((22, 17, 11, 3, 0), "num_decoder_layers=0 must be a whole number"),
+        ((21, 17, 7, 3, 2), said("d: ", "even", "at least 4", "got 21")),
+        ((2, 17, 1, 3, 2), said("d: ", "even", "at least 4", "got 2")),
+        ((22, 0, 11, 3, 2), said("d_hidden", "whole number", "got 0")),
+        ((22, 17, 7, 3, 2), said("d_out=22", "multiple", "num_heads=7")),
+        ((22, 17, 11, 0, 2), said("num_encoder_layers", "whole", "got 0")),
+        ((22, 17, 11, 3, 0), said("num_decoder_layers", "whole", "got 0")),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(sizes, message):
@@ -402,8 +449,93 @@ def test_the_least_even_number_of_features_is_four():
 
 
 def test_a_memory_without_features_is_refused():
-    with pytest.raises(ValueError, match="d=0 must be a whole number"):
+    with pytest.raises(ValueError, match=said("d: ", "whole number", "got 0")):
         SimplerSimpleRecurrentUnit(0)
+
+
+# The form of attention, and what is traced
+
+
+def sharper(queries, keys, values, mask=None, **options):
+    """Five times the scale, and no weights to ask for."""
+    return attend(queries, keys, values, mask, **options, scale=5.0)
+
+
+def test_all_layers_use_the_form_of_attention_that_is_handed_in():
+    torch.manual_seed(2)
+    plain = some_translator()
+    torch.manual_seed(2)
+    other = Translator(Vocabulary(), 22, 17, 11, 3, 2, attend=sharper).eval()
+    other.load_state_dict(plain.state_dict())
+    layers = [*other.encoder, *other.decoder]
+    assert all(layer.attention.attend is sharper for layer in layers)
+    source, target = some_ids(2, 5), some_ids(2, 7)
+    assert not torch.allclose(other(source, target), plain(source, target))
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("form", [attend, partial(attend, scale=5.0), sharper])
+def test_the_weights_shown_are_the_weights_used(form, training):
+    translator = Translator(Vocabulary(), 22, 17, 11, 3, 2, attend=form).train(training)
+    source, target = some_ids(2, 5), some_ids(2, 7)
+    mask = padding_mask(torch.tensor([5, 2]), 5)
+    encoder, cross = translator.attention_weights(source, target, mask)
+
+    def used(attention, weights, x):
+        values = attention.W_value(x).unflatten(-1, (11, 2)).transpose(-3, -2)
+        return attention.out_proj((weights @ values).transpose(-3, -2).flatten(-2))
+
+    looked = []
+    for layer in [*translator.encoder, *translator.decoder]:
+        layer.attention.register_forward_hook(lambda *call: looked.append(call))
+    translator(source, target, mask)
+    for shown, (attention, inputs, output) in zip(
+        [*encoder, *cross], looked, strict=True
+    ):
+        torch.testing.assert_close(used(attention, shown, inputs[1]), output)
+
+
+@pytest.mark.parametrize("traced", TRACERS.values(), ids=TRACERS)
+def test_the_network_is_traced_whole(as_importer, traced):
+    translator = some_translator()
+    inputs = some_ids(2, 5), some_ids(2, 7), padding_mask(torch.tensor([5, 2]), 5)
+    call = traced(translator, *inputs)
+    torch.testing.assert_close(call(*inputs), translator(*inputs))
+
+
+def test_under_autocast_it_computes_nearly_the_same():
+    translator, inputs = some_translator(), (some_ids(2, 5), some_ids(2, 7))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        scores = translator(*inputs)
+        weights = translator.attention_weights(*inputs)
+    torch.testing.assert_close(scores.float(), translator(*inputs), rtol=0.1, atol=0.3)
+    exact = translator.attention_weights(*inputs)
+    for one, other in zip(weights, exact, strict=True):
+        torch.testing.assert_close(one.float(), other, rtol=0.1, atol=0.05)
+
+
+def test_a_sentence_of_padding_alone_does_not_touch_the_others():
+    translator = some_translator().requires_grad_(True)
+    source, target = some_ids(2, 5), some_ids(2, 7)
+    mask = padding_mask(torch.tensor([5, 0]), 5)
+    scores = translator(source, target, mask)
+    torch.testing.assert_close(scores[0], translator(source[0], target[0]))
+    scores.sum().backward()
+    for parameter in translator.parameters():
+        assert parameter.grad is None or parameter.grad.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("x", "fields"),
+    [
+        (torch.randn(22), ("x", "length", "got", (22,))),
+        (torch.randn(0, 22), ("x", "one step", "got", (0, 22))),
+        (torch.ones(5, 22).long(), ("x", "floats", "got", "int64")),
+    ],
+)
+def test_a_memory_needs_floats_and_steps(as_importer, x, fields):
+    with pytest.raises(ValueError, match=said(*fields)):
+        SimplerSimpleRecurrentUnit(22)(x)
 
 
 # The file
@@ -483,7 +615,9 @@ def test_a_file_cut_short_anywhere_is_refused(tmp_path):
     for length in range(0, len(whole), 7):
         path = tmp_path / "short.bin"
         path.write_bytes(whole[:length])
-        with pytest.raises(ValueError, match=r"short\.bin must be a model file of Mar"):
+        with pytest.raises(
+            ValueError, match=said("short.bin", "a model file of Marian")
+        ):
             read_marian(path)
 
 
@@ -503,7 +637,7 @@ def test_a_file_cut_short_anywhere_is_refused(tmp_path):
 )
 def test_another_file_is_refused(tmp_path, entry, options, came):
     path = write(tmp_path / "model.bin", entry, **options)
-    with pytest.raises(ValueError, match=f"version 1, came {came}"):
+    with pytest.raises(ValueError, match=f"version 1, got {came}"):
         read_marian(path)
 
 
@@ -511,7 +645,9 @@ def test_a_file_of_something_else_is_refused(tmp_path):
     path = tmp_path / "noise.bin"
     for content in (b"", b"PK\x03\x04" * 99, struct.pack("<QQ", 1, 2**63) + bytes(999)):
         path.write_bytes(content)
-        with pytest.raises(ValueError, match="must be a model file of Marian"):
+        with pytest.raises(
+            ValueError, match=said("noise.bin", "a model file of Marian", "got")
+        ):
             read_marian(path)
 
 
@@ -588,10 +724,10 @@ def test_loading_draws_no_random_numbers():
         ({"encoder_l2_self_bq": None}, "missing=['encoder.1.attention.W_query.bias']"),
         ({"encoder_l4_self_bq": (1, 22)}, "extra=['encoder.3.attention.W_query.bias']"),
         ({"decoder_l1_aan_W": (22, 22)}, "missing=[], extra=['decoder_l1_aan_W']"),
-        ({"Wemb": (17, 22)}, "embedding.weight must be (13, 22) in the translator"),
+        ({"Wemb": (17, 22)}, "embedding.weight: expected (13, 22) in the translator"),
         (
             {"encoder_l1_ffn_W1": (17, 22)},
-            "must be (17, 22) in the translator, came (22",
+            "expected (17, 22) in the translator, got (22",
         ),
     ],
     ids=["embedding", "missing", "layer", "unknown", "vocabulary", "turned"],
@@ -631,7 +767,7 @@ def test_another_architecture_is_refused(name):
         ({k: v for k, v in SETTINGS.items() if k != name}, "nothing"),
         (SETTINGS | {name: "gru"}, "gru"),
     ):
-        with pytest.raises(ValueError, match=f"{name} must be .*, came={came}"):
+        with pytest.raises(ValueError, match=f"{name}: expected .*, got {came}"):
             assemble(model(), settings, Vocabulary())
 
 
@@ -710,8 +846,8 @@ def test_the_map_of_the_agreement_runs_backwards_in_the_middle(portuguese):
 
 @installed
 def test_another_direction_is_refused():
-    message = r"direction='ende' must be one of \['enpt', 'pten'\]"
-    with pytest.raises(ValueError, match=message):
+    fields = "direction", "['enpt', 'pten']", "got 'ende'"
+    with pytest.raises(ValueError, match=said(*fields)):
         load_translator("ende")
 
 
