@@ -240,8 +240,8 @@ def _state_of(source):
         raise expected("add_zero_attn", "no key of zeros that every query sees", True)
     state = source.state_dict() if isinstance(source, nn.Module) else source
     if not isinstance(state, Mapping):
-        came = type(state).__name__
-        raise TypeError(f"state: expected tensors by name, or a module, got {came}")
+        got = type(state).__name__
+        raise TypeError(f"state: expected tensors by name, or a module, got {got}")
     return state
 
 

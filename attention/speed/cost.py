@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from attention.core.scaled_dot_product import check_sizes
+from attention.tools.checks import check_sizes
 
 __all__ = ["Ledger", "attention_cost"]
 
