@@ -71,7 +71,7 @@ def _check(module, mask, **given) -> list[Tensor]:
     for name, tensor in zip(given, tensors, strict=True):
         _check_kind(name, tensor, widths[name], like, "the weights")
     i, j, *lengths = (tensor.shape[-2] for tensor in tensors)
-    if lengths and lengths != [j]:
+    if lengths and lengths[0] != j:
         raise expected("keys and values", "one length", f"{j} and {lengths[0]}")
     leading = _batch_axes(*tensors)
     if mask is not None:

@@ -69,7 +69,6 @@ OTHERS = {
     "step": SHOW,
     "tiles": "cuts a table, and mixes no values",
     "told": SHOW,
-    "unified": "casts as autocast does, and mixes no values",
     "visible": MASK,
     "are_groups": CHECK,
     "as_given": CHECK,
