@@ -122,10 +122,11 @@ def unaccounted() -> set[str]:
 
 
 def attends_by_itself(thing) -> set[str]:
-    """What a class uses, of all that attention could be written with."""
+    """What a class calls, of all that attention could be written with."""
     tree = ast.parse(textwrap.dedent(inspect.getsource(thing)))
-    used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
-    used |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    called = [node.func for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    used = {func.id for func in called if isinstance(func, ast.Name)}
+    used |= {func.attr for func in called if isinstance(func, ast.Attribute)}
     used |= {"@" for node in ast.walk(tree) if isinstance(node, ast.MatMult)}
     products = {"@", "matmul", "mm", "bmm", "einsum", "baddbmm"}
     named = {"softmax", "exp", "attend", "scaled_dot_product_attention"}
