@@ -30,7 +30,8 @@ def softmax(scores: Float[Tensor, "*rows num_keys"]) -> Float[Tensor, "*rows num
     lowest = torch.finfo(scores.dtype).min
     largest = scores.detach().amax(dim=-1, keepdim=True).clamp(min=lowest)
     powers = torch.exp(scores - largest)
-    total = powers.sum(dim=-1, keepdim=True, dtype=precise(powers)).clamp(min=1)
+    total = powers.sum(dim=-1, keepdim=True, dtype=precise(powers))
+    total = total.masked_fill(total == 0, 1)
     return (powers / total).to(powers.dtype)
 
 

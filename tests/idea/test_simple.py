@@ -176,3 +176,12 @@ def test_equal_tokens_get_equal_contexts():
 def test_simple_self_attention_refuses_a_misfit(as_importer, x, fields):
     with pytest.raises(ValueError, match=said(*fields)):
         simple_self_attention(x)
+
+
+@pytest.mark.parametrize("hidden", [0, 1, 5])
+def test_the_slope_of_a_row_that_sees_one_key_is_zero(hidden):
+    """The sum of its exponentials is exactly 1, where a clamp at 1 has no slope."""
+    scores = torch.tensor([[0.3] + [-torch.inf] * hidden], dtype=torch.float64)
+    scores.requires_grad_()
+    (gradient,) = torch.autograd.grad(softmax(scores)[0, 0], scores)
+    assert (gradient == 0).all()
