@@ -144,8 +144,9 @@ def _table(
     if mask is not None:
         blind = ~mask.any(dim=-1, keepdim=True)
         mask = mask | blind
-    if bias is not None:
-        mask = bias if mask is None else bias.masked_fill(~mask, -torch.inf)
+    if bias is not None and mask is not None:
+        bias = bias.masked_fill(~mask, -torch.inf).masked_fill(blind, 0.0)
+    mask = mask if bias is None else bias
     if mask is not None and mask.ndim < axes:
         mask = mask[(None,) * (axes - mask.ndim)]
     return mask, blind
@@ -271,7 +272,7 @@ def weights_of(
     """
     if (offered := _offered(form)) is not None:
         return offered(queries, keys, mask, **options)
-    inputs = unified(queries, keys, values)
+    inputs, options = unified(queries, keys, values), options | {"dropout_p": 0.0}
     weights = _by_identity(form, *inputs, mask, options)
     if not torch.compiler.is_compiling():
         _check_average(form, weights, *inputs, mask, options)
@@ -281,7 +282,10 @@ def weights_of(
 def _offered(form: Attend) -> Callable[..., Tensor] | None:
     """What gives the weights of `form`; of a partial one, with the same options."""
     if not isinstance(form, partial):
-        return getattr(form, "attention_weights", None)
+        weights = getattr(form, "attention_weights", None)
+        inner = getattr(form, "__wrapped__", None)  # functools.wraps copies attributes
+        copied = getattr(inner, "attention_weights", None)
+        return None if weights is copied else weights
     inner = None if form.args else _offered(form.func)
     if inner is None:
         return None
