@@ -7,6 +7,8 @@ The mechanisms, the properties and their faults stand in `conformance/`, and
 import json
 import subprocess
 import sys
+from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -15,8 +17,9 @@ from hypothesis import settings
 
 import attention
 from attention import attend
-from conformance.faults import FAULTS
-from conformance.mechanisms import MECHANISMS
+from conformance.cases import takes_mask
+from conformance.faults import FAULTS, faulty, form, of_form
+from conformance.mechanisms import KERNELS, MECHANISMS
 from conformance.names import (
     AROUND,
     ELSEWHERE,
@@ -27,9 +30,10 @@ from conformance.names import (
     unaccounted,
 )
 from conformance.properties import PROPERTIES
-from conformance.suite import catches, check, excuse_for, share
+from conformance.suite import UNSHRUNK, Property, catches, check, excuse_for, share
 
 HERE = Path(__file__).parent
+FORMS = "conformance.forms"  # where its properties stand
 
 
 def pairs(applies):
@@ -43,23 +47,26 @@ def pairs(applies):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _started():
+def _started(tmp_path_factory):
     """What needs an interpreter of its own begins while the other tests run."""
+    folder = tmp_path_factory.mktemp("alone")
+    results, printed = folder / "results", folder / "printed"
     profile = settings.get_current_profile_name()
-    command = [sys.executable, "-m", "conformance.alone", profile]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, cwd=HERE, **pipes) as process:
-        yield process
-        process.kill()
+    command = [sys.executable, "-m", "conformance.alone", profile, results]
+    with printed.open("w") as out:
+        streams = {"stdout": out, "stderr": subprocess.STDOUT}
+        with subprocess.Popen(command, cwd=HERE, **streams) as process:
+            yield process, results, printed
+            process.kill()
 
 
 @pytest.fixture(scope="module")
 def alone(_started):
     """What that interpreter found, by property and mechanism."""
-    out, errors = _started.communicate()
-    assert _started.returncode == 0, errors
-    results = map(json.loads, out.splitlines())
-    return {(found["property"], found["mechanism"]): found for found in results}
+    process, results, printed = _started
+    assert process.wait() == 0, printed.read_text()
+    found = map(json.loads, results.read_text().splitlines())
+    return {(each["property"], each["mechanism"]): each for each in found}
 
 
 @pytest.mark.parametrize(("property", "mechanism"), pairs(applies=True))
@@ -100,6 +107,84 @@ def test_each_property_catches_its_fault(property, fault, request):
         assert request.getfixturevalue("alone")[property.name, fault.name]["caught"]
     else:
         assert catches(property, fault, examples=200)
+
+
+def passing_on(queries, keys, values, mask=None, **options):
+    """What it takes cannot be read from its signature."""
+    return attend(queries, keys, values, mask, **options)
+
+
+FALSE = {  # excuses that name what is not so
+    "torchs": faulty("tells of no peer", attend, peer=None),
+    "scale": faulty("hides its scale", passing_on, covers=passing_on),
+    "hidden_bias": faulty("hides its bias", passing_on, covers=passing_on),
+}
+
+
+@pytest.mark.parametrize("name", FALSE)
+def test_an_excuse_that_is_false_is_caught(name):
+    excuse = excuse_for(PROPERTIES[name], FALSE[name])
+    assert not excuse.holds(FALSE[name])
+
+
+def test_a_peer_is_missed_whatever_the_scale_and_the_bias():
+    by_name = {mechanism.name: mechanism for mechanism in MECHANISMS}
+    for name in ("attend biased", "simple_self_attention", "CrossAttention"):
+        silent = replace(by_name[name], peer=None)
+        assert not excuse_for(PROPERTIES["torchs"], silent).holds(silent)
+
+
+def test_what_is_taken_through_options_is_asked_for():
+    passing = faulty("passes options on", passing_on, covers=passing_on)
+    assert excuse_for(PROPERTIES["dropout"], passing) is None
+    assert catches(PROPERTIES["dropout"], passing, examples=50)  # it does not drop
+    assert takes_mask(faulty("", lambda **options: None, covers=lambda **options: None))
+
+
+def paired(queries, keys, values, mask=None):
+    """As rotary forms, it takes even widths alone."""
+    if queries.shape[-1] % 2:
+        raise ValueError(f"head_dim: expected an even width, got {queries.shape[-1]}")
+    return attend(queries, keys, values, mask)
+
+
+def even(sizes):
+    return replace(sizes, head_dim=2 * sizes.head_dim, heads=2 * sizes.heads)
+
+
+@pytest.mark.parametrize("name", ["oracle", "torchs", "edges", "rows"])
+def test_a_mechanism_says_which_sizes_fit_it(name):
+    check(PROPERTIES[name], faulty("in pairs", paired, fits=even), 20)
+    with pytest.raises(ValueError, match="an even width"):
+        check(PROPERTIES[name], faulty("in pairs", paired), 20, UNSHRUNK)
+
+
+def test_a_failure_that_is_expected_is_not_shrunk():
+    calls = []
+
+    def never(case):
+        calls.append(case)
+        raise AssertionError
+
+    wants = {"excuse": lambda mechanism: None, "wants": {}, "alone": False}
+    property = Property("never", "is never true", never, **wants)
+    assert catches(property, MECHANISMS[1], examples=200)
+    assert len(calls) <= 3  # found, and told once more
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name for name, each in PROPERTIES.items() if each.holds.__module__ == FORMS],
+)
+def test_what_is_asked_of_forms_is_true_of_the_plain_table(name):
+    check(PROPERTIES[name], of_form("the plain table", form), 20)
+
+
+@pytest.mark.skipif(not find_spec("triton"), reason="triton is not installed")
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of NumPy, which interprets
+@pytest.mark.parametrize("name", ["scale", "learned", "loud", "grouped", "window"])
+def test_kernels_hold_what_is_asked_of_forms(name):
+    check(PROPERTIES[name], KERNELS, 2, UNSHRUNK)
 
 
 def test_each_property_has_a_fault():

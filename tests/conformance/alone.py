@@ -1,12 +1,14 @@
-"""Run what needs an interpreter of its own, and print the results as JSON.
+"""Run what needs an interpreter of its own, and write the results to a file.
 
 The shape checks of a test run wrap every function, and PyTorch does not trace through
-them: so `python -m conformance.alone PROFILE` is started without them, once for all.
+them: so `python -m conformance.alone PROFILE FILE` is started without them, once for
+all. Each line of FILE is a result as JSON; what is printed beside it is for people.
 """
 
 import json
 import sys
 import warnings
+from pathlib import Path
 
 import torch
 from hypothesis import settings
@@ -16,43 +18,49 @@ from .faults import FAULTS
 from .mechanism import Mechanism
 from .mechanisms import MECHANISMS
 from .properties import PROPERTIES
-from .suite import Property, catches, check, excuse_for, share
+from .suite import UNSHRUNK, Property, catches, check, excuse_for, share
 
 
 def fails(property: Property, mechanism: Mechanism) -> bool:
     """Is a mechanism refused, or wrong, where its excuse says that it is?"""
     try:
-        check(property, mechanism, 1)
+        check(property, mechanism, 1, UNSHRUNK)
     except Exception:  # a compiler's own: there is no common one
         return True
     return False
 
 
-def main(profile: str) -> None:
+def found(property: Property, mechanism: Mechanism, examples: int) -> dict:
+    """What the test of this pair will be told."""
+    excuse = excuse_for(property, mechanism)
+    if excuse is not None:
+        return {"caught": fails(property, mechanism)} if excuse.holds == "fails" else {}
+    try:
+        count, seconds = check(property, mechanism, examples, UNSHRUNK)
+    except Exception as error:  # told to the test, which fails with it
+        return {"error": f"{type(error).__name__}: {error}"}
+    return {"examples": count, "seconds": seconds}
+
+
+def main(profile: str, file: str) -> None:
     settings.load_profile(profile)
     torch.set_num_threads(1)  # the other core runs the other tests
     warnings.simplefilter("error")
-    for property in PROPERTIES.values():
-        if not property.alone:
-            continue
+
+    def write(property, mechanism, result):
+        print(property.name, mechanism.name, result, flush=True)
+        names = {"property": property.name, "mechanism": mechanism.name}
+        with Path(file).open("a") as results:
+            results.write(json.dumps(names | result) + "\n")
+
+    for property in (each for each in PROPERTIES.values() if each.alone):
         examples = share(property, MECHANISMS)
         for mechanism in MECHANISMS:
-            result = {"property": property.name, "mechanism": mechanism.name}
-            excuse = excuse_for(property, mechanism)
-            if excuse is not None and excuse.holds == "fails":
-                print(json.dumps(result | {"caught": fails(property, mechanism)}))
-            if excuse is None:
-                try:
-                    count, seconds = check(property, mechanism, examples)
-                    result |= {"examples": count, "seconds": seconds}
-                except Exception as error:  # told to the test, which fails with it
-                    result["error"] = f"{type(error).__name__}: {error}"
-                print(json.dumps(result), flush=True)
+            write(property, mechanism, found(property, mechanism, examples))
         for fault in FAULTS[property.name]:
             caught = catches(property, fault, examples)
-            result = {"property": property.name, "mechanism": fault.name}
-            print(json.dumps(result | {"caught": caught}), flush=True)
+            write(property, fault, {"caught": caught})
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

@@ -1,13 +1,14 @@
 """Sizes, masks, dtypes and numbers of an example, drawn by Hypothesis."""
 
 from dataclasses import dataclass, replace
+from inspect import isclass
 
 import torch
 from hypothesis import assume
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from .mechanism import Mechanism, Sizes
+from .mechanism import Mechanism, Sizes, accepts
 
 EXACT = (torch.float32, torch.float64)
 HALF = (torch.float16, torch.bfloat16)
@@ -46,6 +47,10 @@ class Case:
             drawn.append(numbers.to(self.dtype))
         return drawn
 
+    def wired(self, f) -> list[Tensor]:
+        """Queries, keys and values of the scores."""
+        return self.mechanism.wiring(f, *self.tensors())
+
     def call(self, f, tensors=None, mask: Tensor | str | None = "its own"):
         """What comes out of `f`, made by `make`."""
         mask = self.mask if isinstance(mask, str) else mask
@@ -65,11 +70,17 @@ class Case:
 
 def takes_mask(mechanism: Mechanism) -> bool:
     """Does the public function or class, or its `forward`, take a mask?"""
-    from inspect import isclass, signature
-
     covers = mechanism.covers
-    call = covers.forward if isclass(covers) else covers
-    return "mask" in signature(call).parameters
+    return accepts(covers.forward if isclass(covers) else covers, "mask")
+
+
+def fitting(mechanism: Mechanism, sizes: Sizes, square: bool = False) -> Sizes:
+    """The sizes that the mechanism says it takes, near those that were drawn."""
+    sizes = mechanism.fits(sizes)
+    if not square:
+        return sizes
+    width = sizes.head_dim * (sizes.heads if mechanism.heads else 1)
+    return replace(sizes, d_in=width, d_context=width)
 
 
 @st.composite
@@ -81,6 +92,7 @@ def cases(
     square: bool = False,  # d_in = d_out, as PyTorch's own module wants
     edges: bool = False,  # odd sizes, d_in ≠ d_out, lengths of 1 and 0, a batch of 0
     least: int = 1,  # of lengths, and of batches
+    most: int = 6,  # keys
     fixed: Sizes | None = None,  # all but one batch axis and the lengths
 ):
     """Examples for `mechanism`, small so that they are fast, of many shapes."""
@@ -92,20 +104,19 @@ def cases(
     together = any(read.holds == "both" for read in mechanism.reads)
     lengths = st.sampled_from((1, 3, 5, 0)) if edges else st.integers(least, 6)
     batches = st.sampled_from((3, 1, 0)) if edges else st.integers(least, 3)
-    keys = draw(lengths)
+    keys = draw(lengths) if most == 6 else size(most)
     queries = keys if together else draw(lengths)
     if mechanism.causal:
         queries = min(queries, keys)
     if fixed is None:
-        heads, head_dim = size(3), size(4)
-        square_in = head_dim * (heads if mechanism.heads else 1)
+        head_dim = size(4)
         # PyTorch's fused kernels take two axes and one width, no other:
         fusable = given and draw(st.booleans())
         sizes = Sizes(
-            heads=heads,
+            heads=size(3),
             head_dim=head_dim,
-            d_in=square_in if square else size(5),
-            d_context=square_in if square else size(5),
+            d_in=size(5),
+            d_context=size(5),
             d_value=head_dim if fusable else size(5),
             qkv_bias=draw(st.booleans()),
             shared=given and size(4) == 1,
@@ -118,10 +129,12 @@ def cases(
             odd = {name: 2 * (getattr(sizes, name) // 2) + 1 for name in names}
             sizes = replace(sizes, **odd)
             assume(sizes.d_in not in (sizes.d_out, sizes.head_dim))
+        sizes = fitting(mechanism, sizes, square)
     else:
-        axes, sizes = 1, fixed
+        axes, sizes = 1, mechanism.fits(fixed)
     lead = tuple(draw(batches) for _ in range(axes))
     sizes = replace(sizes, lead=lead, queries=queries, keys=keys)
+    dtypes = [dtype for dtype in dtypes if dtype in mechanism.dtypes]
     seed, dtype = draw(st.integers(0, 2**16)), draw(st.sampled_from(dtypes))
     case = Case(mechanism, sizes, dtype, seed)
     if takes_mask(mechanism) and masks != "none":

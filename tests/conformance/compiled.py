@@ -34,7 +34,9 @@ class Called(nn.Module):
 def some(mechanism: Mechanism, **sizes) -> Case:
     """A case in which every size that may change is another one."""
     keys = 5 if len(mechanism.reads) == 1 else 7
-    sizes = replace(SIZES, lead=(3,), **{"queries": 5, "keys": keys} | sizes)
+    sizes = replace(
+        mechanism.fits(SIZES), lead=(3,), **{"queries": 5, "keys": keys} | sizes
+    )
     case = Case(mechanism, sizes, torch.float32, seed=0)
     if takes_mask(mechanism):
         case.mask = torch.ones(mechanism.masks(sizes), dtype=torch.bool)

@@ -1,9 +1,11 @@
 """Properties: who may see whom, and what is hidden stays hidden."""
 
 import torch
+from hypothesis import assume
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from .cases import Case, takes_mask
+from .cases import HALF, Case, takes_mask
 from .equals import by_hand, close, equal
 from .mechanism import Excuse, Sizes
 from .suite import sentence
@@ -160,3 +162,96 @@ def nonfinite(case):
             expected = by_hand(case, f, tensors)
         right = torch.isclose(context, expected, **close(case.dtype))
         assert (right | ~context.isfinite()).all()
+
+
+def hides_nothing(mechanism):
+    if not mechanism.causal and not takes_mask(mechanism):
+        return Excuse(
+            "takes no mask, and is not causal",
+            lambda m: not m.causal and not takes_mask(m),
+        )
+
+
+@sentence("what is hidden has no effect, however large", excuse=hides_nothing)
+def hidden(case):
+    f, sizes, mechanism = case.make(), case.sizes, case.mechanism
+    last = case.pick(sizes.keys - 1)
+    if takes_mask(mechanism) and not (mechanism.causal and case.pick(1)):
+        mask = torch.ones(mechanism.masks(sizes), dtype=torch.bool)
+        mask = mask if case.mask is None else mask & case.mask
+        case.mask = mask.index_fill(-1, torch.tensor(last), False)
+    unseen = ~case.allowed()[..., last]
+    unseen = unseen.all(dim=-2) if mechanism.heads else unseen
+    together = any(read.holds == "both" for read in mechanism.reads)
+    if together:  # its own context may be any
+        unseen = unseen.index_fill(-1, torch.tensor(last), False)
+    assume(unseen.any())
+    huge = 1e12 if together else 1e30  # its own score is the square, and finite
+    outcomes = []
+    for number in (None, huge, -huge):
+        tensors = case.tensors()
+        for read, tensor in zip(mechanism.reads, tensors, strict=True):
+            if number is not None and read.holds != "queries":
+                tensor[..., last, :] = number
+        tensors = [t.requires_grad_() for t in tensors]
+        rows = case.call(f, tensors)
+        rows = rows[unseen.expand(rows.shape[:-1])]
+        inputs = [*tensors, *parameters(f)]
+        gradients = torch.autograd.grad(
+            rows.square().sum(), inputs, materialize_grads=True
+        )
+        for read, gradient in zip(mechanism.reads, gradients, strict=False):
+            if read.holds != "queries":
+                assert (gradient[..., last, :] == 0).all()
+        outcomes.append((rows, *gradients))
+    for outcome in outcomes[1:]:
+        for one, plain in zip(outcome, outcomes[0], strict=True):
+            equal(one, plain, **close(case.dtype))
+    if mechanism.weights is not None and not isinstance(f, nn.Module):
+        unspoiled(case, f, last, unseen)
+
+
+def unspoiled(case, f, last, unseen):
+    """Of weights alone: not even a nan, or an infinity, among the keys is noticed."""
+    queries, keys, values = case.tensors()
+    bad = (torch.nan, torch.inf, -torch.inf)[case.pick(2)]
+    spoiled = keys.index_fill(-2, torch.tensor(last), bad)
+    tables = [
+        case.mechanism.weights(f, queries, some, values, mask=case.mask)
+        for some in (keys, spoiled)
+    ]
+    before, after = (t[unseen.expand(t.shape[:-1])] for t in tables)
+    equal(after, before)
+
+
+class Products(TorchDispatchMode):
+    """Looks at what enters a product of matrices, forward and backward.
+
+    A kernel may read past the end of a row: a nan in one row reaches the next.
+    """
+
+    names = ("mm", "bmm", "addmm", "baddbmm", "dot", "mv", "addmv", "matmul", "_scaled")
+
+    def __torch_dispatch__(self, call, types, args=(), kwargs=None):
+        name = call.overloadpacket.__name__
+        if name in self.names or name.startswith(self.names[-1]):
+            for tensor in args:
+                if isinstance(tensor, torch.Tensor) and tensor.is_floating_point():
+                    assert not tensor.isnan().any(), f"a nan enters {name}"
+        return call(*args, **kwargs or {})
+
+
+@sentence(
+    "no nan enters a product, though rows are blind",
+    excuse=no_mask,
+    masks="blind",
+    most=130,
+    dtypes=(torch.float32, *HALF),
+)
+def products(case):
+    f, tensors = case.make(), [t.requires_grad_() for t in case.tensors()]
+    with Products():
+        context = case.call(f, tensors)
+        gradients = torch.autograd.grad(context.float().square().sum(), tensors)
+    for tensor in (context, *gradients):
+        assert tensor.isfinite().all()

@@ -1,13 +1,16 @@
 """A mechanism: how it is made, what it reads, and what it should compute."""
 
+import inspect
 import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+ALL = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,19 @@ def weights_method(f, *tensors, mask=None):
     return f.attention_weights(*tensors, mask=mask)
 
 
+def unchanged_sizes(sizes: Sizes) -> Sizes:
+    return sizes
+
+
+def accepts(call: Callable, name: str) -> bool:
+    """Does `call` take an argument of this name, be it by **options?"""
+    try:
+        inspect.signature(call).bind_partial(**{name: None})
+    except TypeError:
+        return False
+    return True
+
+
 class Excuse(NamedTuple):
     """Why a property does not apply, and a check that this is so.
 
@@ -125,8 +141,11 @@ class Mechanism:
     heads: bool = False  # has its context an axis of heads?
     heads_share_mask: bool = False  # is a mask given without that axis?
     causal: bool = False
-    fused: bool = False  # by PyTorch's call, which has no second derivative
+    fused: bool = False  # may it refuse a second derivative, by a sentence?
+    dtypes: Collection[torch.dtype] = ALL
     peer: Callable | None = None  # PyTorch's own: (f, tensors, allowed) -> output
+    form: Callable | None = None  # (queries, keys, values, mask, **options) -> context
+    fits: Callable[[Sizes], Sizes] = unchanged_sizes  # the nearest sizes that it takes
     weights: Callable | None = None  # (f, *tensors, mask) -> weights
     excused: Mapping[str, Excuse] = field(default_factory=dict)
 

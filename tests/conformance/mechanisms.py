@@ -1,5 +1,6 @@
 """All that attends in the package: one entry each, found missing by the suite."""
 
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -16,6 +17,7 @@ from attention import (
     attention_weights,
     flash_attend,
     simple_self_attention,
+    triton_attend,
 )
 
 from . import mechanism as wired
@@ -53,6 +55,15 @@ def weighed(sizes, dropout=0.0, **options):
         return attention_weights(queries, keys, mask, **options) @ values
 
     return f
+
+
+def weighed_form(queries, keys, values, mask=None, **options):
+    """`attention_weights` as a form: the weights of each head, times its values."""
+    weights = attention_weights(queries, keys, mask, **options)
+    heads = weights.shape[-3] if weights.ndim > 2 else 1
+    if values.ndim > 2 and 1 < values.shape[-3] < heads:
+        values = values.repeat_interleave(heads // values.shape[-3], dim=-3)
+    return weights @ values
 
 
 def weighed_weights(f, queries, keys, values, mask=None, **options):
@@ -109,8 +120,8 @@ def far(queries, keys):
 
 
 CALL = {"reads": QUERIES_KEYS_VALUES, "peer": peers.by_call}
-FUSED = CALL | {"covers": attend, "fused": True}
-WEIGHED = CALL | {"covers": attention_weights}
+FUSED = CALL | {"covers": attend, "form": attend, "fused": True}
+WEIGHED = CALL | {"covers": attention_weights, "form": weighed_form}
 
 
 def refuses_dropout(mechanism) -> bool:
@@ -126,7 +137,31 @@ REFUSED = {
     "compiles": Excuse("runs beside a compiler's graph, not in it", "fails"),
     "exports": Excuse("runs beside a compiler's graph, not in it", "fails"),
 }
-TILED = CALL | {"covers": flash_attend, "fused": True, "excused": REFUSED}
+TILED = CALL | {
+    "covers": flash_attend,
+    "form": partial(flash_attend, tile=(2, 3)),
+    "fused": True,
+    "excused": REFUSED,
+}
+
+
+def in_kernels(sizes, dropout=0.0, **options):
+    def f(queries, keys, values):
+        return triton_attend(queries, keys, values, dropout_p=dropout, **options)
+
+    return f
+
+
+KERNELS = Mechanism(  # slow where they are interpreted, and so asked less
+    name="triton_attend",
+    covers=in_kernels(None),
+    form=triton_attend,
+    make=in_kernels,
+    dtypes=(torch.float32, torch.float16),
+    fits=lambda sizes: replace(sizes, head_dim=16, d_value=16),
+    reads=QUERIES_KEYS_VALUES,
+    fused=True,
+)
 
 # Modules
 
@@ -192,7 +227,7 @@ def plain_causal_biased(make, options) -> list[Mechanism]:
             make=biased(make),
             score=biased_score,
             causal=True,
-            **options | {"peer": biased_peer},
+            **options | {"peer": biased_peer, "form": None},
         ),
     ]
 
@@ -218,14 +253,14 @@ MECHANISMS = [
         score=biased_score,
         weights=biased_weights,
         causal=True,
-        **WEIGHED | {"peer": biased_peer},
+        **WEIGHED | {"peer": biased_peer, "form": None},
     ),
     Mechanism(
         name="attention_weights by distance",
         make=by_score,
         score=lambda f, queries, keys: far(queries, keys),
         weights=partial(weighed_weights, score=far),
-        **WEIGHED | {"peer": None},
+        **WEIGHED | {"peer": None, "form": None},
     ),
     Mechanism(
         name="AdditiveAttention",

@@ -84,12 +84,12 @@ OTHERS = {
     "spread_scale": CHECK,
     "unified": CHECK,
     "Attend": "the protocol of forms, with no form of its own",
-    "weights_of": "asks another mechanism for its weights",
 }
 
 # What attends, and cannot be asked so many questions.
 ELSEWHERE = {
     "attend_tile": "one tile of flash_attend, from scores that are made already",
+    "weights_of": "shows the weights of a form; `shown` asks all modules for them",
     "triton_attend": "interpreted, a call takes a tenth of a second; "
     "tests/speed/test_flash_triton.py asks it the same",
 }

@@ -1,7 +1,7 @@
 """Properties, and how one is run on one mechanism."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from math import ceil
 from zlib import crc32
@@ -56,12 +56,20 @@ def seeded(property: Property, mechanism: Mechanism):
     return seed(crc32(name)) if same else lambda run: run
 
 
-def check(property: Property, mechanism: Mechanism, examples: int) -> tuple[int, float]:
+UNSHRUNK = (Phase.generate,)  # no search for a smaller example: it may take minutes
+
+
+def check(
+    property: Property,
+    mechanism: Mechanism,
+    examples: int,
+    phases: Iterable[Phase] = tuple(Phase),
+) -> tuple[int, float]:
     """Run `property` on examples of `mechanism`; how many there were, and seconds."""
     count, start = 0, time.perf_counter()
 
     @seeded(property, mechanism)
-    @settings(max_examples=examples, report_multiple_bugs=False)
+    @settings(max_examples=examples, phases=phases, report_multiple_bugs=False)
     @given(cases(mechanism, **property.wants))
     def run(case):
         nonlocal count
@@ -75,14 +83,8 @@ def check(property: Property, mechanism: Mechanism, examples: int) -> tuple[int,
 def catches(property: Property, mechanism: Mechanism, examples: int) -> bool:
     """Does `property` fail for `mechanism` within so many examples?"""
 
-    @seeded(property, mechanism)
-    @settings(max_examples=examples, phases=[Phase.generate])
-    @given(cases(mechanism, **property.wants))
-    def run(case):
-        property.holds(case)
-
     try:
-        run()
+        check(property, mechanism, examples, UNSHRUNK)
     except AssertionError:
         return True
     return False

@@ -3,14 +3,15 @@
 import copy
 import io
 import pickle
-from inspect import isclass, signature
+from dataclasses import replace
+from inspect import isclass
 
 import torch
 from torch import nn
 
 from .cases import EXACT, HALF, Case
 from .equals import equal
-from .mechanism import Excuse
+from .mechanism import Excuse, accepts
 from .suite import sentence
 
 
@@ -46,13 +47,11 @@ def modes(case):
 
 def never_drops(mechanism):
     if not drops(mechanism):
-        return Excuse("has no dropout", lambda m: not drops(m))
+        return Excuse("takes neither dropout nor dropout_p", lambda m: not drops(m))
 
 
 def drops(mechanism):
-    return any(
-        name.startswith("dropout") for name in signature(mechanism.covers).parameters
-    )
+    return any(accepts(mechanism.covers, name) for name in ("dropout", "dropout_p"))
 
 
 @sentence("dropout keeps the expectation", excuse=never_drops)
@@ -119,3 +118,34 @@ def untouched(case):
         assert torch.equal(was, now)
     held = {t.untyped_storage().data_ptr() for t in read if t.numel()}
     assert context.untyped_storage().data_ptr() not in held or not context.numel()
+
+
+LENGTHS = (1, 5, 15, 16, 17, 40)
+
+
+@sentence(
+    "under autocast it mixes dtypes, and gives the same one at all lengths",
+    dtypes=(torch.float32,),
+    masks="none",
+)
+def autocast(case):
+    low = [bool(case.pick(1)) for _ in case.mechanism.reads]
+    short, long = case.pick(2), case.pick(5, low=3)  # PyTorch has two kernels
+    for length in (LENGTHS[short], LENGTHS[long]):
+        sizes = replace(case.sizes, queries=length, keys=length)
+        this = Case(case.mechanism, sizes, torch.float32, case.seed)
+        f, mixed = this.make(), this.tensors()
+        mixed = [t.bfloat16() if few else t for t, few in zip(mixed, low, strict=True)]
+        with torch.no_grad():
+            exact = this.call(f, [t.float() for t in mixed])
+        mixed = [t.requires_grad_() for t in mixed]
+        try:
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                context = this.call(f, mixed)
+            gradients = torch.autograd.grad(context.float().sum(), mixed)
+        except (ValueError, RuntimeError) as error:
+            raise AssertionError(f"{type(error).__name__}: {error}") from error
+        assert context.dtype == torch.bfloat16, context.dtype
+        assert all(gradient.isfinite().all() for gradient in gradients)
+        near = 0.1 * max(1.0, exact.abs().max().item())
+        equal(context.float(), exact, rtol=0.0, atol=near)
