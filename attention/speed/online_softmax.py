@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from attention.idea.workbench import check_tensor, expected, told
+
 __all__ = ["merge_states"]
 
 
@@ -17,23 +19,22 @@ def _check_parts(
     context_a: Tensor, logsumexp_a: Tensor, context_b: Tensor, logsumexp_b: Tensor
 ) -> None:
     """ValueError unless both are parts of attention by the same queries."""
-
-    def kind(tensor):
-        return f"{tensor.dtype} {tuple(tensor.shape)} on {tensor.device}"
-
+    check_tensor(context_a=context_a, logsumexp_a=logsumexp_a)
+    check_tensor(context_b=context_b, logsumexp_b=logsumexp_b)
+    if context_a.ndim < 2 or not context_a.is_floating_point():
+        raise expected("context_a", "floats (..., num_queries, value_dim)", context_a)
+    per_query, device = context_a.shape[:-1], context_a.device
+    if logsumexp_a.shape != per_query or not logsumexp_a.is_floating_point():
+        must = f"floats {tuple(per_query)}, one for each query of context_a"
+        raise expected("logsumexp_a", must, logsumexp_a)
+    if logsumexp_a.device != device:
+        raise expected("logsumexp_a", f"to be on {device}, like context_a", logsumexp_a)
     for name, a, b in (
-        ("contexts", context_a, context_b),
-        ("logsumexps", logsumexp_a, logsumexp_b),
+        ("context", context_a, context_b),
+        ("logsumexp", logsumexp_a, logsumexp_b),
     ):
-        if kind(a) != kind(b) or not a.is_floating_point():
-            came = f"{kind(a)} and {kind(b)}"
-            raise ValueError(f"both {name} must be floats of one kind, {came=!s}")
-    if context_a.ndim < 2 or logsumexp_a.shape != context_a.shape[:-1]:
-        came = f"{tuple(logsumexp_a.shape)} for {tuple(context_a.shape)}"
-        raise ValueError(f"logsumexps must be (..., i) for (..., i, e), {came=!s}")
-    if logsumexp_a.device != context_a.device:
-        came = f"{logsumexp_a.device} and {context_a.device}"
-        raise ValueError(f"logsumexps and contexts must be on one device, {came=!s}")
+        if (a.dtype, a.shape, a.device) != (b.dtype, b.shape, b.device):
+            raise expected(f"{name}_b", f"{told(a)}, like {name}_a", b)
 
 
 def merge_states(
@@ -44,11 +45,12 @@ def merge_states(
 ) -> tuple[Float[Tensor, "*lead i e"], Float[Tensor, "*lead i"]]:
     """Attention to all keys from attention to two disjoint sets of them.
 
-    A part is its context vectors and the logsumexp of its scores, base e. One with no
-    key has logsumexp -inf and counts for nothing; two of them give zeros and -inf.
-    Order and grouping of parts do not matter, but for rounding. A nan or +inf among
-    the logsumexps gives nan. ValueError for parts that do not fit. Milakov and
-    Gimelshein 2018, section 3.1; Rabe and Staats 2021; Dao et al. 2022, section 3.1.
+    A part is its context vectors and the logsumexp of its scores, base e, as
+    `flash_attend(..., return_lse=True)` gives them. One with no key has logsumexp -inf
+    and counts for nothing; two of them give zeros and -inf. Order and grouping of parts
+    do not matter, but for rounding. A nan or +inf among the logsumexps gives nan.
+    ValueError for parts that do not fit. Milakov and Gimelshein 2018, section 3.1; Rabe
+    and Staats 2021; Dao et al. 2022, section 3.1.
     """
     _check_parts(context_a, logsumexp_a, context_b, logsumexp_b)
     lowest = torch.finfo(logsumexp_a.dtype).min

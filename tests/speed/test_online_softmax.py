@@ -4,6 +4,7 @@ from itertools import permutations
 
 import pytest
 import torch
+from examples import said
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -190,46 +191,60 @@ def zeros(*shape, **kind):
     return torch.zeros(shape, **kind)
 
 
-@pytest.mark.parametrize(
-    ("parts", "message"),
-    [
-        pytest.param(
-            (zeros(5, 7), zeros(5), zeros(3, 7), zeros(3)),
-            r"both contexts .*\(5, 7\) on cpu and .*\(3, 7\)",
-            id="other queries",
-        ),
-        pytest.param(
-            (zeros(5, 7), zeros(5), zeros(5, 7, dtype=torch.float64), zeros(5)),
-            "both contexts .*float32 .* and torch.float64",
-            id="other dtype",
-        ),
-        pytest.param(
-            (zeros(5, 7), zeros(5), zeros(5, 7), zeros(1)),
-            r"both logsumexps .*\(5,\) on cpu and .*\(1,\)",
-            id="a logsumexp that would broadcast",
-        ),
-        pytest.param(
-            (zeros(5, 7), zeros(7), zeros(5, 7), zeros(7)),
-            r"\(\.\.\., i\) for \(\.\.\., i, e\), came=\(7,\) for \(5, 7\)",
-            id="logsumexps of values",
-        ),
-        pytest.param(
-            (zeros(5), zeros(), zeros(5), zeros()),
-            r"came=\(\) for \(5,\)",
-            id="no axis of queries",
-        ),
-        pytest.param(
-            (zeros(5, 7, dtype=torch.int64), zeros(5)) * 2,
-            "contexts must be floats .*int64",
-            id="whole numbers",
-        ),
-        pytest.param(
-            (zeros(5, 7), zeros(5, device="meta")) * 2,
-            "one device, came=meta and cpu",
-            id="elsewhere",
-        ),
-    ],
-)
+BAD = {
+    "other queries": (
+        (zeros(5, 7), zeros(5), zeros(3, 7), zeros(3)),
+        said("context_b", "(5, 7)", "like context_a", "got", "(3, 7)"),
+    ),
+    "other dtype": (
+        (zeros(5, 7), zeros(5), zeros(5, 7, dtype=torch.float64), zeros(5)),
+        said("context_b", "float32", "got", "float64"),
+    ),
+    "other dtype of logsumexps": (
+        (zeros(5, 7), zeros(5), zeros(5, 7), zeros(5, dtype=torch.float64)),
+        said("logsumexp_b", "float32", "got", "float64"),
+    ),
+    "a logsumexp that would broadcast": (
+        (zeros(5, 7), zeros(5), zeros(5, 7), zeros(1)),
+        said("logsumexp_b", "(5,)", "got", "(1,)"),
+    ),
+    "logsumexps of values": (
+        (zeros(5, 7), zeros(7), zeros(5, 7), zeros(7)),
+        said("logsumexp_a", "(5,)", "got", "(7,)"),
+    ),
+    "no axis of queries": (
+        (zeros(5), zeros(), zeros(5), zeros()),
+        said("context_a", "got", "(5,)"),
+    ),
+    "whole numbers": (
+        (zeros(5, 7, dtype=torch.int64), zeros(5)) * 2,
+        said("context_a", "floats", "got", "int64"),
+    ),
+    "whole logsumexps": (
+        (zeros(5, 7), zeros(5, dtype=torch.int64)) * 2,
+        said("logsumexp_a", "floats", "got", "int64"),
+    ),
+    "elsewhere": (
+        (zeros(5, 7), zeros(5, device="meta")) * 2,
+        said("logsumexp_a", "cpu", "got", "meta"),
+    ),
+}
+
+
+@pytest.mark.parametrize(("parts", "message"), BAD.values(), ids=BAD.keys())
 def test_parts_that_do_not_fit_are_refused(as_importer, parts, message):
     with pytest.raises(ValueError, match=message):
         merge_states(*parts)
+
+
+def test_what_is_no_tensor_is_refused(as_importer):
+    context, logsumexp = some_part()
+    with pytest.raises(TypeError, match=said("logsumexp_b", "torch.Tensor", "list")):
+        merge_states(context, logsumexp, context, logsumexp.tolist())
+
+
+def test_a_stack_of_parts_is_merged_by_vmap():
+    parts = [torch.stack([a, b]) for a, b in zip(some_part(), some_part(), strict=True)]
+    other = [torch.stack([a, b]) for a, b in zip(some_part(), no_part(), strict=True)]
+    mapped = torch.vmap(merge_states)(*parts, *other)
+    close(mapped, merge_states(*parts, *other))
