@@ -9,25 +9,32 @@ Written by `book/speed/flash.ipynb`: read and change it there.
 import itertools
 import math
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 from functools import reduce
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from attention.core.scaled_dot_product import (
+from attention.core.scaled_dot_product import check_window, visible
+from attention.idea.workbench import expected
+from attention.speed.online_softmax import merge_states
+from attention.tools.checks import (
+    as_given,
     check_bias,
     check_fit,
     check_sizes,
-    visible,
+    precise,
+    repeat_kv,
+    scale_queries,
+    second_derivative,
+    unified,
 )
-from attention.speed.online_softmax import merge_states
 
 __all__ = ["TwoPasses", "attend_tile", "flash_attend", "tiles"]
 
 
-_TILE = (128, 8192)  # queries and keys; few and large, for a CPU
+_TILE = (128, 8192)  # BLOCK_M queries, BLOCK_N keys; few and large, for a CPU
 
 
 def tiles(
@@ -35,14 +42,20 @@ def tiles(
     num_keys: int,
     *,
     causal: bool = False,
+    window: int | None = None,
     tile: tuple[int, int] = _TILE,
 ) -> Iterator[tuple[slice, list[slice]]]:
-    """Bands of rows from top to bottom, each with its columns from left to right."""
-    height, width = tile
-    for start in range(0, num_queries, height):
-        stop = min(start + height, num_queries)
-        seen = num_keys - num_queries + stop if causal else num_keys
-        columns = [slice(j, min(j + width, seen)) for j in range(0, seen, width)]
+    """Bands of rows from top to bottom, each with its columns from left to right.
+
+    With causal=True the queries are the last of the keys, and `window`, if given, is
+    how many keys a query sees, its own included. `tile` is (BLOCK_M, BLOCK_N).
+    """
+    (BLOCK_M, BLOCK_N), earlier = tile, num_keys - num_queries
+    for start in range(0, num_queries, BLOCK_M):
+        stop = min(start + BLOCK_M, num_queries)
+        first = 0 if window is None else max(earlier + start + 1 - window, 0)
+        end = earlier + stop if causal else num_keys
+        columns = [slice(j, min(j + BLOCK_N, end)) for j in range(first, end, BLOCK_N)]
         yield slice(start, stop), columns
 
 
@@ -56,30 +69,32 @@ def attend_tile(
     scores: Float[Tensor, "heads i j"], values: Float[Tensor, "heads j e"]
 ) -> tuple[Float[Tensor, "heads i e"], Float[Tensor, "heads i"]]:
     """Context and logsumexp of one tile, whose scores are used up."""
-    largest = scores.amax(dim=-1)
+    m_i = scores.amax(dim=-1)
+    blind = m_i.isneginf()
+    scores[..., 0].masked_fill_(blind, 0)  # so that their weights are numbers
     context = _share(scores, values).to(scores.dtype)
-    logsumexp = largest - scores.amax(dim=-1).log()  # they are weights by now
-    blind = largest.isneginf()
+    lse = m_i - scores.amax(dim=-1).log()  # they are weights by now
     context.masked_fill_(blind[..., None], 0)
-    return context, logsumexp.masked_fill_(blind, -torch.inf)
+    return context, lse.masked_fill_(blind, -torch.inf)
 
 
 class _Heads:
     """Some heads side by side, and the scores of any tile of them."""
 
-    def __init__(self, queries, keys, values, mask, bias, scale, causal, room):
+    def __init__(self, queries, keys, values, bias, mask, form, room):
         self.queries, self.keys, self.values = queries, keys, values
-        self.mask, self.bias = mask, bias
-        self.scale, self.causal, self.room = scale, causal, room
+        self.bias, self.mask = bias, mask
+        self.form, self.room = form, room
         self.precise_keys = keys.to(room.dtype)
 
-    def tiles(self, tile):
-        sizes = self.queries.shape[1], self.keys.shape[1]
-        return tiles(*sizes, causal=self.causal, tile=tile)
+    def tiles(self):
+        sizes, form = (self.queries.shape[1], self.keys.shape[1]), self.form
+        options = {"causal": form.causal, "window": form.window, "tile": form.tile}
+        return tiles(*sizes, **options)
 
     def scores(self, rows: slice, columns: slice) -> Float[Tensor, "heads i j"]:
         """They are written over those of the tile before."""
-        queries = self.queries[:, rows].to(self.room.dtype) * self.scale
+        queries = self.queries[:, rows].to(self.room.dtype) * self.form.scale
         keys = self.precise_keys[:, columns]
         shape = (*queries.shape[:2], keys.shape[1])
         scores = self.room[: math.prod(shape)].view(shape)
@@ -88,39 +103,44 @@ class _Heads:
             scores.add_(self.bias[:, rows, columns])
         if self.mask is not None:
             scores.masked_fill_(~self.mask[:, rows, columns], -torch.inf)
-        if self.causal:
+        if self.form.causal:
             earlier = self.keys.shape[1] - self.queries.shape[1]  # than query 0
-            _hide_future(scores, rows.start + earlier + 1 - columns.start)
+            seen = rows.start + earlier + 1 - columns.start
+            _hide_future(scores, seen)
+            if self.form.window is not None:
+                _hide_past(scores, seen - self.form.window)
         return scores
-
-
-def _precise(tensor: Tensor) -> torch.dtype:
-    """What scores and sums are computed in: float32, or float64 for float64."""
-    return torch.promote_types(tensor.dtype, torch.float32)
 
 
 def _hide_future(scores: Tensor, seen: int) -> None:
     """Let row 0 see `seen` columns, and each row one more than the row above."""
-    edge = scores[..., max(seen, 0) :]
-    future = edge.new_full(edge.shape[1:], -torch.inf)
-    edge.add_(future.triu(min(seen, 0)))
+    edge, start = scores[..., max(seen, 0) :], min(seen, 0)
+    hidden = edge.new_full(edge.shape[1:], -torch.inf).triu(start)
+    edge.tril_(start - 1).add_(hidden)
 
 
-def _forward(heads: _Heads, tile, context: Tensor, logsumexp: Tensor) -> None:
+def _hide_past(scores: Tensor, gone: int) -> None:
+    """Hide `gone` columns from row 0, and from each row one more."""
+    edge = scores[..., : max(gone + scores.shape[-2] - 1, 0)]
+    hidden = edge.new_full(edge.shape[1:], -torch.inf).tril(gone - 1)
+    edge.triu_(gone).add_(hidden)
+
+
+def _forward(heads: _Heads, context: Tensor, lse: Tensor) -> None:
     """Fill in the context and logsumexp of some heads, band by band."""
-    for rows, columns in heads.tiles(tile):
+    for rows, columns in heads.tiles():
         parts = [
             attend_tile(heads.scores(rows, some), heads.values[:, some])
             for some in columns
         ]
         if parts:
             merged = reduce(lambda left, right: merge_states(*left, *right), parts)
-            context[:, rows], logsumexp[:, rows] = merged
+            context[:, rows], lse[:, rows] = merged
 
 
-def _forward_in_bands(heads: _Heads, tile, context: Tensor) -> None:
+def _forward_in_bands(heads: _Heads, context: Tensor) -> None:
     """Fill in the context where each band is one tile and no row is blind."""
-    for rows, (columns,) in heads.tiles(tile):
+    for rows, (columns,) in heads.tiles():
         scores = heads.scores(rows, columns)
         context[:, rows] = _share(scores, heads.values[:, columns])
 
@@ -128,115 +148,160 @@ def _forward_in_bands(heads: _Heads, tile, context: Tensor) -> None:
 _LOG2_E = math.log2(math.e)
 
 
-def _weights_again(scores: Tensor, logsumexp: Tensor) -> Tensor:
+def _weights_again(scores: Tensor, lse: Tensor) -> Tensor:
     """The final weights of a tile, in the place of its scores."""
-    finite = logsumexp.clamp(min=torch.finfo(scores.dtype).min)  # for blind rows
+    finite = lse.clamp(min=torch.finfo(scores.dtype).min)  # for blind rows
     return scores.sub_(finite[..., None]).mul_(_LOG2_E).exp2_()
 
 
 def _backward(
-    heads: _Heads, tile, context: Tensor, logsumexp: Tensor, arrived: Tensor, db
+    heads: _Heads, context: Tensor, lse: Tensor, do: Tensor, dlse: Tensor, db
 ) -> list[Tensor]:
     """Gradients of queries, keys and values; that of a bias is filled into `db`."""
-    low, precise = heads.values.dtype, logsumexp.dtype
-    arrived_precise, values = arrived.to(precise), heads.values.to(precise)
-    row_sums = (arrived_precise * context).sum(dim=-1, keepdim=True)
+    low, dtype = heads.values.dtype, lse.dtype
+    precise_do, values = do.to(dtype), heads.values.to(dtype)
+    delta = (precise_do * context).sum(dim=-1) - dlse
     three = (heads.queries, heads.keys, heads.values)
-    dq, dk, dv = (torch.zeros_like(tensor, dtype=precise) for tensor in three)
-    for rows, columns in heads.tiles(tile):
+    dq, dk, dv = (torch.zeros_like(tensor, dtype=dtype) for tensor in three)
+    for rows, columns in heads.tiles():
         for some in columns:
-            weights = _weights_again(heads.scores(rows, some), logsumexp[:, rows])
-            dv[:, some].add_(torch.bmm(weights.to(low).mT, arrived[:, rows]))
-            slopes = torch.bmm(arrived_precise[:, rows], values[:, some].mT)
-            slopes.sub_(row_sums[:, rows]).mul_(weights)
+            weights = _weights_again(heads.scores(rows, some), lse[:, rows])
+            dv[:, some].add_(torch.bmm(weights.to(low).mT, do[:, rows]))
+            ds = torch.bmm(precise_do[:, rows], values[:, some].mT)
+            ds.sub_(delta[:, rows, None]).mul_(weights)
             if db is not None:
-                db[:, rows, some] = slopes
-            slopes = slopes.to(low)
-            dq[:, rows].add_(torch.bmm(slopes, heads.keys[:, some]))
-            dk[:, some].add_(torch.bmm(slopes.mT, heads.queries[:, rows]))
-    return [dq.mul_(heads.scale), dk.mul_(heads.scale), dv]
+                db[:, rows, some] = ds
+            ds = ds.to(low)
+            dq[:, rows].add_(torch.bmm(ds, heads.keys[:, some]))
+            dk[:, some].add_(torch.bmm(ds.mT, heads.queries[:, rows]))
+    return [dq.mul_(heads.form.scale), dk.mul_(heads.form.scale), dv]
 
 
 _AT_ONCE = 2**20  # scores
 
 
-def _groups(tensors, scale, causal, tile) -> Iterator[tuple[tuple, _Heads]]:
+def _groups(tensors, form) -> Iterator[tuple[tuple, _Heads]]:
     """The heads whose tiles are made at once, and where they are; more if short."""
     queries, keys, *_ = tensors
-    *batch, heads, length, _ = keys.shape
-    height, width = min(tile[0], queries.shape[-2]), min(tile[1], length)
-    count = max(_AT_ONCE // max(height * width, 1), 1)
-    scores = min(count, heads) * height * width
-    room = keys.new_empty(scores, dtype=_precise(keys))
+    *batch, heads, num_keys, _ = keys.shape
+    BLOCK_M = min(form.tile[0], queries.shape[-2])
+    BLOCK_N = min(form.tile[1], form.band(num_keys))
+    count = max(_AT_ONCE // max(BLOCK_M * BLOCK_N, 1), 1)
+    scores = min(count, heads) * BLOCK_M * BLOCK_N
+    room = keys.new_empty(scores, dtype=precise(keys))
     parts = [slice(start, start + count) for start in range(0, heads, count)]
     for here in itertools.product(*map(range, batch), parts):
         some = (tensor if tensor is None else tensor[here] for tensor in tensors)
-        yield here, _Heads(*some, scale, causal, room)
+        yield here, _Heads(*some, form, room)
 
 
-def _as_asked(tensor: Tensor) -> AbstractContextManager:
-    """Autocast, if it is on, has chosen the dtype already and must not do so again."""
-    kind = tensor.device.type
-    if torch.amp.is_autocast_available(kind):
-        return torch.autocast(kind, enabled=False)
-    return nullcontext()
+class _Pass(torch.autograd.Function):
+    """One pass over tensors with equal leading axes, or None; then one setting."""
+
+    @classmethod
+    def vmap(cls, info, in_dims, *inputs):
+        """What is mapped becomes one more leading axis."""
+        *tensors, setting = inputs
+        mapped = [
+            tensor if tensor is None else _in_front(tensor, dim, info.batch_size)
+            for tensor, dim in zip(tensors, in_dims, strict=False)
+        ]
+        return cls.apply(*mapped, setting), 0
+
+    @staticmethod
+    def jvp(ctx, *_):
+        raise second_derivative(ctx.form.name)
 
 
-class TwoPasses(torch.autograd.Function):
-    """Attention that gives the context and its logsumexp, and keeps both.
+def _in_front(tensor: Tensor, dim: int | None, size: int) -> Tensor:
+    """`tensor` with its axis `dim` in front, or spread along a new one."""
+    if dim is None:
+        return tensor.expand(size, *tensor.shape)
+    return tensor.movedim(dim, 0)
 
-    The last input holds the settings; all others are tensors or None.
+
+class TwoPasses(_Pass):
+    """A form of attention as autograd and `torch.func` want it.
+
+    The last input is the form: its `forward` gives the context and its logsumexp for
+    all other inputs, and its `backward` the gradients of the first of them.
     """
 
     @staticmethod
+    def forward(*inputs):
+        *tensors, form = inputs
+        return form.forward(*tensors)
+
+    @staticmethod
     def setup_context(ctx, inputs, output):
-        *tensors, ctx.settings = inputs
-        ctx.save_for_backward(*tensors, *output)
-        ctx.mark_non_differentiable(output[1])
+        *tensors, ctx.form = inputs
+        ctx.save_for_backward(*output, *tensors)
 
     @staticmethod
-    def refuse_second(name: str) -> None:
-        """RuntimeError, in a backward pass, if its gradient is wanted as well."""
-        if torch.is_grad_enabled():
-            what = f"the second derivative of {name} is not implemented"
-            raise RuntimeError(f"{what}: create_graph must be False, came True")
+    def backward(ctx, do, dlse):
+        needed = ctx.needs_input_grad
+        gradients = _SecondPass.apply(do, dlse, *ctx.saved_tensors, (ctx.form, needed))
+        return *gradients, *[None] * (len(needed) - len(gradients))
 
 
-class _Flash(TwoPasses):
-    """Both passes in tiles; the settings are scale, causal, tile and keep."""
+class _SecondPass(_Pass):
+    """The gradients of `TwoPasses`, which have none themselves."""
 
     @staticmethod
-    def forward(queries, keys, values, mask, bias, settings):
-        *options, tile, keep = settings
-        tensors = (queries, keys, values, mask, bias)
-        plain = mask is None and bias is None and 0 < keys.shape[-2] <= tile[1]
-        shape = queries.shape[:-1]
+    def forward(*inputs):
+        *tensors, (form, needed) = inputs
+        return tuple(form.backward(*tensors, needed=needed))
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.form, _ = inputs[-1]
+
+    @staticmethod
+    def backward(ctx, *_):
+        raise second_derivative(ctx.form.name)
+
+
+class _Flash(NamedTuple):
+    """Attention in tiles: its settings, and both passes over all heads."""
+
+    scale: float
+    causal: bool
+    window: int | None
+    tile: tuple[int, int]
+    keep: bool  # the logsumexp
+    name = "flash_attend"
+
+    def band(self, num_keys: int) -> int:
+        """How many keys a band of queries has at most."""
+        return min(num_keys, (self.window or num_keys) + self.tile[0] - 1)
+
+    def forward(self, queries, keys, values, bias, mask):
+        shape, num_keys = queries.shape[:-1], keys.shape[-2]
+        one_tile = 0 < self.band(num_keys) <= self.tile[1]
+        in_bands = one_tile and bias is None and mask is None and not self.keep
         context = queries.new_zeros(*shape, values.shape[-1])
-        logsumexp = queries.new_empty(shape, dtype=_precise(queries))
-        with _as_asked(keys):
-            for here, heads in _groups(tensors, *options, tile):
-                if plain and not keep:
-                    _forward_in_bands(heads, tile, context[here])
+        lse = queries.new_full(shape, -torch.inf, dtype=precise(queries))
+        with as_given(keys):
+            for here, heads in _groups((queries, keys, values, bias, mask), self):
+                if in_bands:
+                    _forward_in_bands(heads, context[here])
                 else:
-                    _forward(heads, tile, context[here], logsumexp[here])
-        return context, logsumexp
+                    _forward(heads, context[here], lse[here])
+        return context, lse
 
-    @staticmethod
-    def backward(ctx, arrived, _):
-        TwoPasses.refuse_second("flash_attend")
-        *inputs, context, logsumexp = ctx.saved_tensors
-        *three, _, bias = inputs
-        *options, tile, _ = ctx.settings
+    def backward(self, do, dlse, context, lse, *tensors, needed):
+        if not self.keep:  # `vmap` hid that a gradient would be wanted
+            context, lse = self._replace(keep=True).forward(*tensors)
+        *three, bias, _ = tensors
         gradients = [tensor.new_zeros(tensor.shape) for tensor in three]
-        db = torch.zeros(bias.shape).to(bias) if ctx.needs_input_grad[4] else None
-        with _as_asked(context):
-            for here, heads in _groups(inputs, *options, tile):
-                kept = context[here], logsumexp[here], arrived[here]
-                db_here = None if db is None else db[here]
-                parts = _backward(heads, tile, *kept, db_here)
+        db = torch.zeros(bias.shape).to(bias) if needed[3] else None
+        with as_given(context):
+            for here, heads in _groups(tensors, self):
+                given = context[here], lse[here], do[here], dlse[here]
+                parts = _backward(heads, *given, None if db is None else db[here])
                 for gradient, part in zip(gradients, parts, strict=True):
                     gradient[here] = part
-        return *gradients, None, db, None
+        return gradients if db is None else [*gradients, db]
 
 
 def flash_attend(
@@ -247,44 +312,64 @@ def flash_attend(
     *,
     causal: bool = False,
     dropout_p: float = 0.0,
-    scale: float | None = None,
+    scale: float | Tensor | None = None,
     bias: Float[Tensor, "..."] | None = None,
+    window: int | None = None,
     tile: tuple[int, int] = _TILE,
-) -> Float[Tensor, "*batch num_queries value_dim"]:
+    return_lse: bool = False,
+) -> (
+    Float[Tensor, "*batch num_queries value_dim"]
+    | tuple[
+        Float[Tensor, "*batch num_queries value_dim"],
+        Float[Tensor, "*batch num_queries"],
+    ]
+):
     """Context vectors, in tiles of so many queries and keys; equals `attend`.
 
     Memory grows linearly with length, forward and backward, but for a mask or bias.
     Axis -3 counts heads: keys and values may have fewer, each then serving as many
     query heads in a row as needed. `mask` is True where a query may see a key; a query
-    that sees none gets zeros. ValueError for a misfit, and for a `dropout_p` that is
-    not 0. Dao et al. 2022.
+    that sees none gets zeros. causal=True is lower-right: the queries are the last of
+    the keys; `scaled_dot_product_attention(is_causal=True)` and JAX align upper-left:
+    pass `mask=torch.ones(i, j, dtype=torch.bool).tril()` for that. `window` is how
+    many keys a causal query sees, its own included; the work falls with it. `tile` is
+    (BLOCK_M, BLOCK_N). Scores are in float32 for inputs of 16 bits, and a bias in
+    float32 is added there. A `scale` that is a tensor may be learned.
+
+    With return_lse=True the logsumexp of each query's scores comes along, base e, as
+    `merge_states` takes it; it is -inf, and the context zeros, where nothing is seen.
+    ValueError for a misfit, and for a `dropout_p` that is not 0; RuntimeError for a
+    second derivative, or one in forward mode. Dao et al. 2022.
     """
     if dropout_p != 0:
-        raise ValueError(f"flash_attend supports dropout_p=0 alone, came {dropout_p=}")
-    check_sizes(tile_height=tile[0], tile_width=tile[1])
-    keys, values = (_for_each_head(tensor, queries) for tensor in (keys, values))
+        raise expected("dropout_p", "0, for flash_attend has no dropout", dropout_p)
+    if len(tile) != 2:
+        raise expected("tile", "(BLOCK_M, BLOCK_N)", tile)
+    check_sizes(BLOCK_M=tile[0], BLOCK_N=tile[1])
+    check_window(window, causal)
+    queries, keys, values = unified(queries, keys, values)
     shape = check_fit(queries, keys, values, causal=causal)
     mask = visible(shape, mask, False, queries.device)
     bias = bias if bias is None else check_bias(bias, shape, queries)
-    scale = queries.shape[-1] ** -0.5 if scale is None else scale
-    axes = shape[:-2] or (1,)
+    queries, scale = scale_queries(queries, scale)
+    keys, values = repeat_kv(keys, queries), repeat_kv(values, queries)
     tensors = [
-        tensor if tensor is None else tensor.expand(*axes, *tensor.shape[-2:])
-        for tensor in (queries, keys, values, mask, bias)
+        tensor if tensor is None else tensor.expand(*_axes(shape), *tensor.shape[-2:])
+        for tensor in (queries, keys, values, bias, mask)
     ]
-    apply = _Flash.apply
+    keep = return_lse or (torch.is_grad_enabled() and any(map(_learns, tensors)))
+    apply = TwoPasses.apply
     if torch.compiler.is_compiling():  # the number of tiles depends on the length
         apply = torch.compiler.disable(apply)
-    keep = torch.is_grad_enabled() and any(
-        tensor is not None and tensor.requires_grad for tensor in tensors
-    )
-    context, _ = apply(*tensors, (scale, causal, tile, keep))
-    return context.view(*shape[:-1], values.shape[-1])
+    context, lse = apply(*tensors, _Flash(scale, causal, window, tile, keep))
+    context = context.view(*shape[:-1], values.shape[-1])
+    return (context, lse.view(shape[:-1])) if return_lse else context
 
 
-def _for_each_head(tensor: Tensor, queries: Tensor) -> Tensor:
-    """Keys or values of fewer heads, repeated for each head of the queries."""
-    heads, shared = (t.shape[-3] if t.ndim > 2 else 1 for t in (queries, tensor))
-    if 1 < shared < heads and heads % shared == 0:
-        return tensor.repeat_interleave(heads // shared, dim=-3)
-    return tensor
+def _axes(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The leading axes of scores, of which there shall be one at least."""
+    return shape[:-2] or (1,)
+
+
+def _learns(tensor: Tensor | None) -> bool:
+    return tensor is not None and tensor.requires_grad

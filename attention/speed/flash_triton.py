@@ -12,13 +12,16 @@ import inspect
 import math
 from collections.abc import Callable
 from functools import cache
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from attention.core.scaled_dot_product import check_fit
+from attention.core.scaled_dot_product import check_window
+from attention.idea.workbench import expected
 from attention.speed.flash import TwoPasses
+from attention.tools.checks import check_fit, repeat_kv, scale_queries, unified
 
 __all__ = ["triton_attend"]
 
@@ -50,24 +53,24 @@ def _import_triton() -> None:
 
 
 @_kernel
-def _places(matrix, rows, DIM: tl.constexpr):
+def _places(matrix, rows, HEAD_DIM: tl.constexpr):
     """Where in memory these rows of a matrix lie."""
     start, step, _ = matrix
-    return start + rows[:, None].to(tl.int64) * step + tl.arange(0, DIM)[None, :]
+    return start + rows[:, None].to(tl.int64) * step + tl.arange(0, HEAD_DIM)[None, :]
 
 
 @_kernel
-def _load(matrix, rows, DIM: tl.constexpr):
+def _load(matrix, rows, HEAD_DIM: tl.constexpr):
     """These rows of a matrix; zeros for those beyond its end."""
     there = rows[:, None] < matrix[2]
-    return tl.load(_places(matrix, rows, DIM), mask=there, other=0.0)
+    return tl.load(_places(matrix, rows, HEAD_DIM), mask=there, other=0.0)
 
 
 @_kernel
-def _store(tile, matrix, rows, DIM: tl.constexpr):
+def _store(tile, matrix, rows, HEAD_DIM: tl.constexpr):
     """Write a tile to these rows of a matrix, and nothing beyond its end."""
     tile = tile.to(matrix[0].dtype.element_ty)
-    tl.store(_places(matrix, rows, DIM), tile, mask=rows[:, None] < matrix[2])
+    tl.store(_places(matrix, rows, HEAD_DIM), tile, mask=rows[:, None] < matrix[2])
 
 
 @_kernel
@@ -104,20 +107,20 @@ def _scores(
 
 
 @_kernel
-def _absorb(scores, v, largest, total, summed):
+def _absorb(scores, v, m_i, l_i, acc):
     """Take a tile into the largest score, the sum of weights, the weighted values."""
-    larger = tl.maximum(largest, tl.max(scores, 1))
-    shrink = tl.exp2(largest - larger)
-    weights = tl.exp2(scores - larger[:, None])
-    total = total * shrink + tl.sum(weights, 1)
-    summed = summed * shrink[:, None] + _dot(weights.to(v.dtype), v)
-    return larger, total, summed
+    m_ij = tl.maximum(m_i, tl.max(scores, 1))
+    alpha = tl.exp2(m_i - m_ij)
+    weights = tl.exp2(scores - m_ij[:, None])
+    l_i = l_i * alpha + tl.sum(weights, 1)
+    acc = acc * alpha[:, None] + _dot(weights.to(v.dtype), v)
+    return m_ij, l_i, acc
 
 
 @_kernel
-def _band(length, SIDE: tl.constexpr, LAST_FIRST: tl.constexpr):
-    """Which band of rows, each `SIDE` high, is this program's, and of which head."""
-    bands = tl.cdiv(length, SIDE)
+def _band(length, BLOCK: tl.constexpr, LAST_FIRST: tl.constexpr):
+    """Which band of rows, each `BLOCK` high, is this program's, and of which head."""
+    bands = tl.cdiv(length, BLOCK)
     band, head = tl.program_id(0) % bands, tl.program_id(0) // bands
     if LAST_FIRST:
         band = bands - 1 - band
@@ -127,63 +130,63 @@ def _band(length, SIDE: tl.constexpr, LAST_FIRST: tl.constexpr):
 @_kernel
 def _columns(
     band, sizes, CAUSAL: tl.constexpr, WINDOW: tl.constexpr,
-    HEIGHT: tl.constexpr, WIDTH: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Stops of a band of queries: at the edge, through whole tiles, at the edge."""
     num_queries, num_keys, _ = sizes
     seen, end = num_keys, num_keys  # by the first query, and by the last
     if CAUSAL:
-        seen = band * HEIGHT + num_keys - num_queries + 1
-        end = tl.minimum(seen + HEIGHT - 1, num_keys)
+        seen = band * BLOCK_M + num_keys - num_queries + 1
+        end = tl.minimum(seen + BLOCK_M - 1, num_keys)
     first, whole = 0, 0
     if WINDOW:
-        first = tl.maximum(seen - WINDOW, 0) // WIDTH * WIDTH
-        whole = tl.cdiv(tl.maximum(seen + HEIGHT - 1 - WINDOW, 0), WIDTH) * WIDTH
+        first = tl.maximum(seen - WINDOW, 0) // BLOCK_N * BLOCK_N
+        whole = tl.cdiv(tl.maximum(seen + BLOCK_M - 1 - WINDOW, 0), BLOCK_N) * BLOCK_N
         whole = tl.minimum(whole, end)
-    return first, whole, tl.maximum(whole, seen // WIDTH * WIDTH), end
+    return first, whole, tl.maximum(whole, seen // BLOCK_N * BLOCK_N), end
 
 
 @_kernel
 def _tile(
     q, keys, values, rows, start, sizes, scales,
     CAUSAL: tl.constexpr, WINDOW: tl.constexpr, EDGE: tl.constexpr,
-    DIM: tl.constexpr, WIDTH: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """The keys and values from `start` on, and the scores of some queries with them."""
-    columns = start + tl.arange(0, WIDTH)
-    k, v = _load(keys, columns, DIM), _load(values, columns, DIM)
+    columns = start + tl.arange(0, BLOCK_N)
+    k, v = _load(keys, columns, HEAD_DIM), _load(values, columns, HEAD_DIM)
     at = rows[:, None], columns[None, :]
     return k, v, _scores(q, k, at, sizes, scales, CAUSAL, WINDOW, EDGE)
 
 
 @_kernel
 def _forward_kernel(
-    queries, keys, values, context, logsumexp,
+    queries, keys, values, context, lse,
     sizes, scales, CAUSAL: tl.constexpr, WINDOW: tl.constexpr,
-    DIM: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     num_queries, _, shared = sizes
-    band, head = _band(num_queries, HEIGHT, CAUSAL)
-    rows = band * HEIGHT + tl.arange(0, HEIGHT)
-    q = _load(_head(queries, head), rows, DIM)
+    band, head = _band(num_queries, BLOCK_M, CAUSAL)
+    rows = band * BLOCK_M + tl.arange(0, BLOCK_M)
+    q = _load(_head(queries, head), rows, HEAD_DIM)
     keys, values = _head(keys, head // shared), _head(values, head // shared)
-    largest = tl.full([HEIGHT], -1e38 if WINDOW else float("-inf"), tl.float32)
-    total = tl.full([HEIGHT], 0.0, tl.float32)
-    summed = tl.full([HEIGHT, DIM], 0.0, tl.float32)
+    m_i = tl.full([BLOCK_M], -1e38 if WINDOW else float("-inf"), tl.float32)
+    l_i = tl.full([BLOCK_M], 0.0, tl.float32)
+    acc = tl.full([BLOCK_M, HEAD_DIM], 0.0, tl.float32)
 
-    stops = _columns(band, sizes, CAUSAL, WINDOW, HEIGHT, WIDTH)
+    stops = _columns(band, sizes, CAUSAL, WINDOW, BLOCK_M, BLOCK_N)
     for part in tl.static_range(3):
-        for start in tl.range(stops[part], stops[part + 1], WIDTH):
+        for start in tl.range(stops[part], stops[part + 1], BLOCK_N):
             _k, v, scores = _tile(
                 q, keys, values, rows, start, sizes, scales,
-                CAUSAL, WINDOW, part != 1, DIM, WIDTH,
+                CAUSAL, WINDOW, part != 1, HEAD_DIM, BLOCK_N,
             )  # fmt: skip
-            largest, total, summed = _absorb(scores, v, largest, total, summed)
+            m_i, l_i, acc = _absorb(scores, v, m_i, l_i, acc)
 
-    total = tl.where(total == 0.0, 1.0, total)
-    _store(summed / total[:, None], _head(context, head), rows, DIM)
-    places = logsumexp + head.to(tl.int64) * num_queries + rows
-    tl.store(places, largest + tl.log2(total), mask=rows < num_queries)
+    l_i = tl.where(l_i == 0.0, 1.0, l_i)
+    _store(acc / l_i[:, None], _head(context, head), rows, HEAD_DIM)
+    places = lse + head.to(tl.int64) * num_queries + rows
+    tl.store(places, m_i + tl.log2(l_i), mask=rows < num_queries)
 
 
 @_kernel
@@ -196,85 +199,86 @@ def _numbers(vector, head, rows, length):
 @_kernel
 def _rows(
     band, sizes, CAUSAL: tl.constexpr, WINDOW: tl.constexpr,
-    HEIGHT: tl.constexpr, WIDTH: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Stops of a band of keys: at the edge, through whole tiles, at the edge."""
     num_queries, num_keys, _ = sizes
     top, whole, last, end = 0, 0, num_queries, num_queries
     if CAUSAL:
-        diagonal = band * WIDTH - (num_keys - num_queries)
-        top = tl.maximum(diagonal, 0) // HEIGHT * HEIGHT
-        whole = tl.cdiv(tl.maximum(diagonal + WIDTH - 1, 0), HEIGHT) * HEIGHT
+        diagonal = band * BLOCK_N - (num_keys - num_queries)
+        top = tl.maximum(diagonal, 0) // BLOCK_M * BLOCK_M
+        whole = tl.cdiv(tl.maximum(diagonal + BLOCK_N - 1, 0), BLOCK_M) * BLOCK_M
         whole = tl.minimum(whole, num_queries)
     if WINDOW:
-        end = tl.minimum(diagonal + WIDTH + WINDOW - 1, num_queries)
-        last = tl.minimum(tl.maximum(diagonal + WINDOW, 0) // HEIGHT * HEIGHT, end)
+        end = tl.minimum(diagonal + BLOCK_N + WINDOW - 1, num_queries)
+        last = tl.minimum(tl.maximum(diagonal + WINDOW, 0) // BLOCK_M * BLOCK_M, end)
     return top, whole, tl.maximum(whole, last), end
 
 
 @_kernel
 def _keys_kernel(
-    queries, keys, values, arrived, logsumexp, row_sums, for_keys, for_values,
+    queries, keys, values, do, lse, delta, dk, dv,
     sizes, scales, CAUSAL: tl.constexpr, WINDOW: tl.constexpr,
-    DIM: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     num_queries, num_keys, shared = sizes
-    band, group = _band(num_keys, WIDTH, False)
-    columns = band * WIDTH + tl.arange(0, WIDTH)
-    k = _load(_head(keys, group), columns, DIM)
-    v = _load(_head(values, group), columns, DIM)
-    dk = tl.full([WIDTH, DIM], 0.0, tl.float32)
-    dv = tl.full([WIDTH, DIM], 0.0, tl.float32)
+    band, group = _band(num_keys, BLOCK_N, False)
+    columns = band * BLOCK_N + tl.arange(0, BLOCK_N)
+    k = _load(_head(keys, group), columns, HEAD_DIM)
+    v = _load(_head(values, group), columns, HEAD_DIM)
+    dk_acc = tl.full([BLOCK_N, HEAD_DIM], 0.0, tl.float32)
+    dv_acc = tl.full([BLOCK_N, HEAD_DIM], 0.0, tl.float32)
 
-    stops = _rows(band, sizes, CAUSAL, WINDOW, HEIGHT, WIDTH)
+    stops = _rows(band, sizes, CAUSAL, WINDOW, BLOCK_M, BLOCK_N)
     for member in tl.range(shared):
         head = group * shared + member
-        q_head, do_head = _head(queries, head), _head(arrived, head)
+        q_head, do_head = _head(queries, head), _head(do, head)
         for part in tl.static_range(3):
-            for start in tl.range(stops[part], stops[part + 1], HEIGHT):
-                rows = start + tl.arange(0, HEIGHT)
-                q, do = _load(q_head, rows, DIM), _load(do_head, rows, DIM)
+            for start in tl.range(stops[part], stops[part + 1], BLOCK_M):
+                rows = start + tl.arange(0, BLOCK_M)
+                q = _load(q_head, rows, HEAD_DIM)
+                do_i = _load(do_head, rows, HEAD_DIM)
                 at = rows[None, :], columns[:, None]
                 scores = _scores(k, q, at, sizes, scales, CAUSAL, WINDOW, part != 1)
-                kept = _numbers(logsumexp, head, rows, num_queries)
-                weights = tl.exp2(scores - kept[None, :])
-                dv += _dot(weights.to(do.dtype), do)
-                row_sum = _numbers(row_sums, head, rows, num_queries)
-                slopes = weights * (_dot(v, tl.trans(do)) - row_sum[None, :])
-                dk += _dot(slopes.to(q.dtype), q)
+                lse_i = _numbers(lse, head, rows, num_queries)
+                weights = tl.exp2(scores - lse_i[None, :])
+                dv_acc += _dot(weights.to(do_i.dtype), do_i)
+                delta_i = _numbers(delta, head, rows, num_queries)
+                ds = weights * (_dot(v, tl.trans(do_i)) - delta_i[None, :])
+                dk_acc += _dot(ds.to(q.dtype), q)
 
-    _store(dk * scales[0], _head(for_keys, group), columns, DIM)
-    _store(dv, _head(for_values, group), columns, DIM)
+    _store(dk_acc * scales[0], _head(dk, group), columns, HEAD_DIM)
+    _store(dv_acc, _head(dv, group), columns, HEAD_DIM)
 
 
 @_kernel
 def _queries_kernel(
-    queries, keys, values, arrived, logsumexp, row_sums, for_queries,
+    queries, keys, values, do, lse, delta, dq,
     sizes, scales, CAUSAL: tl.constexpr, WINDOW: tl.constexpr,
-    DIM: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     num_queries, _, shared = sizes
-    band, head = _band(num_queries, HEIGHT, CAUSAL)
-    rows = band * HEIGHT + tl.arange(0, HEIGHT)
-    q = _load(_head(queries, head), rows, DIM)
-    do = _load(_head(arrived, head), rows, DIM)
+    band, head = _band(num_queries, BLOCK_M, CAUSAL)
+    rows = band * BLOCK_M + tl.arange(0, BLOCK_M)
+    q = _load(_head(queries, head), rows, HEAD_DIM)
+    do_i = _load(_head(do, head), rows, HEAD_DIM)
     keys, values = _head(keys, head // shared), _head(values, head // shared)
-    kept = _numbers(logsumexp, head, rows, num_queries)
-    row_sum = _numbers(row_sums, head, rows, num_queries)
-    dq = tl.full([HEIGHT, DIM], 0.0, tl.float32)
+    lse_i = _numbers(lse, head, rows, num_queries)
+    delta_i = _numbers(delta, head, rows, num_queries)
+    dq_acc = tl.full([BLOCK_M, HEAD_DIM], 0.0, tl.float32)
 
-    stops = _columns(band, sizes, CAUSAL, WINDOW, HEIGHT, WIDTH)
+    stops = _columns(band, sizes, CAUSAL, WINDOW, BLOCK_M, BLOCK_N)
     for part in tl.static_range(3):
-        for start in tl.range(stops[part], stops[part + 1], WIDTH):
+        for start in tl.range(stops[part], stops[part + 1], BLOCK_N):
             k, v, scores = _tile(
                 q, keys, values, rows, start, sizes, scales,
-                CAUSAL, WINDOW, part != 1, DIM, WIDTH,
+                CAUSAL, WINDOW, part != 1, HEAD_DIM, BLOCK_N,
             )  # fmt: skip
-            weights = tl.exp2(scores - kept[:, None])
-            slopes = weights * (_dot(do, tl.trans(v)) - row_sum[:, None])
-            dq += _dot(slopes.to(k.dtype), k)
+            weights = tl.exp2(scores - lse_i[:, None])
+            ds = weights * (_dot(do_i, tl.trans(v)) - delta_i[:, None])
+            dq_acc += _dot(ds.to(k.dtype), k)
 
-    _store(dq * scales[0], _head(for_queries, head), rows, DIM)
+    _store(dq_acc * scales[0], _head(dq, head), rows, HEAD_DIM)
 
 
 @cache
@@ -283,8 +287,8 @@ def _tuned(kernel, *_):
     tiles = [(128, 128, 8, 3), (128, 64, 8, 3), (128, 64, 4, 3), (64, 128, 8, 2)]
     tiles += [(64, 64, 4, 3), (64, 64, 8, 2), (32, 64, 4, 3), (32, 32, 4, 2)]
     configs = [
-        triton.Config({"HEIGHT": h, "WIDTH": w}, num_warps=warps, num_stages=stages)
-        for h, w, warps, stages in tiles
+        triton.Config({"BLOCK_M": m, "BLOCK_N": n}, num_warps=warps, num_stages=stages)
+        for m, n, warps, stages in tiles
     ]
     return triton.autotune(configs, key=[])(kernel)
 
@@ -294,13 +298,13 @@ def _interpreted() -> bool:
     return not isinstance(_forward_kernel, triton.JITFunction)
 
 
-def _launch(kernel, axis, inputs, outputs, settings):
+def _launch(kernel, axis, inputs, outputs, form):
     """Start a program for each head of what is made and each of its bands."""
-    (queries, keys, *_), (scale, causal, window, tile) = inputs, settings
+    (queries, keys, *_), (scale, causal, window, tile) = inputs, form
     (_, heads, num_queries, dim), (_, groups, num_keys, _) = queries.shape, keys.shape
-    constants = {"CAUSAL": causal, "WINDOW": window or 0, "DIM": dim}
+    constants = {"CAUSAL": causal, "WINDOW": window or 0, "HEAD_DIM": dim}
     if tile or _interpreted():
-        constants["HEIGHT"], constants["WIDTH"] = tile or (32, 32)
+        constants["BLOCK_M"], constants["BLOCK_N"] = tile or (32, 32)
     else:
         longest = triton.next_power_of_2(max(num_queries, num_keys))
         where = queries.dtype, queries.device
@@ -327,85 +331,80 @@ def _readable(tensor: Tensor) -> Tensor:
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
-def _backward(queries, keys, values, context, logsumexp, arrived, settings):
-    """Gradients of queries, keys and values."""
-    row_sums = (arrived.float() * context).sum(dim=-1)
-    four = [_readable(tensor) for tensor in (queries, keys, values, arrived)]
+def _backward(do, dlse, context, lse, queries, keys, values, form):
+    """Gradients of queries, keys and values; the logsumexp is to base 2."""
+    delta = (do.float() * context).sum(dim=-1) - dlse * math.log2(math.e)
+    four = [_readable(tensor) for tensor in (queries, keys, values, do)]
     dq, dk, dv = (tensor.new_empty(tensor.shape) for tensor in four[:3])
-    kept = *four, logsumexp, row_sums
-    _launch(_queries_kernel, "HEIGHT", kept, [dq], settings)
-    _launch(_keys_kernel, "WIDTH", kept, [dk, dv], settings)
-    return (gradient.to(queries.dtype) for gradient in (dq, dk, dv))
+    given = *four, lse.contiguous(), delta.contiguous()
+    _launch(_queries_kernel, "BLOCK_M", given, [dq], form)
+    _launch(_keys_kernel, "BLOCK_N", given, [dk, dv], form)
+    return [gradient.to(queries.dtype) for gradient in (dq, dk, dv)]
 
 
-class _Flash(TwoPasses):
-    """Both passes; tensors are (batch, heads, length, width), the logsumexp base 2."""
+class _Kernels(NamedTuple):
+    """Both passes, for tensors (..., heads, length, head_dim)."""
 
-    @staticmethod
-    def forward(queries, keys, values, settings):
-        three = [_readable(tensor) for tensor in (queries, keys, values)]
-        context = three[0].new_empty(queries.shape)
-        logsumexp = queries.new_empty(queries.shape[:-1], dtype=torch.float32)
-        _launch(_forward_kernel, "HEIGHT", three, [context, logsumexp], settings)
-        return context.to(queries.dtype), logsumexp
+    scale: float
+    causal: bool
+    window: int | None
+    tile: tuple[int, int] | None
+    name = "triton_attend"
 
-    @staticmethod
-    def backward(ctx, arrived, _):
-        TwoPasses.refuse_second("triton_attend")
-        return *_backward(*ctx.saved_tensors, arrived, ctx.settings), None
+    def forward(self, queries, keys, values):
+        three = [_readable(t.flatten(0, -4)) for t in (queries, keys, values)]
+        context = three[0].new_empty(three[0].shape)
+        lse = context.new_empty(context.shape[:-1], dtype=torch.float32)
+        _launch(_forward_kernel, "BLOCK_M", three, [context, lse], self)
+        context, shape = context.to(queries.dtype), queries.shape
+        return context.view(shape), lse.view(shape[:-1])
+
+    def backward(self, do, dlse, context, lse, queries, keys, values, needed):
+        many = do, context, queries, keys, values
+        do, context, *three = (tensor.flatten(0, -4) for tensor in many)
+        dlse, lse = dlse.flatten(0, -3), lse.flatten(0, -3)
+        gradients = _backward(do, dlse, context, lse, *three, self)
+        shapes = queries.shape, keys.shape, values.shape
+        return [g.view(shape) for g, shape in zip(gradients, shapes, strict=True)]
 
 
-_WIDTHS, _SIDES = (16, 32, 64, 128), (16, 32, 64, 128, 256)
+_HEAD_DIMS, _BLOCKS = (16, 32, 64, 128), (16, 32, 64, 128, 256)
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
-def _check_support(queries, values, mask, causal, dropout_p, window, tile):
+def _check_support(queries, values, mask, dropout_p, tile):
     """ValueError for what the kernels cannot do."""
 
-    def need(holds, what, came):
+    def need(name, holds, must, got):
         if not holds:
-            raise ValueError(f"triton_attend supports {what}, came {came}")
+            raise expected(name, must, got)
 
-    shape = None if mask is None else tuple(mask.shape)
-    need(mask is None, "no mask but causal=True", f"a mask of {shape}")
-    whole = type(window) is int and window >= 1 and causal
-    rule = "a whole window of at least 1 with causal=True"
-    need(window is None or whole, rule, f"{window=} with {causal=}")
-    need(dropout_p == 0, "dropout_p=0 alone", f"{dropout_p=}")
-    need(queries.dtype in _DTYPES, ", ".join(map(str, _DTYPES)), queries.dtype)
-    widths, one = {queries.shape[-1], values.shape[-1]}, f"one width among {_WIDTHS}"
-    need(len(widths) == 1 and widths <= set(_WIDTHS), one, sorted(widths))
-    fits = tile is None or (len(tile) == 2 and set(tile) <= set(_SIDES))
-    need(fits, f"two of {_SIDES} for a tile", f"{tile=}")
-    kind, where = queries.device.type, "CUDA, and the CPU if TRITON_INTERPRET=1 is set"
-    need(kind == "cuda" or (kind == "cpu" and _interpreted()), where, queries.device)
-
-
-def _shape(queries, keys, values, causal):
-    """The shape of the scores; keys and values may have fewer heads than queries."""
-    heads, groups = (t.shape[-3] if t.ndim > 2 else 1 for t in (queries, keys))
-    if not (1 < groups < heads and heads % groups == 0):
-        return check_fit(queries, keys, values, causal=causal)
-    firsts = queries[..., :: heads // groups, :, :]  # of those that share keys
-    *batch, _, num_queries, num_keys = check_fit(firsts, keys, values, causal=causal)
-    return *batch, heads, num_queries, num_keys
+    need("mask", mask is None, "none, for triton_attend has causal and window", mask)
+    none = "0, for triton_attend has no dropout"
+    need("dropout_p", dropout_p == 0, none, dropout_p)
+    dtypes = " or ".join(map(str, _DTYPES))
+    need("queries, keys and values", queries.dtype in _DTYPES, dtypes, queries.dtype)
+    one, widths = f"one width among {_HEAD_DIMS}", (queries.shape[-1], values.shape[-1])
+    fits = widths[0] == widths[1] and widths[0] in _HEAD_DIMS
+    need("queries, keys and values", fits, one, f"{widths[0]} and {widths[1]}")
+    fits = tile is None or (len(tile) == 2 and set(tile) <= set(_BLOCKS))
+    need("tile", fits, f"(BLOCK_M, BLOCK_N), two of {_BLOCKS}", tile)
+    kind, where = queries.device.type, "CUDA, or the CPU if TRITON_INTERPRET=1 is set"
+    can = kind == "cuda" or (kind == "cpu" and _interpreted())
+    need("device", can, where, queries.device)
 
 
-def _attend(queries, keys, values, mask, causal, dropout_p, scale, window, tile):
-    """Context and logsumexp, base e, as `merge_states` takes them."""
-    shape = _shape(queries, keys, values, causal)
-    _import_triton()
-    _check_support(queries, values, mask, causal, dropout_p, window, tile)
+def _spread(queries, keys, values, shape):
+    """The three with equal batch axes, one at least, and an axis of heads."""
     heads = shape[-3] if len(shape) > 2 else 1
-    groups = max(t.shape[-3] if t.ndim > 2 else 1 for t in (keys, values))
-    three = (
-        tensor.expand(1, *shape[:-3], count, -1, -1).flatten(0, -4)
-        for tensor, count in ((queries, heads), (keys, groups), (values, groups))
-    )
-    scale = queries.shape[-1] ** -0.5 if scale is None else scale
-    context, logsumexp = _Flash.apply(*three, (scale, causal, window, tile))
-    context = context.view(*shape[:-1], queries.shape[-1])
-    return context, logsumexp.view(shape[:-1]) * math.log(2)
+    groups = {t.shape[-3] if t.ndim > 2 else 1 for t in (keys, values)} - {1}
+    if len(groups) > 1:  # the kernels know one way to share
+        keys, values = (repeat_kv(tensor, queries) for tensor in (keys, values))
+        groups = {heads}
+    shared = groups.pop() if groups else 1
+    counts, batch = (heads, shared, shared), shape[:-3] or (1,)
+    three = zip((queries, keys, values), counts, strict=True)
+    return [tensor.expand(*batch, count, -1, -1) for tensor, count in three]
 
 
 def triton_attend(
@@ -416,21 +415,46 @@ def triton_attend(
     *,
     causal: bool = False,
     dropout_p: float = 0.0,
-    scale: float | None = None,
+    scale: float | Tensor | None = None,
     window: int | None = None,
     tile: tuple[int, int] | None = None,
-) -> Float[Tensor, "*batch num_queries head_dim"]:
+    return_lse: bool = False,
+) -> (
+    Float[Tensor, "*batch num_queries head_dim"]
+    | tuple[
+        Float[Tensor, "*batch num_queries head_dim"],
+        Float[Tensor, "*batch num_queries"],
+    ]
+):
     """Context vectors by kernels in Triton, for CUDA; equals `attend`.
 
     float16, bfloat16 or float32; widths 16, 32, 64 and 128, of values too. Memory grows
     linearly with length, forward and backward. Axis -3 counts heads: keys and values
-    may have fewer, each then serving as many query heads in a row as needed. With
-    `window`, a causal query sees that many keys, the one at its own place included.
-    `tile` is how many queries and keys are taken at once; by default the fastest of a
-    few, timed at the first call. On a CPU Triton's interpreter runs it, slowly, if
-    TRITON_INTERPRET=1 is set before Triton is imported. ValueError for a misfit and for
-    what is not supported (a mask, dropout), ModuleNotFoundError without Triton.
-    Dao et al. 2022; Dao 2024; Tillet et al. 2019.
+    may have fewer, each then serving as many query heads in a row as needed, and are
+    read where they lie. causal=True is lower-right: the queries are the last of the
+    keys; `scaled_dot_product_attention(is_causal=True)` and JAX align upper-left:
+    `attend` and `flash_attend` take `mask=torch.ones(i, j, dtype=torch.bool).tril()`
+    for that. `window` is how many keys a causal query sees, its own included. `tile` is
+    (BLOCK_M, BLOCK_N), how many queries and keys are taken at once; by default the
+    fastest of a few, timed at the first call. A `scale` that is a tensor may be
+    learned. With return_lse=True the logsumexp of each query's scores comes along, base
+    e, in float32, as `merge_states` takes it.
+
+    On a CPU Triton's interpreter runs it, slowly, if TRITON_INTERPRET=1 is set before
+    Triton is imported. ValueError for a misfit and for what is not supported (a mask,
+    dropout), RuntimeError for a second derivative, or one in forward mode,
+    ModuleNotFoundError without Triton. Dao et al. 2022; Dao 2024; Tillet et al. 2019.
     """
-    options = mask, causal, dropout_p, scale, window, tile
-    return _attend(queries, keys, values, *options)[0]
+    check_window(window, causal)
+    queries, keys, values = unified(queries, keys, values)
+    shape = check_fit(queries, keys, values, causal=causal)
+    _import_triton()
+    _check_support(queries, values, mask, dropout_p, tile)
+    queries, scale = scale_queries(queries, scale)
+    three = _spread(queries, keys, values, shape)
+    apply = TwoPasses.apply
+    if torch.compiler.is_compiling():  # it does not see into the kernels
+        apply = torch.compiler.disable(apply)
+    context, lse = apply(*three, _Kernels(scale, causal, window, tile))
+    context = context.view(*shape[:-1], queries.shape[-1])
+    return (context, lse.view(shape[:-1]) * math.log(2)) if return_lse else context

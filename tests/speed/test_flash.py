@@ -1,10 +1,12 @@
 """Flash attention: the same numbers and gradients as by hand, in little memory."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
-from examples import MISFITS, assert_twins, change, some_mask, some_tensors
+from examples import MISFITS, assert_twins, change, said, some_mask, some_tensors
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from attention import (
     CrossAttention,
@@ -14,6 +16,7 @@ from attention import (
     attention_weights,
     flash_attend,
     future_leak,
+    merge_states,
 )
 from attention.speed.cost import Ledger
 from attention.speed.flash import attend_tile, tiles
@@ -36,6 +39,17 @@ OPTIONS = {
         "causal": True,
     },
     "scale": {"scale": 0.3},
+    "a scale of zero": {"scale": 0.0, "causal": True},
+    "a negative scale": {"scale": -0.3, "causal": True},
+    "window": {"causal": True, "window": 3},
+    "window of one": {"causal": True, "window": 1},
+    "window wider than the text": {"causal": True, "window": 17},
+    "window, mask, bias": {
+        "causal": True,
+        "window": 2,
+        "mask": some_mask(3, 5, 7, blind=2),
+        "bias": torch.randn(3, 5, 7),
+    },
 }
 TILES = [(1, 1), (2, 3), (3, 2), (5, 7), (128, 8192)]
 
@@ -62,8 +76,8 @@ def test_in_tiles_has_the_gradients_of_by_hand(options, tile):
         tensors.append(options["bias"])
     context = flash_attend(*tensors[:3], **options, tile=tile)
     expected = by_hand(*tensors[:3], **options)
-    arrived = torch.randn_like(context)
-    gradients = [torch.autograd.grad(y, tensors, arrived) for y in (context, expected)]
+    do = torch.randn_like(context)
+    gradients = [torch.autograd.grad(y, tensors, do) for y in (context, expected)]
     torch.testing.assert_close(*gradients)
 
 
@@ -93,8 +107,8 @@ def test_leading_axes_broadcast_and_their_gradients_add_up():
     tensors = [t.requires_grad_() for t in tensors]
     context, expected = flash_attend(*tensors, tile=(2, 3)), by_hand(*tensors)
     torch.testing.assert_close(context, expected)
-    arrived = torch.randn_like(context)
-    gradients = [torch.autograd.grad(y, tensors, arrived) for y in (context, expected)]
+    do = torch.randn_like(context)
+    gradients = [torch.autograd.grad(y, tensors, do) for y in (context, expected)]
     torch.testing.assert_close(*gradients)
 
 
@@ -114,11 +128,11 @@ def test_fewer_key_heads_serve_neighbouring_query_heads(options):
     queries = torch.randn(2, 6, 5, 11)
     tensors = [t.requires_grad_() for t in (queries, keys, values)]
     context = flash_attend(*tensors, **options, tile=(2, 3))
-    repeated = (t.repeat_interleave(2, dim=1) for t in tensors[1:])
+    repeated = [t.repeat_interleave(2, dim=1) for t in tensors[1:]]
     expected = by_hand(queries, *repeated, **options)
     torch.testing.assert_close(context, expected)
-    arrived = torch.randn_like(context)
-    gradients = [torch.autograd.grad(y, tensors, arrived) for y in (context, expected)]
+    do = torch.randn_like(context)
+    gradients = [torch.autograd.grad(y, tensors, do) for y in (context, expected)]
     torch.testing.assert_close(*gradients)
 
 
@@ -221,12 +235,12 @@ def test_inputs_are_left_alone():
 @pytest.mark.parametrize("tile", [(16, 32), (128, 8192)], ids=str)
 def test_in_half_precision_it_errs_little_more_than_the_fused_call(dtype, tile):
     exact = [torch.randn(1, 2, 101, 16).to(dtype).double() for _ in range(3)]
-    arrived = torch.randn(1, 2, 101, 16).to(dtype)
+    do = torch.randn(1, 2, 101, 16).to(dtype)
 
     def both_passes(form, tensors, **options):
         tensors = [t.clone().requires_grad_() for t in tensors]
         context = form(*tensors, causal=True, **options)
-        given = arrived.to(context.dtype)
+        given = do.to(context.dtype)
         return [context, *torch.autograd.grad(context, tensors, given)]
 
     half = [t.to(dtype) for t in exact]
@@ -268,6 +282,422 @@ def test_memory_is_at_most_twice_that_of_the_fused_call():
             form(*tensors, causal=True).sum().backward()
         peaks.append(ledger.peak)
     assert peaks[0] <= 2 * peaks[1]
+
+
+# What is hidden
+
+HIDES = {
+    "mask": {"mask": some_mask(5, 7, blind=2)},
+    "causal": {"causal": True},
+    "window": {"causal": True, "window": 2},
+    "all three": {"mask": some_mask(3, 5, 7, blind=2), "causal": True, "window": 3},
+}
+
+
+def may_see(mask=None, causal=False, window=None):
+    """Where one of 5 queries, the last of 7 keys, may see a key."""
+    distance = torch.arange(2, 7)[:, None] - torch.arange(7)
+    seen = distance >= 0 if causal else torch.ones(5, 7, dtype=torch.bool)
+    seen = seen if window is None else seen & (distance < window)
+    return seen if mask is None else seen & mask
+
+
+@pytest.mark.parametrize("tile", [(1, 1), (2, 3), (128, 8192)], ids=str)
+@pytest.mark.parametrize("hidden", [math.nan, math.inf, -math.inf, 1e38], ids=str)
+@pytest.mark.parametrize("options", HIDES.values(), ids=HIDES.keys())
+def test_a_hidden_bias_has_no_effect(options, hidden, tile):
+    tensors = [t.requires_grad_() for t in some_tensors()]
+    seen = may_see(**options).expand(3, 5, 7)
+    clean = torch.randn(3, 5, 7).masked_fill(~seen, 0).requires_grad_()
+    bias = clean.detach().masked_fill(~seen, hidden).requires_grad_()
+    context = flash_attend(*tensors, **options, bias=bias, tile=tile)
+    expected = by_hand(*tensors, **options, bias=clean)
+    torch.testing.assert_close(context, expected)
+    do = torch.randn_like(context)
+    found = torch.autograd.grad(context, [*tensors, bias], do)
+    wanted = torch.autograd.grad(expected, [*tensors, clean], do)
+    torch.testing.assert_close(found, wanted)
+    assert (found[3][~seen] == 0).all()
+
+
+@pytest.mark.parametrize("tile", [(2, 3), (128, 8192)], ids=str)
+@pytest.mark.parametrize("options", HIDES.values(), ids=HIDES.keys())
+def test_a_score_that_is_hidden_has_no_effect(options, tile):
+    queries, keys, values = some_tensors()
+    lonely = ~may_see(**options).expand(3, 5, 7).any(dim=1)  # keys that nobody sees
+    odd = keys.masked_fill(lonely[:, :, None], math.nan)
+    context = flash_attend(queries, odd, values, **options, tile=tile)
+    torch.testing.assert_close(context, by_hand(queries, keys, values, **options))
+
+
+class FiniteProducts(TorchDispatchMode):
+    """Every product of matrices must read numbers alone.
+
+    A kernel may read past the end of a row, so that a nan reaches its neighbours.
+    """
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.overloadpacket.__name__ in ("mm", "bmm", "addmm", "baddbmm"):
+            for operand in args:
+                assert operand.isfinite().all(), f"{function} reads {operand}"
+        return function(*args, **kwargs or {})
+
+
+DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+
+
+@pytest.mark.parametrize("tile", [(4, 17), (128, 8192)], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_no_product_reads_what_is_not_a_number(dtype, tile):
+    for width in range(1, 131):  # of the rows of weights, odd and even
+        mask = torch.rand(1, 5, width) < 0.5
+        mask[..., 0] = True
+        mask[:, 1::2] = False  # blind rows above and below those that see
+        bias = torch.zeros(2, 5, width, dtype=dtype)
+        bias[1, 2], bias[0, 4, 1:] = -math.inf, -math.inf
+        tensors = [torch.randn(2, length, 3) for length in (5, width, width)]
+        tensors = [t.to(dtype).requires_grad_() for t in tensors]
+        with FiniteProducts():
+            context = flash_attend(*tensors, mask, bias=bias, tile=tile)
+            gradients = torch.autograd.grad(context.float().sin().sum(), tensors)
+        for found in (context, *gradients):
+            assert found.isfinite().all()
+        assert (context[:, 1::2] == 0).all()
+        assert (gradients[0][:, 1::2] == 0).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("options", [{}, {"window": 3}], ids=str)
+def test_nor_where_a_tile_begins_behind_the_diagonal(dtype, options):
+    for width in (1, 2, 31, 32, 33, 65, 99, 130):
+        tensors = [torch.randn(2, width, 3).to(dtype).requires_grad_() for _ in "qkv"]
+        with FiniteProducts():
+            context = flash_attend(*tensors, causal=True, **options, tile=(8, 3))
+            torch.autograd.grad(context.float().sin().sum(), tensors)
+
+
+# A window
+
+
+@pytest.mark.parametrize("tile", [(16, 16), (32, 8), (128, 8192)], ids=str)
+@pytest.mark.parametrize("window", [1, 7, 16, 40, 53, 100])
+@pytest.mark.parametrize("earlier", [0, 13])
+def test_a_window_counts_the_query_itself(window, tile, earlier):
+    tensors = [torch.randn(2, length, 5) for length in (53, 53 + earlier, 53 + earlier)]
+    tensors = [tensor.requires_grad_() for tensor in tensors]
+    distance = torch.arange(earlier, 53 + earlier)[:, None]
+    distance = distance - torch.arange(53 + earlier)
+    band = (distance >= 0) & (distance < window)
+    context = flash_attend(*tensors, causal=True, window=window, tile=tile)
+    expected = by_hand(*tensors, band)
+    torch.testing.assert_close(context, expected)
+    do = torch.randn_like(context)
+    gradients = [torch.autograd.grad(y, tensors, do) for y in (context, expected)]
+    torch.testing.assert_close(*gradients)
+
+
+def test_tiles_outside_the_window_are_never_made():
+    made = {}
+    for window in (None, 64):
+        bands = tiles(4096, 4096, causal=True, window=window, tile=(64, 256))
+        made[window] = [sum(s.stop - s.start for s in columns) for _, columns in bands]
+    assert max(made[64]) <= 64 + 63
+    assert sum(made[64]) < sum(made[None]) / 15
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_the_work_falls_with_the_window(backward):
+    from torch.utils.flop_counter import FlopCounterMode
+
+    def flops(window):
+        tensors = [torch.randn(1, 2048, 4, requires_grad=backward) for _ in "qkv"]
+        with FlopCounterMode(display=False) as counter:
+            context = flash_attend(*tensors, causal=True, window=window)
+            if backward:
+                context.sum().backward()
+        return counter.get_total_flops()
+
+    assert flops(128) < flops(None) / 4  # a band of 128 sees 255 keys, not 1088
+
+
+def test_memory_falls_with_the_window():
+    tensors = [torch.zeros(1, 8192, 4) for _ in "qkv"]
+    peaks = []
+    for window in (None, 128):
+        with Ledger() as ledger:
+            flash_attend(*tensors, causal=True, window=window)
+        peaks.append(ledger.peak)
+    assert peaks[1] < peaks[0] / 4
+
+
+# A bias in 32 bits, a scale that learns
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_a_bias_in_float32_is_added_in_float32(dtype):
+    tensors = [torch.randn(2, 3, 301, 16).to(dtype).requires_grad_() for _ in "qkv"]
+    distance = (torch.arange(301)[:, None] - torch.arange(301)).float()
+    bias = -distance.abs().expand(3, -1, -1) + 299  # as of ALiBi: large differences
+    bias = bias.clone().requires_grad_()
+    context = flash_attend(*tensors, bias=bias, causal=True, tile=(64, 128))
+    exact = by_hand(*(t.double() for t in (*tensors,)), bias=bias.double(), causal=True)
+    assert context.dtype == dtype
+    torch.testing.assert_close(context.double(), exact, rtol=0.02, atol=0.02)  # 16 bits
+    do = torch.randn_like(exact)
+    found = torch.autograd.grad(context, [*tensors, bias], do.to(dtype))
+    wanted = torch.autograd.grad(exact, [*tensors, bias], do)
+    assert [g.dtype for g in found] == [dtype, dtype, dtype, torch.float32]
+    torch.testing.assert_close(found, wanted, rtol=0.05, atol=0.05)  # 16 bits
+
+
+SCALES = {
+    "one for all": torch.tensor(0.3),
+    "one for each head": torch.rand(3, 1, 1),
+    "of 64 bits": torch.tensor(0.3, dtype=torch.float64),
+}
+
+
+@pytest.mark.parametrize("scale", SCALES.values(), ids=SCALES.keys())
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_learned_scale_learns(scale, causal):
+    tensors = [t.requires_grad_() for t in some_tensors()]
+    scale = scale.clone().requires_grad_()
+    found, expected = (
+        form(*tensors, scale=scale, causal=causal) for form in (flash_attend, by_hand)
+    )
+    torch.testing.assert_close(found, expected)
+    do = torch.randn_like(found)
+    gradients = [
+        torch.autograd.grad(y, [scale, *tensors], do) for y in (found, expected)
+    ]
+    torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-5)  # long sums in 32 bits
+
+
+# The logsumexp
+
+
+def by_hand_with_lse(queries, keys, values, mask=None, bias=0.0):
+    scores = queries @ keys.mT / keys.shape[-1] ** 0.5 + bias
+    scores = scores if mask is None else scores.masked_fill(~mask, -math.inf)
+    weights = scores.softmax(dim=-1)
+    return weights @ values, scores.logsumexp(dim=-1)
+
+
+@pytest.mark.parametrize("tile", [(2, 3), (128, 8192)], ids=str)
+@pytest.mark.parametrize("grad", [False, True])
+def test_it_tells_the_logsumexp_when_asked(tile, grad):
+    tensors = [t.requires_grad_(grad) for t in some_tensors()]
+    bias = torch.randn(5, 7, requires_grad=grad)
+    found = flash_attend(*tensors, bias=bias, tile=tile, return_lse=True)
+    expected = by_hand_with_lse(*tensors, bias=bias)
+    torch.testing.assert_close(found, expected)
+    assert torch.equal(found[0], flash_attend(*tensors, bias=bias, tile=tile))
+    if grad:  # of both
+        sums = [
+            (c.sin() @ torch.randn(13)).sum() * 0 + (c.sin().sum() + lse.cos().sum())
+            for c, lse in (found, expected)
+        ]
+        gradients = [torch.autograd.grad(y, [*tensors, bias]) for y in sums]
+        torch.testing.assert_close(*gradients)
+
+
+def test_the_gradient_of_the_logsumexp_is_right():
+    tensors = [t.requires_grad_() for t in some_tensors(torch.float64, batch=())]
+    form = partial(flash_attend, mask=some_mask(5, 7), tile=(2, 3), return_lse=True)
+    assert torch.autograd.gradcheck(form, tensors)
+    assert torch.autograd.gradcheck(lambda *three: form(*three)[1], tensors)
+
+
+@pytest.mark.parametrize("length", [0, 7])
+@pytest.mark.parametrize("grad", [False, True])
+def test_a_blind_query_has_zeros_and_minus_infinity(length, grad):
+    queries, keys, values = (t.requires_grad_(grad) for t in some_tensors())
+    tensors = queries, keys[..., :length, :], values[..., :length, :]
+    mask = torch.zeros(5, length, dtype=torch.bool)
+    for options in ({"mask": mask}, {"bias": torch.full((5, length), -math.inf)}):
+        context, lse = flash_attend(*tensors, **options, return_lse=True)
+        assert (context == 0).all()
+        assert lse.isneginf().all()
+        if grad:
+            for gradient in torch.autograd.grad([context.sum(), lse.sum()], tensors):
+                assert (gradient == 0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_parts_of_the_keys_merge_and_train(dtype):
+    queries, keys, values = (t.to(dtype).requires_grad_() for t in some_tensors())
+    mask = some_mask(5, 7, blind=2)
+    mask[1, :3] = False  # blind in the first part
+    parts = [
+        flash_attend(queries, keys[..., j, :], values[..., j, :], mask[:, j], **options)
+        for j in (slice(0, 3), slice(3, 7))
+        for options in [{"return_lse": True}]
+    ]
+    context, _ = merge_states(*parts[0], *parts[1])
+    tensors = queries, keys, values
+    expected = by_hand(*(t.float() for t in tensors), mask).to(dtype)
+    tolerance = {} if dtype == torch.float32 else {"rtol": 0.02, "atol": 0.02}  # bits
+    torch.testing.assert_close(context, expected, **tolerance)
+    do = torch.randn_like(context)
+    gradients = [torch.autograd.grad(y, tensors, do) for y in (context, expected)]
+    torch.testing.assert_close(*gradients, **tolerance)
+
+
+# Under torch.func
+
+
+def pulled(form, inputs, names, **options):
+    """`form` as a function of the named inputs alone."""
+
+    def f(*some):
+        given = inputs | dict(zip(names, some, strict=True))
+        return form(**given, **options)
+
+    return f
+
+
+def func_inputs():
+    queries, keys, values = some_tensors(torch.float64)
+    bias = torch.randn(5, 7, dtype=torch.float64)
+    three = {"queries": queries, "keys": keys, "values": values}
+    return three | {"mask": some_mask(5, 7, blind=2), "bias": bias}
+
+
+LEARNED = ("queries", "keys", "values", "bias")
+
+
+@pytest.mark.parametrize("argnum", range(4))
+def test_torch_func_grad_is_the_gradient(argnum):
+    inputs, found = func_inputs(), []
+    for form in (flash_attend, by_hand):
+        f = pulled(form, inputs, LEARNED, causal=True)
+        loss = lambda *some, f=f: f(*some).sin().sum()  # noqa: E731
+        args = [inputs[name] for name in LEARNED]
+        found.append(torch.func.grad(loss, argnum)(*args))
+    torch.testing.assert_close(*found)
+
+
+def test_vjp_and_jacrev_are_those_of_by_hand():
+    inputs = func_inputs()
+    args, do = [inputs[name] for name in LEARNED], torch.randn(2, 3, 5, 13).double()
+    pulls, jacobians = [], []
+    for form in (flash_attend, by_hand):
+        f = pulled(form, inputs, LEARNED)
+        pulls.append(torch.func.vjp(f, *args)[1](do))
+        jacobians.append(torch.func.jacrev(f, argnums=(0, 1, 2, 3))(*args))
+    torch.testing.assert_close(*pulls)
+    torch.testing.assert_close(*jacobians)
+
+
+@pytest.mark.parametrize("tile", [(2, 3), (128, 8192)], ids=str)
+@pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize("mapped", ["q", "k", "v", "m", "b", "qk", "kvb", "qkvmb"])
+def test_vmap_maps_any_of_its_inputs(mapped, learned, tile):
+    inputs = func_inputs() | {"window": 4}
+    names = ("queries", "keys", "values", "mask", "bias")
+    chosen = [name for name in names if name[0] in mapped]
+    dims = tuple(range(1, -1, -1)[n % 2] for n, _ in enumerate(chosen))  # 1, 0, 1 …
+    args = []
+    for name, dim in zip(chosen, dims, strict=True):
+        table = inputs[name]
+        many = torch.rand(11, *table.shape) < 0.5 if name == "mask" else None
+        many = torch.randn(11, *table.shape).double() if many is None else many
+        args.append(many.movedim(0, dim))
+    learners = [a.requires_grad_() for a in args if learned and a.is_floating_point()]
+    found = []
+    for form in (partial(flash_attend, tile=tile), by_hand):
+        f = pulled(form, inputs, chosen, causal=True)
+        context = torch.vmap(f, dims)(*args)
+        gradients = []
+        if learners:
+            gradients = torch.autograd.grad(context.sin().sum(), learners)
+        found.append([context, *gradients])
+    torch.testing.assert_close(*found)
+
+
+def test_vmap_may_be_nested():
+    inputs, found = func_inputs(), []
+    queries, values = torch.randn(11, 5, 3).double(), torch.randn(2, 7, 4).double()
+    inputs["keys"] = torch.randn(7, 3).double()
+    for form in (flash_attend, by_hand):
+        f = pulled(form, inputs, ("queries", "values"))
+        inner = torch.vmap(f, (None, 0))
+        found.append(torch.vmap(inner, (0, None))(queries, values))
+    assert found[0].shape == (11, 2, 5, 4)
+    torch.testing.assert_close(*found)
+
+
+def test_each_sample_has_its_own_gradient():
+    inputs, found = func_inputs(), []
+    samples = [torch.randn(11, *inputs[name].shape).double() for name in LEARNED]
+    for form in (flash_attend, by_hand):
+        f = pulled(form, inputs, LEARNED)
+        loss = lambda *some, f=f: f(*some).sin().sum()  # noqa: E731
+        grads = torch.func.grad(loss, argnums=(0, 1, 2, 3))
+        found.append(
+            torch.vmap(grads, (0, 0, None, 0))(
+                *samples[:2], inputs["values"], samples[3]
+            )
+        )
+    torch.testing.assert_close(*found)
+
+
+def test_a_gradient_outside_sees_a_map_inside():
+    inputs, found = func_inputs(), []
+    samples = torch.randn(11, *inputs["queries"].shape).double()
+    for form in (flash_attend, by_hand):
+        f = pulled(form, inputs, ("queries", "keys"))
+        loss = lambda q, k, f=f: torch.vmap(f, (0, None))(q, k).sin().sum()  # noqa: E731
+        found.append(torch.func.grad(loss, argnums=(0, 1))(samples, inputs["keys"]))
+    torch.testing.assert_close(*found)
+
+
+def test_per_sample_gradients_of_a_module():
+    module = MultiHeadAttention(3, 10, 7, 0.0, 5, attend=flash_attend)
+    parameters = {name: p.detach() for name, p in module.named_parameters()}
+    samples = torch.randn(11, 7, 3)
+
+    def loss(parameters, x):
+        return torch.func.functional_call(module, parameters, (x[None],)).sin().sum()
+
+    each = torch.vmap(torch.func.grad(loss), (None, 0))(parameters, samples)
+    for name, gradient in torch.func.grad(loss)(parameters, samples[4]).items():
+        torch.testing.assert_close(each[name][4], gradient)
+
+
+SECOND = {
+    "autograd": lambda f, x: torch.autograd.grad(
+        torch.autograd.grad(f(x), x, create_graph=True)[0].sum(), x
+    ),
+    "hessian": lambda f, x: torch.func.hessian(f)(x),
+    "grad of grad": lambda f, x: torch.func.grad(lambda x: torch.func.grad(f)(x).sum())(
+        x
+    ),
+    "jacrev of jacrev": lambda f, x: torch.func.jacrev(torch.func.jacrev(f))(x),
+    "jvp": lambda f, x: torch.func.jvp(f, (x,), (x,)),
+    "jacfwd": lambda f, x: torch.func.jacfwd(f)(x),
+    "autograd's forward mode": lambda f, x: torch.autograd.functional.jvp(
+        f, x, x, strict=True
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # PyTorch's
+@pytest.mark.parametrize("ask", SECOND.values(), ids=SECOND.keys())
+@pytest.mark.parametrize("causal", [False, True])
+def test_more_than_a_first_derivative_is_refused(ask, causal):
+    queries, keys, values = some_tensors()
+    f = lambda q: flash_attend(q, keys, values, causal=causal).sin().sum()  # noqa: E731
+    with pytest.raises(RuntimeError, match=said("flash_attend", "first derivative")):
+        ask(f, queries.requires_grad_())
+
+
+def test_create_graph_alone_is_no_second_derivative():
+    tensors, found = [t.requires_grad_() for t in some_tensors()], []
+    for form in (flash_attend, by_hand):
+        loss = form(*tensors).sin().sum()
+        found.append(torch.autograd.grad(loss, tensors, create_graph=True))
+    torch.testing.assert_close(*found)
 
 
 # Tiles
@@ -404,27 +834,32 @@ def test_it_obeys_autocast():
 BAD = MISFITS | {
     "heads are no multiple": (
         change(queries=torch.randn(2, 7, 5, 11)),
-        r"must broadcast, came=\(2, 7\), \(2, 3\), \(2, 3\)",
+        said("heads", "got", "(2, 7), (2, 3), (2, 3)"),
     ),
     "values have other heads": (
         change(queries=torch.randn(2, 6, 5, 11), values=torch.randn(2, 5, 7, 13)),
-        "batch and head axes must broadcast",
+        said("heads", "got", "(2, 6), (2, 3), (2, 5)"),
     ),
     "mask for other heads": (
         change(
             queries=torch.randn(2, 6, 5, 11), mask=torch.ones(3, 5, 7, dtype=torch.bool)
         ),
-        r"mask must broadcast to \(2, 6, 5, 7\), came=\(3, 5, 7\)",
+        said("mask", "(2, 6, 5, 7)", "got", "(3, 5, 7)"),
     ),
-    "dropout": (
-        change(dropout_p=0.1),
-        "supports dropout_p=0 alone, came dropout_p=0.1",
+    "dropout": (change(dropout_p=0.1), said("dropout_p", "0", "got", "0.1")),
+    "window of nothing": (change(causal=True, window=0), said("window", "got", "0")),
+    "window of truth": (
+        change(causal=True, window=True),
+        said("window", "got", "True"),
     ),
-    "tile without rows": (
-        change(tile=(0, 3)),
-        "tile_height=0 must be a whole number of at least 1",
+    "window without causal": (change(window=3), said("window", "got", "causal=False")),
+    "tile without rows": (change(tile=(0, 3)), said("BLOCK_M", "got", "0")),
+    "half a column": (change(tile=(3, 0.5)), said("BLOCK_N", "got", "0.5")),
+    "tile of one side": (change(tile=(16,)), said("tile", "BLOCK_M", "got", "(16,)")),
+    "bias of 64 bits": (
+        change(bias=torch.zeros(5, 7, dtype=torch.float64)),
+        said("bias", "float32", "got", "float64"),
     ),
-    "half a column": (change(tile=(3, 0.5)), "tile_width=0.5 must be a whole number"),
 }
 
 
@@ -434,10 +869,7 @@ def test_a_misfit_is_refused_and_both_sides_are_named(as_importer, arguments, me
         flash_attend(**arguments)
 
 
-def test_a_second_derivative_is_refused():
-    queries, keys, values = (t.requires_grad_() for t in some_tensors())
-    context = flash_attend(queries, keys, values)
-    with pytest.raises(
-        RuntimeError, match=r"not implemented.*must be False, came True"
-    ):
-        torch.autograd.grad(context.sum(), queries, create_graph=True)
+def test_what_is_no_tensor_is_refused(as_importer):
+    queries, keys, values = some_tensors()
+    with pytest.raises(TypeError, match=said("keys", "torch.Tensor", "got", "list")):
+        flash_attend(queries, keys.tolist(), values)

@@ -3,11 +3,12 @@
 import os
 import subprocess
 import sys
+from functools import partial
 from importlib.util import find_spec
 
 import pytest
 import torch
-from examples import assert_twins
+from examples import assert_twins, said
 
 from attention import (
     MultiHeadAttention,
@@ -34,16 +35,16 @@ def some_tensors(sizes=(2, 3, 3, 37, 53), width=16, dtype=torch.float32):
 
 
 def by_hand(queries, keys, values, **options):
-    shared = queries.shape[-3] // keys.shape[-3]
+    shared = queries.shape[-3] // keys.shape[-3] if queries.ndim > 2 else 1
     keys, values = (t.repeat_interleave(shared, dim=-3) for t in (keys, values))
     return attention_weights(queries, keys, **options) @ values
 
 
-def results(form, tensors, arrived, dtype=None, **options):
+def results(form, tensors, do, dtype=None, **options):
     """Context and gradients; `dtype` is what they are computed in."""
     tensors = [t.detach().to(dtype or t.dtype).requires_grad_() for t in tensors]
     context = form(*tensors, **options)
-    return context, *torch.autograd.grad(context, tensors, arrived.to(context.dtype))
+    return context, *torch.autograd.grad(context, tensors, do.to(context.dtype))
 
 
 def band(num_queries, num_keys, window):
@@ -55,13 +56,10 @@ def band(num_queries, num_keys, window):
 
 def same(tensors, **options):
     """Does the kernel give what by hand gives, forward and backward?"""
-    arrived = torch.randn(tensors[0].shape).to(DEVICE)
-    ours = results(triton_attend, tensors, arrived, **options)
+    do = torch.randn(tensors[0].shape).to(DEVICE)
+    ours = results(triton_attend, tensors, do, **options)
     options.pop("tile", None)
-    if window := options.pop("window", None):
-        num_queries, num_keys = tensors[0].shape[-2], tensors[1].shape[-2]
-        options |= {"mask": band(num_queries, num_keys, window), "causal": False}
-    torch.testing.assert_close(ours, results(by_hand, tensors, arrived, **options))
+    torch.testing.assert_close(ours, results(by_hand, tensors, do, **options))
 
 
 # The interpreter's NumPy warns of a nan.
@@ -135,10 +133,10 @@ def test_the_scale_can_be_chosen():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_in_16_bits_it_errs_at_most_twice_as_much_as_by_hand(dtype, causal):
     tensors = some_tensors((1, 2, 1, 67, 67), 64, dtype)
-    arrived = torch.randn(1, 2, 67, 64).to(DEVICE, dtype)
-    exact = results(by_hand, tensors, arrived, torch.float64, causal=causal)
-    ours = results(triton_attend, tensors, arrived, causal=causal)
-    plain = results(by_hand, tensors, arrived, causal=causal)
+    do = torch.randn(1, 2, 67, 64).to(DEVICE, dtype)
+    exact = results(by_hand, tensors, do, torch.float64, causal=causal)
+    ours = results(triton_attend, tensors, do, causal=causal)
+    plain = results(by_hand, tensors, do, causal=causal)
     for one, other, truth in zip(ours, plain, exact, strict=True):
         assert one.dtype == dtype
         assert (one - truth).abs().mean() <= 2 * (other - truth).abs().mean()
@@ -163,8 +161,8 @@ def test_leading_axes_are_those_of_attend(shapes):
     tensors = [torch.randn(shape).to(DEVICE).requires_grad_() for shape in shapes]
     ours, fused = triton_attend(*tensors), attend(*tensors)
     torch.testing.assert_close(ours, fused)
-    arrived = torch.randn(ours.shape).to(DEVICE)
-    gradients = [torch.autograd.grad(y, tensors, arrived) for y in (ours, fused)]
+    do = torch.randn(ours.shape).to(DEVICE)
+    gradients = [torch.autograd.grad(y, tensors, do) for y in (ours, fused)]
     torch.testing.assert_close(*gradients)
 
 
@@ -187,6 +185,15 @@ def test_two_heads_of_keys_serve_six_of_queries_without_a_batch():
     queries, keys, values = (t.detach()[0] for t in some_tensors((1, 6, 2, 5, 7)))
     context = triton_attend(queries, keys, values)
     torch.testing.assert_close(context, by_hand(queries, keys, values))
+
+
+@pytest.mark.parametrize("heads", [(4, 2, 4), (6, 2, 3), (4, 2, 1), (4, 1, 2)], ids=str)
+def test_keys_and_values_may_be_shared_differently(heads):
+    tensors = [
+        torch.randn(h, n, 16).to(DEVICE) for h, n in zip(heads, (5, 7, 7), strict=True)
+    ]
+    repeat = [t.repeat_interleave(heads[0] // len(t), dim=0) for t in tensors]
+    torch.testing.assert_close(triton_attend(*tensors), attend(*repeat))
 
 
 def test_inputs_are_left_alone():
@@ -225,17 +232,15 @@ def test_tiles_in_the_future_are_never_read():
 
 
 def test_two_runs_give_the_same_bits():
-    tensors, arrived = some_tensors((1, 4, 2, 7, 37)), torch.ones(1, 4, 7, 16)
-    runs = [results(triton_attend, tensors, arrived.to(DEVICE)) for _ in range(2)]
+    tensors, do = some_tensors((1, 4, 2, 7, 37)), torch.ones(1, 4, 7, 16)
+    runs = [results(triton_attend, tensors, do.to(DEVICE)) for _ in range(2)]
     assert all(map(torch.equal, *runs))
 
 
 # Parts
 
 
-def part(queries, keys, values):
-    options = None, False, 0.0, None, None, None
-    return flash_triton._attend(queries, keys, values, *options)
+part = partial(triton_attend, return_lse=True)
 
 
 def test_the_logsumexp_is_that_of_the_scores():
@@ -250,7 +255,139 @@ def test_parts_of_the_keys_merge():
     first = part(queries, keys[:, :, :17], values[:, :, :17])
     second = part(queries, keys[:, :, 17:], values[:, :, 17:])
     context, _ = merge_states(*first, *second)
-    torch.testing.assert_close(context, attend(queries, keys, values))
+    expected = attend(queries, keys, values)
+    torch.testing.assert_close(context, expected)
+    tensors, do = (queries, keys, values), torch.randn(context.shape).to(DEVICE)
+    gradients = [torch.autograd.grad(y, tensors, do) for y in (context, expected)]
+    torch.testing.assert_close(*gradients)
+
+
+def test_the_logsumexp_has_a_gradient():
+    tensors = some_tensors((1, 2, 1, 5, 37))
+    context, lse = part(*tensors, causal=True, tile=(16, 16))
+    repeated = (t.repeat_interleave(2, dim=1) for t in tensors[1:])
+    queries, (keys, values) = tensors[0], repeated
+    scores = queries @ keys.mT / 4
+    hidden = torch.ones(5, 37, dtype=torch.bool).triu(33).to(DEVICE)
+    scores = scores.masked_fill(hidden, -torch.inf)
+    expected = scores.softmax(dim=-1) @ values, scores.logsumexp(dim=-1)
+    torch.testing.assert_close((context, lse), expected)
+    sums = [z.sin().sum() + (3 * L).cos().sum() for z, L in ((context, lse), expected)]
+    gradients = [torch.autograd.grad(y, tensors) for y in sums]
+    torch.testing.assert_close(*gradients)
+
+
+def test_no_key_is_a_part_too():
+    queries, keys, values = some_tensors((1, 2, 2, 5, 41))
+    context, lse = part(queries, keys[:, :, :0], values[:, :, :0])
+    assert (context == 0).all()
+    assert lse.isneginf().all()
+    (context.sum() + lse.sum()).backward()
+    assert (queries.grad == 0).all()
+
+
+# A scale that learns
+
+
+@pytest.mark.parametrize("shape", [(), (3, 1, 1)], ids=str)
+def test_a_learned_scale_learns(shape):
+    tensors = some_tensors((2, 3, 3, 5, 7))
+    scale = torch.rand(shape).to(DEVICE).requires_grad_()
+    found, expected = (
+        form(*tensors, scale=scale, causal=True) for form in (triton_attend, by_hand)
+    )
+    torch.testing.assert_close(found, expected)
+    do = torch.randn(found.shape).to(DEVICE)
+    gradients = [
+        torch.autograd.grad(y, [scale, *tensors], do) for y in (found, expected)
+    ]
+    torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-5)  # long sums
+
+
+# Under torch.func
+
+
+def both(ask, *args, **options):
+    """What `ask` finds for the kernels, and for the form by hand."""
+    found = [ask(partial(form, **options), *args) for form in (triton_attend, by_hand)]
+    torch.testing.assert_close(*found)
+
+
+def loss(form):
+    return lambda *three: form(*three).sin().sum()
+
+
+def grouped():
+    return [tensor.detach() for tensor in some_tensors((2, 4, 2, 5, 7))]
+
+
+def test_torch_func_grad_and_vjp_are_those_of_by_hand():
+    both(lambda f, *t: torch.func.grad(loss(f), (0, 1, 2))(*t), *grouped(), causal=True)
+    do = torch.randn(2, 4, 5, 16).to(DEVICE)
+    both(lambda f, *t: torch.func.vjp(f, *t)[1](do), *grouped(), causal=True, window=3)
+
+
+def test_jacrev_is_that_of_by_hand():
+    three = [tensor[0, :2, :2] for tensor in grouped()]
+    both(lambda f, *t: torch.func.jacrev(f, (0, 1, 2))(*t), *three)
+
+
+@pytest.mark.parametrize("dims", [(0, None, None), (None, 1, 0), (0, 0, 0)], ids=str)
+def test_vmap_maps_any_of_its_inputs(dims):
+    three = []
+    for tensor, dim in zip(grouped(), dims, strict=True):
+        many = torch.randn(3, *tensor.shape).to(DEVICE)
+        three.append(tensor if dim is None else many.movedim(0, dim))
+    both(lambda f, *t: torch.vmap(f, dims)(*t), *three, causal=True)
+
+    def gradients(f, *t):
+        mapped = torch.vmap(f, dims)
+        return torch.func.grad(loss(mapped), (0, 1, 2))(*t)
+
+    both(gradients, *three, causal=True)
+
+
+def test_each_sample_has_its_own_gradient():
+    queries, keys, values = grouped()
+    many = torch.randn(3, *queries.shape).to(DEVICE)
+
+    def each(f, *t):
+        return torch.vmap(torch.func.grad(loss(f), (0, 1)), (0, None, None))(*t)
+
+    both(each, many, keys, values, causal=True)
+
+
+def test_vmap_may_be_nested():
+    _, keys, _ = (tensor[0] for tensor in grouped())
+    many, more = (
+        torch.randn(3, 4, 5, 16).to(DEVICE),
+        torch.randn(2, 2, 7, 16).to(DEVICE),
+    )
+    both(
+        lambda f, *t: torch.vmap(torch.vmap(f, (None, None, 0)), (0, None, None))(*t),
+        many, keys, more,
+    )  # fmt: skip
+
+
+SECOND = {
+    "autograd": lambda f, x: torch.autograd.grad(
+        torch.autograd.grad(f(x), x, create_graph=True)[0].sum(), x
+    ),
+    "hessian": lambda f, x: torch.func.hessian(f)(x),
+    "grad of grad": lambda f, x: torch.func.grad(lambda x: torch.func.grad(f)(x).sum())(
+        x
+    ),
+    "jvp": lambda f, x: torch.func.jvp(f, (x,), (x,)),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # PyTorch's
+@pytest.mark.parametrize("ask", SECOND.values(), ids=SECOND.keys())
+def test_more_than_a_first_derivative_is_refused(ask):
+    queries, keys, values = some_tensors((1, 1, 1, 2, 2))
+    f = lambda q: triton_attend(q, keys, values).sin().sum()  # noqa: E731
+    with pytest.raises(RuntimeError, match=said("triton_attend", "first derivative")):
+        ask(f, queries)
 
 
 # In a module
@@ -295,7 +432,7 @@ launches, run, compiling = [], triton.JITFunction.run, False
 
 
 def dry(kernel, *arguments, grid, warmup, **constants):
-    kind = constants["HEIGHT"], constants["WIDTH"], constants.get("num_warps", 4)
+    kind = constants["BLOCK_M"], constants["BLOCK_N"], constants.get("num_warps", 4)
     launches.append((kernel.__name__, grid(constants), *kind))
     if compiling:
         found = run(kernel, *arguments, grid=grid, warmup=True, **constants)
@@ -311,7 +448,8 @@ flash_triton._import_triton()
 def launch(tile):
     three = [torch.zeros(2, h, 100, 16, dtype=torch.bfloat16) for h in (6, 3, 3)]
     three = [tensor.requires_grad_() for tensor in three]
-    context, _ = flash_triton._Flash.apply(*three, (0.25, True, None, tile))
+    form = flash_triton._Kernels(0.25, True, None, tile)
+    context, _ = flash_triton.TwoPasses.apply(*three, form)
     context.sum().backward()
 
 
@@ -382,10 +520,10 @@ def test_heavy_bands_come_first():
 )
 def test_on_a_gpu_the_tuned_kernels_err_at_most_twice_as_much_as_by_hand(dtype, width):
     tensors = some_tensors((2, 6, 2, 1000, 1000), width, dtype)
-    arrived = torch.randn(2, 6, 1000, width).to(DEVICE, dtype)
-    exact = results(by_hand, tensors, arrived, torch.float64, causal=True)
-    ours = results(triton_attend, tensors, arrived, causal=True)
-    plain = results(by_hand, tensors, arrived, causal=True)
+    do = torch.randn(2, 6, 1000, width).to(DEVICE, dtype)
+    exact = results(by_hand, tensors, do, torch.float64, causal=True)
+    ours = results(triton_attend, tensors, do, causal=True)
+    plain = results(by_hand, tensors, do, causal=True)
     for one, other, truth in zip(ours, plain, exact, strict=True):
         assert (one - truth).abs().mean() <= 2 * (other - truth).abs().mean()
 
@@ -406,61 +544,64 @@ def three(*shape, dtype=torch.float32):
 BAD = {
     "lengths differ": (
         lambda: change(values=torch.randn(2, 3, 2, 16).to(DEVICE)),
-        "keys and values must have one length, came=7 and 2",
+        said("keys and values", "one length", "got", "7 and 2"),
     ),
     "batches differ": (
         lambda: change(queries=torch.randn(5, 3, 5, 16).to(DEVICE)),
-        r"must broadcast, came=\(5, 3\), \(2, 3\), \(2, 3\)",
+        said("broadcast", "got", "(5, 3), (2, 3), (2, 3)"),
     ),
     "heads are no multiple": (
         lambda: change(queries=torch.randn(2, 7, 5, 16).to(DEVICE)),
-        r"must broadcast, came=\(2, 7\), \(2, 3\), \(2, 3\)",
+        said("heads", "got", "(2, 7), (2, 3), (2, 3)"),
     ),
     "one axis": (
         lambda: change(values=torch.randn(7).to(DEVICE)),
-        "values must be floats",
+        said("values", "got", "(7,)"),
     ),
     "more queries than keys": (
         lambda: change(queries=torch.randn(2, 3, 11, 16).to(DEVICE), causal=True),
-        "no more queries than keys, came 11 and 7",
+        said("causal=True", "got", "11", "7"),
     ),
     "an odd width": (
         lambda: three(2, 3, 5, 48),
-        r"one width among \(16, 32, 64, 128\), came \[48\]",
+        said("one width among", "128", "got", "48"),
     ),
     "values of another width": (
         lambda: change(values=torch.randn(2, 3, 7, 32).to(DEVICE)),
-        r"one width among \(16, 32, 64, 128\), came \[16, 32\]",
+        said("one width among", "128", "got", "16 and 32"),
     ),
     "float64": (
         lambda: three(2, 3, 5, 16, dtype=torch.float64),
-        "supports torch.float16, torch.bfloat16, torch.float32, came torch.float64",
+        said("float16", "bfloat16", "float32", "got", "float64"),
     ),
     "a mask": (
         lambda: change(mask=torch.ones(5, 7, dtype=torch.bool)),
-        r"supports no mask but causal=True, came a mask of \(5, 7\)",
+        said("mask", "none", "got", "(5, 7)"),
     ),
     "a window that is not causal": (
         lambda: change(window=3),
-        "of at least 1 with causal=True, came window=3 with causal=False",
+        said("window", "got", "3", "causal=False"),
     ),
     "no window": (
         lambda: change(causal=True, window=0),
-        "a whole window of at least 1 with causal=True, came window=0",
+        said("window", "at least 1", "got", "0"),
     ),
     "a window of truth": (
         lambda: change(causal=True, window=True),
-        "a whole window of at least 1 with causal=True, came window=True",
+        said("window", "got", "True"),
     ),
     "dropout": (
         lambda: change(dropout_p=0.1),
-        "supports dropout_p=0 alone, came dropout_p=0.1",
+        said("dropout_p", "0", "got", "0.1"),
     ),
     "a tile of 48": (
         lambda: change(tile=(48, 16)),
-        r"supports two of \(16, 32, 64, 128, 256\) for a tile, came tile=\(48, 16\)",
+        said("tile", "(BLOCK_M, BLOCK_N)", "256", "got", "(48, 16)"),
     ),
-    "a tile of one side": (lambda: change(tile=(16,)), r"came tile=\(16,\)"),
+    "a tile of one side": (
+        lambda: change(tile=(16,)),
+        said("tile", "(BLOCK_M, BLOCK_N)", "got", "(16,)"),
+    ),
 }
 
 
@@ -473,7 +614,7 @@ def test_a_misfit_is_refused_and_both_sides_are_named(as_importer, make, message
 def test_a_cpu_without_the_interpreter_is_refused(monkeypatch):
     monkeypatch.setattr(flash_triton, "_interpreted", lambda: False)
     queries = torch.zeros(2, 5, 16)
-    must = "supports CUDA, and the CPU if TRITON_INTERPRET=1 is set, came cpu"
+    must = said("device", "CUDA", "TRITON_INTERPRET=1", "got", "cpu")
     with pytest.raises(ValueError, match=must):
         triton_attend(queries, queries, queries)
 
@@ -482,10 +623,3 @@ def test_the_interpreter_is_chosen_once(monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "1" if DEVICE == "cuda" else "0")
     with pytest.raises(RuntimeError, match="must not change after Triton is imported"):
         triton_attend(*some_tensors((1, 1, 1, 2, 2)))
-
-
-def test_a_second_derivative_is_refused():
-    queries, keys, values = some_tensors((1, 1, 1, 2, 2))
-    context = triton_attend(queries, keys, values)
-    with pytest.raises(RuntimeError, match="create_graph must be False, came True"):
-        torch.autograd.grad(context.sum(), queries, create_graph=True)
