@@ -77,7 +77,7 @@ def attend_flex(
 ) -> Tensor:
     """FlexAttention, compiled, with its mask made once for each length."""
     if not causal:
-        raise ValueError(f"attend_flex must be causal, came {causal=}")
+        raise ValueError(f"causal: expected True for attend_flex, got {causal}")
     blocks = past(queries.shape[-2], queries.device.type)
     return compiled_flex()(queries, keys, values, block_mask=blocks)
 
@@ -116,13 +116,13 @@ class Step:
     def __init__(self, form: Callable, length: int, device: str, backward: bool):
         torch.manual_seed(123)
         shape = (4, 1, HEADS, length, HEAD_DIM)
-        *self.inputs, self.arrived = torch.randn(shape).to(device)
+        *self.inputs, self.do = torch.randn(shape).to(device)
         self.form, self.backward = form, backward
 
     def to(self, dtype: torch.dtype) -> "Step":
         """The same with inputs that are rounded to `dtype`."""
         self.inputs = [t.to(dtype).requires_grad_(self.backward) for t in self.inputs]
-        self.arrived = self.arrived.to(dtype)
+        self.do = self.do.to(dtype)
         return self
 
     def __call__(self) -> list[Tensor]:
@@ -131,7 +131,7 @@ class Step:
             with torch.no_grad():
                 return [self.form(*self.inputs, causal=True)]
         context = self.form(*self.inputs, causal=True)
-        gradients = torch.autograd.grad(context, self.inputs, self.arrived)
+        gradients = torch.autograd.grad(context, self.inputs, self.do)
         return [context.detach(), *gradients]
 
 
