@@ -203,7 +203,8 @@ def _rows(
 ):  # fmt: skip
     """Stops of a band of keys: at the edge, through whole tiles, at the edge."""
     num_queries, num_keys, _ = sizes
-    top, whole, last, end = 0, 0, num_queries, num_queries
+    top, last, end = 0, num_queries, num_queries
+    whole = tl.where((band + 1) * BLOCK_N > num_keys, num_queries, 0)
     if CAUSAL:
         diagonal = band * BLOCK_N - (num_keys - num_queries)
         top = tl.maximum(diagonal, 0) // BLOCK_M * BLOCK_M

@@ -213,6 +213,21 @@ def test_extreme_scores_stay_finite(causal):
     assert all(gradient.isfinite().all() for gradient in gradients)
 
 
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("length", [7, 37, 32])
+def test_a_key_beyond_the_end_does_not_overflow_where_all_scores_are_low(
+    length, causal
+):
+    tensors = [torch.rand(1, 1, length, 16).to(DEVICE) for _ in "qkv"]
+    tensors = [20 * tensors[0], -20 * tensors[1], tensors[2]]
+    do = torch.randn(1, 1, length, 16).to(DEVICE)
+    found, wanted = (
+        results(form, tensors, do, causal=causal) for form in (triton_attend, by_hand)
+    )
+    # scores of hundreds have fewer digits after the point
+    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3)
+
+
 @nan_is_meant
 def test_not_a_number_is_not_hidden():
     queries, keys, values = (t.detach() for t in some_tensors((1, 2, 2, 7, 7)))
