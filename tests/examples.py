@@ -31,6 +31,13 @@ TRACERS = {  # each makes of a module, and of inputs to trace it with, what is c
 }
 
 
+def token_of(shown: str) -> str:
+    """The token that `visible_token` shows so; each has a look of its own."""
+    numbers = re.compile("⟨U\\+([0-9A-F]+)⟩|([↵⇥␣])|^∅$|^◌")
+    signs = {"↵": "\n", "⇥": "\t", "␣": " ", None: ""}
+    return numbers.sub(lambda n: chr(int(n[1], 16)) if n[1] else signs[n[2]], shown)
+
+
 def some_tensors(dtype=torch.float32, batch=(2, 3)):
     """Queries, keys and values: 5 and 7 tokens of width 11, values of width 13."""
     queries = torch.randn(*batch, 5, 11, dtype=dtype)

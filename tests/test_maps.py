@@ -2,14 +2,18 @@
 
 import re
 import sys
+from collections.abc import Iterator
 from html import unescape
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 import torch
+from examples import token_of
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from attention import describe_weights
+from attention import describe_weights, show_weights
 from attention.idea.attention_map import _told_apart
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -25,7 +29,9 @@ OWN_WORDS = {
     "speed/flash_triton programs-picture": "its cells are tiles",
 }
 SVG = "{http://www.w3.org/2000/svg}"
-CELL = re.compile(r"fill: (?:#5a62d8(?:; opacity: ([\d.]+))?|(url)\(#h\w+\))$")
+CELL = re.compile(
+    r"fill: (?:#5a62d8(?:; (?:fill-)?opacity: ([\d.]+))?|(url)\(#h\w+\))$"
+)
 
 
 def outputs(kind: str) -> dict[str, tuple[str, str]]:
@@ -45,14 +51,35 @@ def labels(axes: ElementTree.Element, side: str) -> list[str]:
     """The tokens along one side of a map."""
     ticks = axes.iterfind(f"{SVG}g/{SVG}g")  # not those of the bar beside the map
     ticks = [tick for tick in ticks if tick.get("id", "").startswith(side)]
-    return [text.text or "" for tick in ticks for text in tick.iter(f"{SVG}text")]
+    texts = [text.text for tick in ticks for text in tick.iter(f"{SVG}text")]
+    return [token_of(text or "") for text in texts]
+
+
+def squares(axes: ElementTree.Element) -> Iterator[tuple[re.Match, torch.Tensor]]:
+    """The squares of a map, each with its look and its place.
+
+    In a small map each is a path; in a large one those with ink are uses of one path,
+    and those that are hatched are pieces of one.
+    """
+    for path in list(axes.iterfind(f"{SVG}g/{SVG}path"))[1:]:  # the first is the frame
+        if cell := CELL.search(path.get("style", "")):
+            for piece in path.get("d").split("M")[1:]:
+                yield cell, points(piece).mean(dim=0)
+    for use in axes.iterfind(f"{SVG}g/{SVG}use"):
+        if cell := CELL.search(use.get("style", "")):
+            yield cell, torch.tensor([float(use.get("x")), float(use.get("y"))])
+
+
+def points(line: str) -> torch.Tensor:
+    """The corners of a rectangle, each once."""
+    found = re.findall(r"([\d.]+) ([\d.]+)", line)[:4]
+    return torch.tensor([[float(x), float(y)] for x, y in found])
 
 
 def corners(path: ElementTree.Element) -> torch.Tensor:
     """The least and largest x and y of a rectangle."""
-    points = re.findall(r"([\d.]+) ([\d.]+)", path.get("d"))
-    points = torch.tensor([[float(x), float(y)] for x, y in points])
-    return torch.stack([points.amin(dim=0), points.amax(dim=0)])
+    around = points(path.get("d"))
+    return torch.stack([around.amin(dim=0), around.amax(dim=0)])
 
 
 def drawn(page: str) -> dict:
@@ -62,15 +89,13 @@ def drawn(page: str) -> dict:
     keys, queries = (labels(places[0], side) for side in ("xtick", "ytick"))
     shape, maps, masks = (len(queries), len(keys)), [], []
     for axes in places:
-        frame, *paths = axes.iterfind(f"{SVG}g/{SVG}path")
-        start, end = corners(frame)
+        start, end = corners(axes.find(f"{SVG}g/{SVG}path"))
         size = (end - start) / torch.tensor([len(keys), len(queries)])
         weights, mask = torch.zeros(shape), torch.ones(shape, dtype=torch.bool)
-        for path in paths:
-            if cell := CELL.search(path.get("style", "")):
-                j, i = ((corners(path).mean(dim=0) - start) / size).int().tolist()
-                mask[i, j] = not cell[2]
-                weights[i, j] = 0 if cell[2] else float(cell[1] or 1)
+        for cell, place in squares(axes):
+            j, i = ((place - start) / size).int().tolist()
+            mask[i, j] = not cell[2]
+            weights[i, j] = 0 if cell[2] else float(cell[1] or 1)
         maps, masks = [*maps, weights], [*masks, mask]
     stacked = {"weights": torch.stack(maps), "mask": torch.stack(masks)}
     return stacked | {"queries": queries, "keys": keys}
@@ -104,13 +129,17 @@ def explored(page: str) -> dict:
     data = dict(re.findall(r'data-(weights|layers|heads)="([^"]*)"', page))
     numbers = data["weights"].replace("masked", "nan").replace(";", " ").split()
     tokens = {
-        side: list(map(unescape, re.findall(rf'scope="{way}"><bdi>(.*?)</bdi>', page)))
+        side: [
+            token_of(unescape(shown))
+            for shown in re.findall(rf'scope="{way}"><bdi>(.*?)</bdi>', page)
+        ]
         for side, way in (("queries", "row"), ("keys", "col"))
     }
     axes = [int(data["layers"]), int(data["heads"])]
     sizes = [*axes[axes[0] == 1 :], *map(len, tokens.values())]
     weights = torch.tensor([float(number) for number in numbers]).reshape(sizes)
-    return {"weights": weights.nan_to_num(0), "mask": ~weights.isnan()} | tokens
+    named = {"axes": ("layer", "head")} if axes[0] > 1 else {}
+    return {"weights": weights.nan_to_num(0), "mask": ~weights.isnan()} | tokens | named
 
 
 FIGURES = outputs("image/svg+xml")
@@ -171,3 +200,29 @@ def test_the_book_has_maps_and_those_with_words_of_their_own_are_among_them():
     assert len(PICTURES) > 8
     assert len(EXPLORERS) > 3
     assert OWN_WORDS.keys() < PICTURES.keys()
+
+
+LETTERS = st.characters(exclude_categories=())
+SIDES = st.lists(st.text(LETTERS, max_size=4), min_size=1, max_size=5)
+
+
+@settings(max_examples=40)
+@given(SIDES, SIDES, st.floats(0, 1), st.integers(0, 999))
+def test_picture_and_words_agree_whatever_the_tokens_are(queries, keys, share, seed):
+    torch.manual_seed(seed)
+    weights = torch.randn(len(queries), len(keys)).softmax(dim=-1)
+    mask = torch.rand(len(queries), len(keys)) <= share
+    bundle, _ = show_weights(weights, queries, keys, mask=mask)._repr_mimebundle_()
+    shown = drawn(bundle["image/svg+xml"])
+    assert (shown["queries"], shown["keys"]) == (queries, keys)
+    assert bundle["text/plain"] == describe_weights(**shown)
+
+
+@pytest.mark.parametrize("size", [(16, 16), (17, 16), (41, 37)], ids=str)
+def test_large_maps_can_be_read_from_their_ink_as_small_ones_can(size):
+    weights, mask = torch.rand(2, *size), torch.rand(2, *size) < 0.6
+    queries, keys = ([f"t{n}" for n in range(side)] for side in size)
+    bundle, _ = show_weights(weights, queries, keys, mask=mask)._repr_mimebundle_()
+    shown = drawn(bundle["image/svg+xml"])
+    assert torch.equal(shown["mask"], mask)
+    torch.testing.assert_close(shown["weights"], weights * mask, atol=5.1e-5, rtol=0)

@@ -6,162 +6,230 @@ sentence, so that each token comes out knowing what stands around it.
 Written by `book/idea/attention_map.ipynb`: read and change it there.
 """
 
-from collections import Counter
+import re
 from collections.abc import Sequence
 from itertools import product
 from typing import TYPE_CHECKING
+from unicodedata import bidirectional
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Real
 from torch import Tensor
 
-from attention.idea.workbench import described
+from attention.idea.workbench import (
+    check_tensor,
+    check_tokens,
+    described,
+    draw_boxes,
+    expected,
+    name_width,
+    visible_token,
+)
 
 if TYPE_CHECKING:
     import matplotlib.figure
 
-__all__ = ["as_maps", "describe_weights", "show_weights"]
+__all__ = ["as_maps", "axis_names", "describe_weights", "show_weights"]
 
 
 def as_maps(
-    weights: Float[Tensor, "*heads num_queries num_keys"],
+    weights: Real[Tensor, "*heads num_queries num_keys"],
     queries: Sequence[str],
     keys: Sequence[str],
     mask: Bool[Tensor, "..."] | None = None,
     signed: bool = False,
+    axes: Sequence[str] | None = None,
 ) -> tuple[
-    Float[Tensor, "maps num_queries num_keys"],
+    Real[Tensor, "maps num_queries num_keys"],
     Bool[Tensor, "maps num_queries num_keys"],
 ]:
     """All maps in one row, and the mask of each, on the CPU, rounded to 4 decimals.
 
-    ValueError unless `weights` is queries x keys, with an axis of heads before it, or
-    of layers and heads; weights lie from 0 to 1 (with `signed=True`: are finite); the
-    mask is boolean and broadcasts to them; and the tokens are strings.
+    Weights that the mask hides are zeros. ValueError unless `weights` is queries x
+    keys, with an axis of heads before it, or two axes that `axes` names; weights lie
+    from 0 to 1 (with `signed=True`: are finite); the mask is boolean and broadcasts to
+    them; and the tokens are strings. TypeError for what is no tensor.
     """
-    sides, came = (len(queries), len(keys)), tuple(weights.shape)
-    if len(came) not in (2, 3, 4) or came[-2:] != sides or 0 in came:
-        must = f"((layers and) heads and) queries x keys {sides}"
-        raise ValueError(f"weights must be {must}, {came=}")
-    for token in (*queries, *keys):
-        if not isinstance(token, str):
-            raise ValueError(f"tokens must be strings, came {token!r}")
-    maps = weights.detach().to("cpu", torch.float64).reshape(-1, *sides)
-    maps = (1e4 * maps).round() / 1e4  # so that no colour hangs on the last bit
+    check_tensor(weights=weights)
+    check_tokens(queries=queries, keys=keys)
+    sides, shape = (len(queries), len(keys)), tuple(weights.shape)
+    must = f"((layers and) heads and) queries x keys {sides}, real numbers"
+    fits = len(shape) in (2, 3, 4) and shape[-2:] == sides and 0 not in shape
+    if not fits or weights.is_complex() or weights.is_meta:
+        raise expected("weights", must, weights)
+    axis_names(shape[:-2], axes)
+    maps = weights.detach().to_dense().to("cpu", torch.float64).reshape(-1, *sides)
+    allowed = _as_masks(mask, shape)
+    maps = maps.masked_fill(~allowed, 0.0)
     low, high = maps.min().item(), maps.max().item()
-    if not maps.isfinite().all() or not (signed or 0 <= low <= high <= 1):
-        must = "values must be finite" if signed else "weights must lie from 0 to 1"
-        raise ValueError(f"{must}, came {low=} and {high=}")
-    if mask is None:
-        mask = torch.ones(sides, dtype=torch.bool)
-    if mask.dtype != torch.bool:
-        raise ValueError(f"mask must be boolean (True may see), came {mask.dtype}")
-    must = came if len(came) > 2 else (1, *came)
+    if not maps.isfinite().all() or not (signed or -5e-5 <= low <= high <= 1 + 5e-5):
+        must = "finite numbers" if signed else "numbers from 0 to 1"
+        raise expected("weights", must, f"{low:.5g} to {high:.5g}")
+    # So that no colour hangs on the last bit; and adding 0 leaves no zero a minus.
+    return (1e4 * maps).round() / 1e4 + 0.0, allowed
+
+
+def _as_masks(mask: Tensor | None, shape: tuple) -> Tensor:
+    """The mask of each map: True where a query may see a key."""
+    must = shape if len(shape) > 2 else (1, *shape)
+    mask = torch.ones(shape[-2:], dtype=torch.bool) if mask is None else mask
+    check_tensor(mask=mask)
+    if mask.dtype != torch.bool or mask.is_meta:
+        raise expected("mask", "booleans (True: may see)", mask)
     try:
-        return maps, mask.cpu().expand(must).reshape(maps.shape)
+        return mask.cpu().to_dense().expand(must).reshape(-1, *shape[-2:])
     except RuntimeError:
-        came = tuple(mask.shape)
-        raise ValueError(f"mask must broadcast to {must}, {came=}") from None
+        raise expected("mask", f"a shape that broadcasts to {must}", mask) from None
+
+
+def axis_names(sizes: Sequence[int], axes: Sequence[str] | None = None) -> tuple:
+    """What the axes before queries x keys are called; "" if one needs no name.
+
+    A single axis is of heads. The first of two may be of layers or of sentences, which
+    no size tells: ValueError unless `axes` names them, or the first has size 1.
+    """
+    if axes is None and (len(sizes) < 2 or sizes[0] == 1):
+        return ("", "head")[2 - len(sizes) :]
+    names = [] if axes is None or isinstance(axes, str) else list(axes)
+    words = {name for name in names if isinstance(name, str) and name.strip()}
+    if not len(words) == len(names) == len(sizes):
+        such = 'as in ("layer", "head"), ("sentence", "head")'
+        must = f"a name for each of the {len(sizes)} axes {tuple(sizes)}, {such}"
+        raise expected("axes", must, axes)
+    return tuple(map(visible_token, names))
 
 
 def describe_weights(
-    weights: Float[Tensor, "*heads num_queries num_keys"],
+    weights: Real[Tensor, "*heads num_queries num_keys"],
     queries: Sequence[str],
     keys: Sequence[str],
     *,
     mask: Bool[Tensor, "..."] | None = None,
     signed: bool = False,
     brief: bool | None = None,
+    axes: Sequence[str] | None = None,
 ) -> str:
     """What a map shows, in words: where each query looks most.
 
     Takes what `show_weights` takes, and needs no matplotlib. With `brief` it tells of
     each map the strongest pair alone, as it does by itself when there are more than 16
-    queries or maps.
+    queries or maps. Tokens are shown by `visible_token`, and isolated from each other
+    (U+2068, U+2069) where one of them is written from right to left.
     """
-    maps, mask = as_maps(weights, queries, keys, mask, signed)
-    names = _names(weights.shape[:-2])
-    if brief is None:
-        brief = max(len(queries), len(maps)) > 16
+    maps, allowed = as_maps(weights, queries, keys, mask, signed, axes)
+    titles, names = _titles(weights.shape[:-2], axes), _named(queries, keys)
+    brief = max(len(queries), len(maps)) > 16 if brief is None else brief
     size = f"{len(queries)} queries (rows) by {len(keys)} keys (columns)"
     words = [f"{'Scores' if signed else 'Attention map'}: {size}."]
-    for name, table in zip(names, maps, strict=True):
-        title = f"{name}, strongest" if name else "strongest"
-        pairs = _strongest(table, queries, keys, brief)
-        words.append(f"{title.capitalize()}: {pairs}.")
-    if not mask.all():
+    for title, *of_map in zip(titles, maps, allowed, strict=True):
+        told = f"{title}, strongest" if title else "strongest"
+        pairs = _strongest(*of_map, *names, brief)
+        words.append(f"{told[0].upper()}{told[1:]}: {pairs}.")
+    if not allowed.all():
         words.append("Hatched cells may not be seen.")
     return " ".join(words)
 
 
-def _names(axes: Sequence[int]) -> list[str]:
+def _titles(sizes: Sequence[int], axes: Sequence[str] | None) -> list[str]:
     """What each map is called: head 2, or layer 1, head 2; nothing if it is alone."""
-    words = ("layer", "head")[2 - len(axes) :]
-    places = product(*(range(1, size + 1) for size in axes))
-    named = (zip(words, place, strict=True) for place in places)
-    names = [", ".join(f"{word} {n}" for word, n in pairs) for pairs in named]
-    return names if len(names) > 1 else [""]
+    places = product(*(range(1, size + 1) for size in sizes))
+    named = [zip(axis_names(sizes, axes), place, strict=True) for place in places]
+    titles = [", ".join(f"{name} {n}" for name, n in title if name) for title in named]
+    return titles if len(titles) > 1 else [""]
+
+
+def _named(*sides: Sequence[str]) -> list[list[str]]:
+    """How sentences call the tokens of each side: visible, told apart, isolated."""
+    names = [_told_apart([visible_token(token) for token in side]) for side in sides]
+    letters = {letter for side in names for name in side for letter in name}
+    if {"R", "AL", "AN"} & set(map(bidirectional, letters)):  # from right to left
+        names = [[f"\u2068{name}\u2069" for name in side] for side in names]
+    return names
 
 
 def _told_apart(tokens: Sequence[str]) -> list[str]:
     """The tokens, those that occur more than once with their place in brackets."""
-    count = Counter(tokens)
-    return [
-        f"{token} ({place})" if count[token] > 1 else token
-        for place, token in enumerate(tokens, start=1)
-    ]
+    twice = {token for token in tokens if tokens.count(token) > 1}
+    alike = re.compile(r" \(\d+\)$").search  # a token may end like a place
+    places = enumerate(tokens, start=1)
+    return [f"{t} ({n})" if t in twice or alike(t) else t for n, t in places]
 
 
 def _strongest(
-    table: Tensor, queries: Sequence[str], keys: Sequence[str], brief: bool
+    table: Tensor, mask: Tensor, queries: list[str], keys: list[str], brief: bool
 ) -> str:
     """The key with the largest value, by query, or once to be brief."""
-    queries, keys = _told_apart(queries), _told_apart(keys)
-    best = table.abs().argmax(dim=-1).tolist()
-    rows = range(len(queries))
-    if brief:
-        rows = [table.abs().amax(dim=-1).argmax().item()]
-    looks = (f"{queries[i]} → {keys[best[i]]} {table[i, best[i]]:.2f}" for i in rows)
-    return ", ".join(looks)
+    most, best = table.abs().masked_fill(~mask, -1.0).max(dim=-1)
+    rows = [most.argmax().item()] if brief else range(len(queries))
+    seen = [f"{keys[j]} {table[i, j]:.2f}" for i, j in enumerate(best.tolist())]
+    looks = ((queries[i], seen[i] if mask[i].any() else "no key") for i in rows)
+    return ", ".join(f"{query} → {key}" for query, key in looks)
 
 
 _INK, _COLD = "#5a62d8", "#b3541e"  # for values above and below zero
+_HATCH = {"facecolor": "none", "hatch": "///", "edgecolor": "#8a8f98", "linewidth": 0}
 
 
-def _draw_map(axes, table, mask, limit: float) -> None:
+def _draw_map(axes, table, mask, limit: float, many: bool = False) -> None:
     """Fill `axes` with one square for each weight; `limit` is drawn at full opacity."""
+    strength = table.abs() / limit
+    (_draw_many if many else _draw_squares)(axes, table, mask, strength)
+    if max(table.shape) > 8:
+        return
+    for i, j in mask.nonzero().tolist():
+        color = "white" if round(strength[i, j].item(), 4) > 0.95 else "black"
+        number = {"ha": "center", "va": "center", "fontsize": 9, "color": color}
+        axes.text(j + 0.5, i + 0.5, f"{table[i, j]:.2f}", **number)
+
+
+def _draw_squares(axes, table, mask, strength) -> None:
+    """Each square by itself."""
     from matplotlib.patches import Rectangle
 
-    for i, row in enumerate(table.tolist()):
-        for j, weight in enumerate(row):
-            place = {"xy": (j + 0.03, i + 0.03), "width": 0.94, "height": 0.94}
-            if not mask[i, j]:
-                hatch = {"hatch": "///", "edgecolor": "#8a8f98", "linewidth": 0}
-                axes.add_patch(Rectangle(**place, facecolor="none", **hatch))
-                continue
-            ink = _INK if weight >= 0 else _COLD
-            strength = round(abs(weight) / limit, 4)
-            axes.add_patch(Rectangle(**place, facecolor=ink, alpha=strength))
-            if max(table.shape) <= 8:
-                color = "white" if strength > 0.95 else "black"
-                number = {"ha": "center", "va": "center", "fontsize": 9}
-                axes.text(j + 0.5, i + 0.5, f"{weight:.2f}", color=color, **number)
+    for i, j in product(*map(range, table.shape)):
+        look = _HATCH
+        if mask[i, j]:
+            ink = _INK if table[i, j] >= 0 else _COLD
+            look = {"facecolor": ink, "alpha": round(strength[i, j].item(), 4)}
+        axes.add_patch(Rectangle((j + 0.03, i + 0.03), 0.94, 0.94, **look))
+
+
+def _draw_many(axes, table, mask, strength) -> None:
+    """All squares that have ink at once, and all that are hatched."""
+    from matplotlib import collections, colors, patches, path, transforms
+
+    inked = mask & (strength >= 5e-5)
+    i, j = inked.nonzero(as_tuple=True)
+    inks = torch.tensor([*map(colors.to_rgb, (_INK, _COLD))])[(table[inked] < 0).long()]
+    faces = torch.cat([inks, strength[inked, None].round(decimals=4)], dim=-1).tolist()
+    corners = torch.tensor([[0, 0], [1, 0], [1, 1], [0, 1], [0, 0]]) * 0.94 - 0.47
+    square = path.Path(corners.tolist(), closed=True)
+    look = {"facecolors": faces, "linewidths": 0, "clip_on": False}
+    look |= {"offsets": torch.stack([j, i], -1) + 0.5}
+    look |= {"offset_transform": axes.transData}
+    squares = collections.PathCollection([square], **look)
+    squares.set_transform(transforms.AffineDeltaTransform(axes.transData))
+    axes.add_collection(squares, autolim=False)
+    hidden = (~mask).nonzero().flip(-1)[:, None] + 0.5 + corners
+    around = path.Path(hidden.flatten(0, 1), square.codes.tolist() * len(hidden))
+    if len(hidden):
+        axes.add_artist(patches.PathPatch(around, **_HATCH))  # add_patch is slow
 
 
 def _name_axes(axes, queries: Sequence[str], keys: Sequence[str], cell: float) -> None:
     """Queries run down, keys across, turned where a cell, in inches, is too narrow."""
-    tilt = 90 if 0.08 * max(map(len, keys)) > cell else 0  # a letter is 0.08 inches
+    tilt = 90 if max(map(name_width, keys)) > cell else 0
     axes.set(xlim=(0, len(keys)), ylim=(len(queries), 0), aspect="equal")
-    axes.set_xticks(
-        [j + 0.5 for j in range(len(keys))], keys, rotation=tilt, parse_math=False
-    )
-    axes.set_yticks([i + 0.5 for i in range(len(queries))], queries, parse_math=False)
+    down, across = ([n + 0.5 for n in range(len(s))] for s in (queries, keys))
+    axes.set_xticks(across, keys, rotation=tilt, parse_math=False)
+    axes.set_yticks(down, queries, parse_math=False)
     axes.set_xlabel("keys", labelpad=7)
     axes.set_ylabel("queries")
     axes.xaxis.tick_top()
     axes.xaxis.set_label_position("top")
     axes.tick_params(length=0, labelsize=9)
     axes.spines[:].set_visible(False)
+    draw_boxes(*axes.get_xticklabels(), *axes.get_yticklabels())
 
 
 def _draw_bar(axes, limit: float, signed: bool) -> None:
@@ -176,22 +244,27 @@ def _draw_bar(axes, limit: float, signed: bool) -> None:
 
 
 def show_weights(
-    weights: Float[Tensor, "*heads num_queries num_keys"],
+    weights: Real[Tensor, "*heads num_queries num_keys"],
     queries: Sequence[str],
     keys: Sequence[str],
     *,
     mask: Bool[Tensor, "..."] | None = None,
     signed: bool = False,
+    axes: Sequence[str] | None = None,
 ) -> "matplotlib.figure.Figure":
     """The attention map: row i shows where query i looks, opacity is the weight.
 
-    Weights with an axis of heads, or of layers and heads, give one map a head, side by
-    side. `mask` is True where a query may see a key; forbidden cells are hatched.
-    `signed=True` draws scores, in two inks on a scale centred on zero. Needs
-    matplotlib, the extra `maps`.
+    Weights with an axis of heads give one map a head, side by side. With two axes
+    before the queries, `axes` says what they are: ("layer", "head"), or ("sentence",
+    "head"). `mask` is True where a query may see a key; forbidden cells are hatched.
+    `signed=True` draws scores, in two inks on a scale centred on zero. Tokens are shown
+    by `visible_token`. Needs matplotlib, the extra `maps`. Errors: see `as_maps`.
     """
-    maps, allowed = as_maps(weights, queries, keys, mask, signed)
-    names = _names(weights.shape[:-2])
+    options = {"mask": mask, "signed": signed, "axes": axes}
+    maps, allowed = as_maps(weights, queries, keys, **options)
+    words = describe_weights(weights, queries, keys, **options)
+    titles = _titles(weights.shape[:-2], axes)
+    queries, keys = ([visible_token(token) for token in s] for s in (queries, keys))
     try:
         from matplotlib.figure import Figure
     except ModuleNotFoundError:
@@ -201,27 +274,27 @@ def show_weights(
     few = max(maps.shape[1:]) <= 8
     # In inches: the names' room, that of the cells, and what a cell needs at least.
     beside, above = (
-        max(0.9, 0.34 + 0.08 * max(map(len, side))) for side in (queries, keys)
+        max(0.9, 0.34 + max(map(name_width, side))) for side in (queries, keys)
     )
     room, least = 4.6 - beside, 0.3 if few else 0.22  # 4.6 can be read on a phone
-    columns = min(len(maps), max(1, int(room / (least * len(keys)))))
+    title = max(1.2 * name_width(title) for title in titles)
+    columns = min(len(maps), max(1, int(room / max(least * len(keys), title))))
     rows = -(-len(maps) // columns)
     cell = max(least, min(0.48, room / (columns * len(keys)))) if few else least
-    width = columns * cell * len(keys) + beside
+    width = columns * max(cell * len(keys), title) + beside
     height = rows * (cell * len(queries) + above + 0.2 * (rows > 1))
     figure = Figure(figsize=(width, height), layout="constrained")
     limit = max(maps.abs().max().item(), 1e-4) if signed else 1.0
     places = list(figure.subplots(rows, columns, squeeze=False).flat)
-    drawn = zip(range(len(maps)), places, names, maps, allowed, strict=False)
-    for n, axes, name, *of_map in drawn:
-        _draw_map(axes, *of_map, limit)
-        _name_axes(axes, queries, keys, cell)
-        axes.set_title(name, fontsize=10)
+    drawn = zip(range(len(maps)), places, titles, maps, allowed, strict=False)
+    for n, place, title, *of_map in drawn:
+        _draw_map(place, *of_map, limit, many=maps.numel() > 256)
+        _name_axes(place, queries, keys, cell)
+        draw_boxes(place.set_title(title, fontsize=10, parse_math=False))
         if n % columns:  # the queries are named once a row
-            axes.set(yticks=[], ylabel="")
+            place.set(yticks=[], ylabel="")
         if not few:
-            _draw_bar(axes, limit, signed)
+            _draw_bar(place, limit, signed)
     for spare in places[len(maps) :]:
         spare.set_axis_off()
-    words = describe_weights(weights, queries, keys, mask=mask, signed=signed)
     return described(figure, words)

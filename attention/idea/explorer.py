@@ -7,34 +7,22 @@ be read.
 Written by `book/idea/explorer.ipynb`: read and change it there.
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from itertools import product
 from math import isnan
 from pathlib import Path
+from unicodedata import east_asian_width
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Real
 from torch import Tensor
 
-from attention.idea.attention_map import as_maps, describe_weights
+from attention.idea.attention_map import as_maps, axis_names, describe_weights
+from attention.idea.workbench import expected, visible_token, well_formed
 
 __all__ = ["Explorer", "explore"]
-
-
-_SIGNS = {chr(n): f"\\x{n:02x}" for n in (*range(32), 127)} | {"\n": "↵", "\t": "⇥"}
-
-
-def _visible(token: str) -> str:
-    """The token with its edges, controls and emptiness made visible."""
-
-    def signs(found: re.Match) -> str:
-        return "".join(_SIGNS.get(blank, "␣") for blank in found[0])
-
-    token = token.encode("utf-8", "replace").decode()  # halves of a character: ?
-    return re.sub(r"^\s+|\s+$|[\x00-\x1f\x7f]", signs, token) or "∅"
 
 
 def _cell(weight: float) -> str:
@@ -48,10 +36,11 @@ def _table(
     table: Tensor, queries: Sequence[str], keys: Sequence[str], caption: str
 ) -> str:
     """One map as HTML: its tokens are headers, its weights both ink and text."""
+    queries, keys = ([visible_token(t) for t in side] for side in (queries, keys))
     few = "few" if table.numel() <= 64 else ""
     tilt = "tilt" if len(keys) > 8 or max(map(_width, keys)) > 4 else ""
     first = min(12, max(2, *map(_width, queries)))
-    names, heads = ([escape(_visible(t)) for t in side] for side in (queries, keys))
+    names, heads = (map(escape, side) for side in (queries, keys))
     top = "".join(f'<th scope="col"><bdi>{head}</bdi></th>' for head in heads)
     rows = ""
     for name, row in zip(names, table.tolist(), strict=True):
@@ -67,7 +56,7 @@ def _table(
 
 def _width(token: str) -> int:
     """How many letters of the Latin script are about as wide as this token."""
-    return sum(2 if letter >= "\u2e80" else 1 for letter in token)
+    return sum(2 if east_asian_width(letter) in "WF" else 1 for letter in token)
 
 
 _STYLE = """
@@ -172,7 +161,12 @@ _STYLE += """
     padding: 0;
     border: 0;
   }
-  legend { float: left; width: 3rem; padding: 0.2rem 0; text-transform: capitalize; }
+  legend {
+    float: left;
+    min-width: 3rem;
+    padding: 0.2rem 0.4rem 0.2rem 0;
+    text-transform: capitalize;
+  }
   input { position: absolute; opacity: 0; }
   output { display: block; min-height: 2.7em; margin: 0.5rem 0; }
   /* Each choice will take a line above the table. */
@@ -272,12 +266,13 @@ _SCRIPT += r"""
     const size = Number(state[`${axis}s`]);
     if (size === 1) continue;
     const choice = document.createElement("fieldset");
-    choice.innerHTML = `<legend>${axis}</legend>`;
+    choice.innerHTML = "<legend></legend>";
     const one = `${axis} ${Math.random()}`;  // radio buttons of one name are one choice
     for (let n = 0; n < size; n++) {
       choice.innerHTML +=
         `<label><input type="radio" name="${one}" value="${n}">${n + 1}</label>`;
     }
+    choice.firstChild.textContent = state[`${axis}Name`];
     choice.querySelectorAll("input")[state[axis]].checked = true;
     choice.addEventListener("change", (event) => {
       state[axis] = event.target.value;
@@ -355,51 +350,54 @@ def _check_rows(maps: Tensor, mask: Tensor, queries: Sequence[str]) -> None:
     wrong = (sums - must).abs() > 0.01 + 5e-5 * maps.shape[-1]
     if wrong.any():
         n, i = wrong.nonzero()[0].tolist()
-        raise ValueError(
-            f"weights that a query may see must sum to {must[n, i]:.0f}, came "
-            f"{sums[n, i]:.4f} in the row of query {i + 1}, {queries[i]!r}, "
-            f"of map {n + 1}"
-        )
+        row = f"in the row of query {i + 1}, {queries[i]!r}, of map {n + 1}"
+        must = f"a sum of {must[n, i]:.0f} over the keys that a query may see"
+        raise expected("weights", must, f"{sums[n, i]:.4f} {row}")
 
 
 def explore(
-    weights: Float[Tensor, "*heads num_queries num_keys"],
+    weights: Real[Tensor, "*heads num_queries num_keys"],
     queries: Sequence[str],
     keys: Sequence[str],
     *,
     mask: Bool[Tensor, "..."] | None = None,
     show: Sequence[int] = (),
     caption: str = "Rows are queries, columns are keys.",
+    axes: Sequence[str] | None = None,
 ) -> Explorer:
     """The attention map as an interactive table: choose a head, point at a token.
 
-    `weights` may have an axis of heads in front, or of layers and heads. Each row sums
-    to one over the keys that `mask` (True where a query may see a key) allows. At first
-    the map `weights[show]` is in view.
+    `weights` may have an axis of heads in front, or two axes that `axes` names, as in
+    `show_weights`. Each row sums to one over the keys that `mask` (True where a query
+    may see a key) allows. At first the map `weights[show]` is in view. Errors: those
+    of `as_maps`, and ValueError for other sums and for a place where no map is.
     """
-    maps, allowed = as_maps(weights, queries, keys, mask)
+    maps, allowed = as_maps(weights, queries, keys, mask, axes=axes)
     _check_rows(maps, allowed, queries)
-    axes = tuple(weights.shape[:-2])
-    show = tuple(show) or (0,) * len(axes)
-    if show not in product(*map(range, axes)):
-        raise ValueError(f"show must be a place in {axes}, came {show}")
+    sizes = tuple(weights.shape[:-2])
+    place = show if isinstance(show, Sequence) else [show]
+    place = tuple(place) or (0,) * len(sizes)
+    if place not in product(*map(range, sizes)):
+        raise expected("show", f"a place in {sizes}", show)
+    if not isinstance(caption, str):
+        raise expected("caption", "a str", type(caption).__name__)
+    words = describe_weights(weights, queries, keys, mask=mask, axes=axes)
     maps = maps.masked_fill(~allowed, torch.nan)
-    data, caption = _places(axes, show, escape(caption))
-    table = _table(maps.reshape(weights.shape)[show], queries, keys, caption)
-    sides = ([f"\u2068{_visible(token)}\u2069" for token in s] for s in (queries, keys))
-    told = escape(describe_weights(weights, *sides, mask=mask))
-    html = _html(maps, data, table, told)
-    return Explorer(html, describe_weights(weights, queries, keys, mask=mask))
+    caption = escape(well_formed(caption))
+    data, caption = _places(sizes, axis_names(sizes, axes), place, caption)
+    table = _table(maps.reshape(weights.shape)[place], queries, keys, caption)
+    return Explorer(_html(maps, data, table, escape(words)), words)
 
 
-def _places(axes: tuple, show: tuple, caption: str) -> tuple[str, str]:
+def _places(sizes: tuple, names: tuple, show: tuple, caption: str) -> tuple[str, str]:
     """How many maps there are and which is in view: for the script, and in words."""
     data, shown = "", []
-    sizes, place = (1, 1, *axes)[-2:], (0, 0, *show)[-2:]
-    for axis, n, size in zip(("layer", "head"), place, sizes, strict=True):
-        data += f' data-{axis}="{n}" data-{axis}s="{size}"'
+    sizes, place = (1, 1, *sizes)[-2:], (0, 0, *show)[-2:]
+    names = map(escape, ("", "", *names)[-2:])
+    for axis, name, n, size in zip(("layer", "head"), names, place, sizes, strict=True):
+        data += f' data-{axis}="{n}" data-{axis}s="{size}" data-{axis}-name="{name}"'
         if size > 1:
-            shown.append(f'{axis} <b class="{axis}">{n + 1}</b> of {size}')
+            shown.append(f'{name} <b class="{axis}">{n + 1}</b> of {size}')
     if shown:
         caption += f" In view: {', '.join(shown)}."
     data += f' style="--choices:{len(shown)}"'

@@ -1,8 +1,8 @@
 """The workbench
 
 How this book works, and the small tools that its chapters use: `described` for
-pictures with words, `canvas` for drawn tensors, `step` for what changed, `grade`
-for exercises, `expected` for errors.
+pictures with words, `visible_token` for tokens, `canvas` for drawn tensors, `step`
+for what changed, `grade` for exercises, `expected` for errors.
 
 Written by `book/idea/workbench.ipynb`: read and change it there.
 """
@@ -10,26 +10,34 @@ Written by `book/idea/workbench.ipynb`: read and change it there.
 import difflib
 import inspect
 import io
+import re
 import textwrap
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
+from unicodedata import category, is_normalized
 
 import torch
 
 if TYPE_CHECKING:
     import matplotlib.figure
+    import matplotlib.text
 
 __all__ = [
     "canvas",
     "check_tensor",
+    "check_tokens",
     "described",
     "draw_arrow",
+    "draw_boxes",
     "draw_table",
     "expected",
     "grade",
+    "name_width",
     "step",
     "told",
+    "visible_token",
+    "well_formed",
 ]
 
 
@@ -39,7 +47,7 @@ def described(
     """Give `figure` a description; a notebook shows it as SVG together with it."""
     if not description.strip():
         raise expected("description", "what the figure shows, in words", "no word")
-    figure._repr_mimebundle_ = partial(_as_svg, figure, description)
+    figure._repr_mimebundle_ = partial(_as_svg, figure, well_formed(description))
     return figure
 
 
@@ -53,8 +61,88 @@ def _as_svg(figure, description, include=None, exclude=None):
         figure.savefig(
             svg, format="svg", transparent=True, bbox_inches="tight", metadata=timeless
         )
-    bundle = {"image/svg+xml": svg.getvalue(), "text/plain": description}
+    bundle = {"image/svg+xml": well_formed(svg.getvalue()), "text/plain": description}
     return bundle, {"image/svg+xml": {"needs_background": "light"}}
+
+
+_UNWRITABLE = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef"
+    + "".join(rf"\U{plane:04x}fffe\U{plane:04x}ffff" for plane in range(17))
+    + "]"
+)
+
+
+def well_formed(text: str) -> str:
+    """`text` with U+FFFD for each character that XML or HTML cannot hold."""
+    return _UNWRITABLE.sub("\ufffd", text)
+
+
+_SIGNS = {"\n": "↵", "\t": "⇥", " ": "␣"}
+_OTHERS = re.compile(  # our own signs, and what is printable and leaves no ink
+    "[↵⇥␣∅◌⟨\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f"
+    "\uffa0\U0001d159\U000e0100-\U000e01ef]"
+)
+
+
+def visible_token(token: str) -> str:
+    """The token as it is shown: whole, on one line, and like no other token.
+
+    A line break is ↵, a tab ⇥, a space at an end or beside another ␣, nothing ∅. What
+    else leaves no ink is told by its number, ⟨U+00A0⟩; so are these signs themselves,
+    and marks that Unicode would join to their letter (normal form C).
+    """
+    in_pieces = not is_normalized("NFC", token)
+
+    def sign(found: re.Match) -> str:
+        letter = found[0]
+        if letter in _SIGNS:
+            return _SIGNS[letter]
+        mark = category(letter)[0] == "M" or "\u1160" <= letter <= "\u11ff"
+        alike = (in_pieces and mark) or not is_normalized("NFC", letter)
+        if alike or not letter.isprintable() or _OTHERS.match(letter):
+            return f"⟨U+{ord(letter):04X}⟩"
+        return letter
+
+    shown = re.sub(r"(?<!\S) | (?!\S)|[^ ]", sign, token) or "∅"
+    return f"◌{shown}" if category(shown[0])[0] == "M" else shown
+
+
+def check_tokens(**sides: Sequence[str]) -> None:
+    """ValueError unless each side is a sequence of strings; a string is its letters."""
+    must = "a sequence of str"
+    for name, side in sides.items():
+        if not isinstance(side, Sequence):
+            raise expected(name, must, type(side).__name__)
+        for place, token in enumerate(side, start=1):
+            if not isinstance(token, str):
+                raise expected(name, must, f"{token!r} at place {place}")
+
+
+def _font():
+    """The font in use, at 9 points."""
+    from matplotlib.font_manager import FontProperties, findfont, get_font
+
+    font = get_font(findfont(FontProperties()))
+    font.set_size(9, 72)
+    return font
+
+
+def name_width(name: str) -> float:
+    """How much room a name of 9 points takes in a picture, in inches."""
+    font, points = _font(), 0.0
+    for code in map(ord, name):
+        known = font.get_char_index(code)
+        points += font.load_char(code).linearHoriAdvance / 65536 if known else 11
+    return max(0.08 * len(name), points / 72)
+
+
+def draw_boxes(*texts: "matplotlib.text.Text") -> None:
+    """Give each letter that the font lacks a box, and no warning."""
+    font = _font()
+    for text in texts:
+        if not all(font.get_char_index(ord(letter)) for letter in text.get_text()):
+            family = [*text.get_fontfamily(), "Last Resort High-Efficiency"]
+            text.set_fontfamily(family)
 
 
 def canvas(

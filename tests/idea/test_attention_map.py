@@ -1,17 +1,28 @@
 """Maps: what is drawn, what is said, and what is refused."""
 
+import io
 import re
 import subprocess
 import sys
+import time
+from itertools import pairwise
+from unicodedata import is_normalized
+from xml.dom import minidom
 
+import numpy
 import pytest
 import torch
+from examples import said, token_of
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from matplotlib.colors import to_rgb
 
 from attention import describe_weights, show_weights
-from attention.idea.attention_map import as_maps
+from attention.idea.attention_map import _told_apart, as_maps
+from attention.idea.workbench import visible_token
 
 QUERIES, KEYS = ["a", "b", "c"], ["v", "w", "x", "y", "z"]
+LAYERS = {"axes": ("layer", "head")}
 
 
 def some_weights(*heads):
@@ -47,7 +58,7 @@ def test_several_heads_are_described_one_by_one():
 
 
 def test_layers_and_heads_are_both_named():
-    words = describe_weights(some_weights(2, 3), QUERIES, KEYS)
+    words = describe_weights(some_weights(2, 3), QUERIES, KEYS, **LAYERS)
     for layer in (1, 2):
         for head in (1, 2, 3):
             assert f"Layer {layer}, head {head}, strongest: a → " in words
@@ -189,7 +200,7 @@ def test_long_names_take_no_room_from_the_cells():
     weights, tokens = torch.full((2, 5, 5), 0.2), ["international", *"abcd"]
     for maps, inches in ((weights, 0.3), (weights[0], 0.48)):
         figure = show_weights(maps, tokens, tokens)
-        figure.canvas.draw()
+        figure.draw_without_rendering()
         assert figure.axes[0].get_window_extent().width / figure.dpi >= 5 * inches
 
 
@@ -246,7 +257,7 @@ def test_a_bar_beside_the_map_says_which_opacity_is_which_value(signed, ends):
     opacity = torch.tensor([square.get_alpha() for square in bar.patches])
     steps = torch.linspace(1, -1 if signed else 0, 20).abs()
     torch.testing.assert_close(opacity, steps, atol=1e-4, rtol=0)
-    figure.canvas.draw()
+    figure.draw_without_rendering()
     whole, strip = axes.get_window_extent(), bar.get_window_extent()
     assert strip.x0 == pytest.approx(whole.x0 + 1.04 * whole.width)
     assert strip.width == pytest.approx(0.05 * whole.width)
@@ -288,11 +299,11 @@ def test_heads_stand_side_by_side_and_spare_places_stay_empty():
 def test_layers_and_heads_are_drawn_and_described_one_by_one(masked):
     weights, mask = some_weights(2, 3), torch.rand(2, 3, 3, 5) < 0.5
     mask = mask if masked else None
-    figure = show_weights(weights, QUERIES, KEYS, mask=mask)
+    figure = show_weights(weights, QUERIES, KEYS, mask=mask, **LAYERS)
     titles = [f"layer {m}, head {n}" for m in (1, 2) for n in (1, 2, 3)]
     assert [axes.get_title() for axes in figure.axes] == titles
     words = figure._repr_mimebundle_()[0]["text/plain"]
-    assert words == describe_weights(weights, QUERIES, KEYS, mask=mask)
+    assert words == describe_weights(weights, QUERIES, KEYS, mask=mask, **LAYERS)
 
 
 def test_signed_values_have_two_inks_on_a_scale_centred_on_zero():
@@ -350,39 +361,352 @@ def test_a_map_saves_to_a_file(tmp_path):
 
 
 def test_values_are_weights_unless_they_are_said_to_be_signed(as_importer):
-    with pytest.raises(ValueError, match=r"must lie from 0 to 1, came low=-2\.0"):
+    with pytest.raises(ValueError, match=said("weights", "0 to 1", "got", "-2")):
         as_maps(torch.full((3, 5), -2.0), QUERIES, KEYS)
 
 
 BAD = {
-    "too few keys": ({"keys": KEYS[:4]}, r"queries x keys \(3, 4\), came=\(3, 5\)"),
-    "no heads": ({"weights": torch.ones(0, 3, 5)}, r"came=\(0, 3, 5\)"),
-    "one axis": ({"weights": torch.ones(5)}, r"came=\(5,\)"),
-    "five axes": ({"weights": torch.ones(1, 1, 1, 3, 5)}, r"came=\(1, 1, 1, 3, 5\)"),
-    "a query that is a number": ({"queries": ["a", 2, "c"]}, "be strings, came 2"),
-    "a key that is a number": ({"keys": [*KEYS[:4], 2]}, "be strings, came 2"),
-    "above one": ({"weights": torch.full((3, 5), 1.5)}, "from 0 to 1.*high=1.5"),
-    "below zero": ({"weights": torch.full((3, 5), -0.5)}, "from 0 to 1.*low=-0.5"),
-    "not a number": ({"weights": torch.full((3, 5), torch.nan)}, "low=nan"),
+    "too few keys": ({"keys": KEYS[:4]}, ("weights", (3, 4), "got", (3, 5))),
+    "no heads": ({"weights": torch.ones(0, 3, 5)}, ("weights", "got", (0, 3, 5))),
+    "one axis": ({"weights": torch.ones(5)}, ("weights", "got", (5,))),
+    "five axes": (
+        {"weights": torch.ones(1, 1, 1, 3, 5)},
+        ("weights", "got", (1, 1, 1, 3, 5)),
+    ),
+    "a batch": (
+        {"weights": torch.full((2, 4, 3, 5), 0.2)},
+        ("axes", "2 axes (2, 4)", '("sentence", "head")', "got None"),
+    ),
+    "one name for two axes": (
+        {"weights": torch.full((2, 4, 3, 5), 0.2), "axes": ("head",)},
+        ("axes", "2 axes", "got ('head',)"),
+    ),
+    "a name for no axis": ({"axes": ("head",)}, ("axes", "0 axes", "got")),
+    "one name twice": (
+        {"weights": torch.full((2, 4, 3, 5), 0.2), "axes": ("head", "head")},
+        ("axes", "got ('head', 'head')"),
+    ),
+    "names in one word": (
+        {"weights": torch.full((2, 4, 3, 5), 0.2), "axes": "lh"},
+        ("axes", "got lh"),
+    ),
+    "a name without a letter": (
+        {"weights": torch.full((2, 3, 5), 0.2), "axes": (" ",)},
+        ("axes", "got (' ',)"),
+    ),
+    "a query that is a number": (
+        {"queries": ["a", 2, "c"]},
+        ("queries", "sequence of str", "got 2 at place 2"),
+    ),
+    "a key that is a number": (
+        {"keys": [*KEYS[:4], 2]},
+        ("keys", "sequence of str", "got 2 at place 5"),
+    ),
+    "a set": ({"keys": set(KEYS)}, ("keys", "sequence of str", "got set")),
+    "a generator": (
+        {"queries": (query for query in QUERIES)},
+        ("queries", "sequence of str", "got generator"),
+    ),
+    "an array of tokens": (
+        {"queries": numpy.array(QUERIES)},
+        ("queries", "sequence of str", "got ndarray"),
+    ),
+    "token ids": (
+        {"queries": torch.arange(3)},
+        ("queries", "sequence of str", "got Tensor"),
+    ),
+    "above one": (
+        {"weights": torch.full((3, 5), 1.5)},
+        ("weights", "0 to 1", "got", "1.5"),
+    ),
+    "below zero": (
+        {"weights": torch.full((3, 5), -0.5)},
+        ("weights", "0 to 1", "got -0.5"),
+    ),
+    "not a number": (
+        {"weights": torch.full((3, 5), torch.nan)},
+        ("weights", "0 to 1", "got nan"),
+    ),
     "infinite scores": (
         {"weights": torch.full((3, 5), torch.inf), "signed": True},
-        "values must be finite, came .*high=inf",
+        ("weights", "finite", "got inf"),
     ),
-    "number mask": ({"mask": torch.ones(3, 5)}, "boolean .*came torch.float32"),
+    "complex": (
+        {"weights": torch.ones(3, 5, dtype=torch.complex64), "signed": True},
+        ("weights", "real numbers", "got torch.complex64"),
+    ),
+    "without data": (
+        {"weights": torch.ones(3, 5, device="meta")},
+        ("weights", "got", "on meta"),
+    ),
+    "number mask": (
+        {"mask": torch.ones(3, 5)},
+        ("mask", "booleans", "got torch.float32"),
+    ),
     "wrong mask": (
         {"mask": torch.ones(5, 3, dtype=torch.bool)},
-        r"broadcast to \(1, 3, 5\), came=\(5, 3\)",
+        ("mask", (1, 3, 5), "got", (5, 3)),
     ),
     "a mask with an axis of its own": (
         {"weights": torch.full((2, 3, 5), 0.2), "mask": torch.ones(1, 2, 3, 5) > 0},
-        r"broadcast to \(2, 3, 5\), came=\(1, 2, 3, 5\)",
+        ("mask", (2, 3, 5), "got", (1, 2, 3, 5)),
     ),
 }
 
 
 @pytest.mark.parametrize("draw", [describe_weights, show_weights])
-@pytest.mark.parametrize(("change", "message"), BAD.values(), ids=BAD.keys())
-def test_what_is_no_map_is_refused(as_importer, draw, change, message):
+@pytest.mark.parametrize(("change", "fields"), BAD.values(), ids=BAD.keys())
+def test_what_is_no_map_is_refused(as_importer, draw, change, fields):
     good = {"weights": some_weights(), "queries": QUERIES, "keys": KEYS}
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=said(*fields)):
         draw(**(good | change))
+
+
+@pytest.mark.parametrize("draw", [describe_weights, show_weights])
+@pytest.mark.parametrize("convert", [numpy.asarray, torch.Tensor.tolist], ids=str)
+@pytest.mark.parametrize("name", ["weights", "mask"])
+def test_what_is_no_tensor_is_refused_and_told_how_to_become_one(
+    as_importer, draw, convert, name
+):
+    good = {"weights": some_weights(), "mask": torch.ones(3, 5, dtype=torch.bool)}
+    wrong = convert(good[name])
+    fields = (name, "torch.Tensor", f"got {type(wrong).__name__}", "torch.as_tensor")
+    with pytest.raises(TypeError, match=said(*fields)):
+        draw(queries=QUERIES, keys=KEYS, **(good | {name: wrong}))
+
+
+KINDS = {
+    "whole numbers": lambda weights: weights.long(),
+    "booleans": lambda weights: weights.bool(),
+    "half precision": lambda weights: weights.half(),
+    "eight bits": lambda weights: weights.to(torch.float8_e4m3fn),
+    "with a gradient": lambda weights: weights.requires_grad_() * 1,
+    "sparse": lambda weights: weights.to_sparse(),
+    "turned": lambda weights: weights.T.contiguous().T,
+}
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS.keys())
+def test_weights_of_every_kind_of_real_number_are_shown(as_importer, kind):
+    weights = torch.eye(5)[[4, 2, 2]]
+    want = show_weights(weights, QUERIES, KEYS)._repr_mimebundle_()[0]
+    got = show_weights(kind(weights), QUERIES, KEYS)._repr_mimebundle_()[0]
+    assert got == want
+
+
+# Two axes before the queries
+
+
+def test_a_batch_is_told_as_what_it_is_called():
+    weights = some_weights(2, 3)
+    words = describe_weights(weights, QUERIES, KEYS, axes=("sentence", "head"))
+    assert "Sentence 2, head 3, strongest: a → " in words
+    figure = show_weights(weights, QUERIES, KEYS, axes=("sentence", "head"))
+    assert figure.axes[-1].get_title() == "sentence 2, head 3"
+    assert "Item of GPT 2, strongest" in describe_weights(
+        weights[:, 0], QUERIES, KEYS, axes=("item of GPT",)
+    )
+
+
+def test_of_one_sentence_or_one_layer_the_heads_are_named():
+    weights = some_weights(1, 3)
+    words = describe_weights(weights, QUERIES, KEYS)
+    assert words == describe_weights(weights[0], QUERIES, KEYS)
+    titles = [a.get_title() for a in show_weights(weights, QUERIES, KEYS).axes[:3]]
+    assert titles == ["head 1", "head 2", "head 3"]
+
+
+def test_long_titles_do_not_touch_each_other():
+    weights = torch.full((2, 2, 2, 2), 0.5)
+    figure = show_weights(weights, "ab", "ab", axes=("sentence", "attention head"))
+    figure.draw_without_rendering()
+    boxes = [axes.title.get_window_extent() for axes in figure.axes]
+    for one, other in pairwise(boxes):
+        assert one.x1 < other.x0 or one.y0 > other.y1
+
+
+# What the mask hides
+
+
+@pytest.mark.parametrize("hidden", [torch.nan, torch.inf, 0.7, -3.0])
+def test_what_is_hidden_is_neither_shown_nor_told(hidden):
+    mask = torch.ones(3, 5, dtype=torch.bool).tril(1)
+    clean = some_weights().masked_fill(~mask, 0.0)
+    want, got = (
+        show_weights(weights, QUERIES, KEYS, mask=mask)._repr_mimebundle_()[0]
+        for weights in (clean, clean.masked_fill(~mask, hidden))
+    )
+    assert got == want
+    assert want["text/plain"] == describe_weights(clean, QUERIES, KEYS, mask=mask)
+
+
+def test_a_query_that_may_see_no_key_looks_at_none():
+    mask = torch.ones(3, 5, dtype=torch.bool)
+    mask[1] = False
+    mask[2, 0] = False
+    weights = some_weights()
+    weights[2] = 0
+    words = describe_weights(weights, QUERIES, KEYS, mask=mask)
+    assert words.endswith("b → no key, c → w 0.00. Hatched cells may not be seen.")
+
+
+# Tokens of every kind
+
+LETTERS = st.characters(exclude_categories=()) | st.sampled_from(
+    "\n\t\r \u00a0\u200b\u2028␣↵⇥∅◌⟨⟩aeé\u0301\u0323\u1100\u1161\u11a8가אع(1)"
+)
+TOKENS = st.text(LETTERS, max_size=5)
+
+
+@settings(max_examples=1000)
+@given(TOKENS)
+@example("")
+@example("\ud83d")
+@example("\ufffe")
+@example("e\u0301")
+@example("⟨U+000A⟩")
+def test_every_token_has_a_look_of_its_own(token):
+    shown = visible_token(token)
+    assert token_of(shown) == token
+    assert is_normalized("NFC", shown)  # so not even alike to a reader of Unicode
+    assert shown.isprintable()
+    assert shown == shown.strip() != ""
+
+
+LOOKS = {
+    "a word": ("cat", "cat"),
+    "a space before": (" cat", "␣cat"),
+    "a space inside": ("New York", "New York"),
+    "two inside": ("New  York", "New␣␣York"),
+    "a line break": ("\n", "↵"),
+    "a line break and a space": ("\n a", "↵␣a"),
+    "a tab": ("\t", "⇥"),
+    "nothing": ("", "∅"),
+    "the sign for nothing": ("∅", "⟨U+2205⟩"),
+    "a control": ("\x1b[0m", "⟨U+001B⟩[0m"),
+    "no character": ("\ufffe", "⟨U+FFFE⟩"),
+    "half a character": ("\ud83d", "⟨U+D83D⟩"),
+    "a change of direction": ("\u202eabc", "⟨U+202E⟩abc"),
+    "a space that does not break": ("New\u00a0York", "New⟨U+00A0⟩York"),
+    "a letter": ("é", "é"),
+    "its pieces": ("e\u0301", "e⟨U+0301⟩"),
+    "an accent alone": ("\u0301", "◌\u0301"),
+    "Hindi": ("हिन्दी", "हिन्दी"),
+    "Chinese": ("注意", "注意"),
+    "a picture": ("😀", "😀"),
+    "what is not whitespace in HTML": ("\u3164", "⟨U+3164⟩"),
+}
+
+
+@pytest.mark.parametrize(("token", "shown"), LOOKS.values(), ids=LOOKS.keys())
+def test_a_token_is_shown_whole_and_on_one_line(token, shown):
+    assert visible_token(token) == shown
+
+
+@settings(max_examples=300)
+@given(st.lists(TOKENS | st.sampled_from(["a", "a (1)", "a (2)"]), max_size=6))
+@example(["a", "a", "a (1)"])
+def test_tokens_are_told_apart_in_words(tokens):
+    names = _told_apart(list(map(visible_token, tokens)))
+    assert len(set(names)) == len(tokens)
+
+
+@pytest.mark.parametrize("token", ["שלום", "عربي", "٣"])
+def test_words_are_isolated_where_one_runs_from_right_to_left(token):
+    words = describe_weights(torch.eye(2), ["cat", token], ["the", token])
+    assert "\u2068cat\u2069 → \u2068the\u2069 1.00" in words
+    assert f"\u2068{token}\u2069 → \u2068{token}\u2069 1.00" in words
+    latin = describe_weights(torch.eye(2), ["cat", "é"], ["the", "注意"])
+    assert not set("\u2068\u2069") & set(latin)
+
+
+SCRIPTS = {
+    "Chinese": ["注意力", "就是", "一切"],
+    "Hindi": ["ध्यान", "ही", "सब"],
+    "Hebrew": ["שלום", "עולם", "hello"],
+    "pictures": ["😀", "👨‍👩‍👧", "❤️"],
+    "controls": ["\x00", "\x1b[0m", "\ud83d"],
+}
+
+
+@pytest.mark.parametrize("tokens", SCRIPTS.values(), ids=SCRIPTS.keys())
+@pytest.mark.parametrize("length", [3, 18])
+def test_every_script_is_drawn_without_a_warning(tokens, length):
+    tokens = (tokens * 6)[:length]
+    weights = torch.full((2, length, length), 1 / length)
+    figure = show_weights(weights, tokens, tokens)
+    page = svg(figure)
+    minidom.parseString(page.encode())
+    for token in tokens:
+        assert f">{visible_token(token)}<" in page  # letters stay letters
+    figure.savefig(io.BytesIO(), format="png", dpi=50)
+    figure.draw_without_rendering()
+
+
+@pytest.mark.parametrize("token", ["W" * 40, "注" * 20, "क" * 30, "\x00" * 12])
+def test_wide_names_take_no_room_from_the_cells(token):
+    weights, tokens = torch.full((5, 5), 0.2), [token, *"abcd"]
+    figure = show_weights(weights, tokens, tokens)
+    figure.draw_without_rendering()
+    assert figure.axes[0].get_window_extent().width / figure.dpi >= 5 * 0.48
+
+
+# Large maps
+
+
+def test_a_large_map_is_a_few_objects_however_many_its_cells():
+    weights, mask = torch.rand(2, 40, 40), torch.rand(40, 40) < 0.5
+    names = [f"token {n}" for n in range(40)]
+    figure = show_weights(weights, names, names, mask=mask)
+    for axes in figure.axes:
+        assert len(axes.collections) == 1
+        assert [bool(patch.get_hatch()) for patch in axes.patches] == [True]
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_a_large_map_has_the_squares_of_small_ones(signed):
+    mask = torch.rand(17, 17) < 0.7
+    weights = torch.rand(17, 17) - (0.5 if signed else 0)
+    weights[0, 0] = 0
+    figure = show_weights(weights, "a" * 17, "b" * 17, mask=mask, signed=signed)
+    axes = figure.axes[0]
+    (squares,), (hatched,) = axes.collections, axes.patches
+    table = (1e4 * weights.double()).round() / 1e4 * mask
+    i, j = table.nonzero(as_tuple=True)
+    centres = torch.tensor(squares.get_offsets().tolist())
+    assert torch.equal(centres, torch.stack([j, i], dim=-1) + 0.5)
+    limit = table.abs().max() if signed else 1
+    colors = torch.tensor(squares.get_facecolor().tolist())
+    strength = (table[i, j].abs() / limit).float()
+    torch.testing.assert_close(colors[:, 3], strength, atol=1e-4, rtol=0)
+    inks = torch.tensor([to_rgb("#5a62d8"), to_rgb("#b3541e")])
+    torch.testing.assert_close(colors[:, :3], inks[(table[i, j] < 0).long()])
+    figure.draw_without_rendering()
+    corner, _, opposite, *_ = squares.get_paths()[0].vertices.tolist()
+    assert (corner, opposite) == (pytest.approx([-0.47] * 2), pytest.approx([0.47] * 2))
+    cell = axes.transData.transform([[0.94, 0.94]]) - axes.transData.transform([[0, 0]])
+    size = squares.get_transform().transform([[0.94, 0.94]])
+    assert size.tolist() == [pytest.approx(cell[0])]
+    pieces = hatched.get_path().to_polygons(closed_only=False)
+    middles = {tuple((piece.min(0) + piece.max(0)) / 2) for piece in pieces}
+    hidden = (~mask).nonzero().tolist()
+    assert len(pieces) == len(middles) == len(hidden)
+    for i, j in hidden:
+        assert any(abs(x - j - 0.5) + abs(y - i - 0.5) < 1e-5 for x, y in middles)
+
+
+def test_a_large_map_takes_no_more_bytes_than_small_ones():
+    def size(length):
+        names = ["t"] * length
+        weights, mask = torch.full((length, length), 0.5), torch.ones(length, length)
+        return len(svg(show_weights(weights, names, names, mask=mask.tril() > 0)))
+
+    assert size(32) / 32**2 < size(16) / 16**2
+
+
+def test_a_map_of_128_tokens_is_drawn_in_seconds():
+    weights = torch.randn(128, 128).softmax(dim=-1)
+    names = [f"token {n}" for n in range(128)]
+    start = time.process_time()  # of this process alone, however busy the machine
+    svg(show_weights(weights, names, names, mask=torch.ones(128, 128).tril() > 0))
+    assert time.process_time() - start < 4

@@ -8,8 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from examples import said, token_of
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from attention import describe_weights, explore, show_weights
+from attention.idea.workbench import visible_token, well_formed
 
 ROOT = Path(__file__).resolve().parents[2]
 SPEC = importlib.util.spec_from_file_location("verifier", ROOT / "book/conftest.py")
@@ -17,6 +21,7 @@ verifier = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(verifier)
 
 QUERIES, KEYS = ["a", "b", "c"], ["v", "w", "x", "y", "z"]
+LAYERS = ("layer", "head")
 
 
 def some_weights(*heads):
@@ -93,20 +98,21 @@ def test_a_cell_says_its_weight_as_text_and_as_ink():
 @pytest.mark.parametrize("axes", [(), (2,), (2, 3), (1, 2)], ids=str)
 def test_all_maps_are_on_the_page_by_layer_and_head(axes):
     weights = some_weights(*axes)
-    page = read(explore(weights, QUERIES, KEYS))
+    page = read(explore(weights, QUERIES, KEYS, axes=LAYERS[2 - len(axes) :]))
     close(page.maps, weights.reshape(*(1, 1, *axes)[-2:], 3, 5))
 
 
 @pytest.mark.parametrize("axes", [(), (2,), (2, 3)], ids=str)
 def test_the_map_in_view_at_first_is_the_first_for_the_script_too(axes):
-    page = read(explore(some_weights(*axes), QUERIES, KEYS))
+    names = LAYERS[2 - len(axes) :]
+    page = read(explore(some_weights(*axes), QUERIES, KEYS, axes=names))
     ((root, _),) = page.all("div", **{"class": "attention-explorer"})
     assert (root["data-layer"], root["data-head"]) == ("0", "0")
 
 
 def test_the_map_in_view_at_first_is_the_one_asked_for():
     weights = some_weights(2, 7)
-    page = read(explore(weights, QUERIES, KEYS, show=(1, 4)))
+    page = read(explore(weights, QUERIES, KEYS, show=(1, 4), axes=LAYERS))
     cells = [float(text) for _, text in page.all("td")[1:]]
     close(torch.tensor(cells).reshape(3, 5), weights[1, 4])
     assert "In view: layer 2 of 2, head 5 of 7." in page.texts("caption")[0]
@@ -114,10 +120,36 @@ def test_the_map_in_view_at_first_is_the_one_asked_for():
     assert (root["data-layer"], root["data-head"]) == ("1", "4")
 
 
-@pytest.mark.parametrize("show", [(2, 0), (0, 7), (-1, 0), (1,), (0, 0, 0)], ids=str)
-def test_a_place_where_no_map_is_is_refused(show):
-    with pytest.raises(ValueError, match=r"show must be a place in \(2, 7\), came"):
-        explore(some_weights(2, 7), QUERIES, KEYS, show=show)
+@pytest.mark.parametrize(
+    "show", [(2, 0), (0, 7), (-1, 0), (1,), (0, 0, 0), 1, "10"], ids=str
+)
+def test_a_place_where_no_map_is_is_refused(as_importer, show):
+    with pytest.raises(ValueError, match=said("show", (2, 7), "got", show)):
+        explore(some_weights(2, 7), QUERIES, KEYS, show=show, axes=LAYERS)
+
+
+def test_of_heads_alone_a_number_is_a_place(as_importer):
+    weights = some_weights(3)
+    want = explore(weights, QUERIES, KEYS, show=(2,))
+    assert explore(weights, QUERIES, KEYS, show=2) == want
+
+
+def test_axes_have_the_names_that_the_caller_gives():
+    name = '<b>"sentence" & more'
+    page = read(explore(some_weights(2, 3), QUERIES, KEYS, axes=(name, "head")))
+    assert f"In view: {name} 1 of 2, head 1 of 3." in page.texts("caption")[0]
+    ((root, _),) = page.all("div", **{"class": "attention-explorer"})
+    assert (root["data-layer-name"], root["data-head-name"]) == (name, "head")
+
+
+def test_a_batch_without_a_name_is_refused():
+    with pytest.raises(ValueError, match=said("axes", (2, 3), "sentence", "got None")):
+        explore(some_weights(2, 3), QUERIES, KEYS)
+
+
+def test_a_caption_that_is_no_text_is_refused(as_importer):
+    with pytest.raises(ValueError, match=said("caption", "expected a str", "got int")):
+        explore(some_weights(), QUERIES, KEYS, caption=3)
 
 
 def test_a_map_alone_names_no_head():
@@ -141,7 +173,7 @@ def test_a_masked_cell_says_so_and_carries_no_weight():
 def test_one_mask_serves_all_layers_and_heads():
     mask = torch.ones(3, 5, dtype=torch.bool).tril(2)
     weights = torch.randn(2, 7, 3, 5).masked_fill(~mask, -torch.inf).softmax(dim=-1)
-    maps = read(explore(weights, QUERIES, KEYS, mask=mask)).maps
+    maps = read(explore(weights, QUERIES, KEYS, mask=mask, axes=LAYERS)).maps
     assert torch.equal(maps.isnan(), (~mask).expand(2, 7, 3, 5))
 
 
@@ -160,19 +192,19 @@ TOKENS = {
     "the end of the table": ("</td></table>", "</td></table>"),
     "quotes and ampersands": ("\"'&amp;<", "\"'&amp;<"),
     "right to left": ("שלום", "שלום"),
-    "a change of direction": ("\u202eabc", "\u202eabc"),
+    "a change of direction": ("\u202eabc", "⟨U+202E⟩abc"),
     "a space in front": (" cat", "␣cat"),
     "spaces alone": ("  ", "␣␣"),
     "a space inside": ("New York", "New York"),
-    "a space that does not break": ("\u00a0cat", "␣cat"),
+    "a space that does not break": ("\u00a0cat", "⟨U+00A0⟩cat"),
     "a line break": ("\n", "↵"),
     "a line break inside": ("a\nb", "a↵b"),
     "a tab": ("\t", "⇥"),
-    "a control": ("\x00\x1b", "\\x00\\x1b"),
-    "the last controls": ("\x1f\x7f", "\\x1f\\x7f"),
+    "a control": ("\x00\x1b", "⟨U+0000⟩⟨U+001B⟩"),
+    "the last controls": ("\x1f\x7f", "⟨U+001F⟩⟨U+007F⟩"),
     "the ends of what is printed": ("!~", "!~"),
     "nothing": ("", "∅"),
-    "half a character": ("\ud83d", "?"),
+    "half a character": ("\ud83d", "⟨U+D83D⟩"),
     "a long token": ("long" * 99, "long" * 99),
 }
 
@@ -187,6 +219,22 @@ def test_a_token_adds_nothing_to_the_page_but_itself(token, shown, tmp_path):
     assert page.texts("bdi") == ["a", shown, "c"] * 2
     assert [tag for tag, *_ in page.found] == [tag for tag, *_ in reference.found]
     explorer.save(tmp_path / "map.html")
+
+
+ANY = st.text(st.characters(exclude_categories=()), max_size=5)
+
+
+@settings(max_examples=50)
+@given(st.lists(ANY, min_size=1, max_size=4), ANY, ANY.filter(str.strip))
+def test_no_text_spoils_the_page(tokens, caption, name):
+    weights = torch.full((2, len(tokens), len(tokens)), 1 / len(tokens))
+    explorer = explore(weights, tokens, tokens, caption=caption, axes=(name,))
+    assert well_formed(explorer.html) == explorer.html
+    assert well_formed(explorer.words) == explorer.words
+    page = read(explorer)
+    assert page.texts("bdi") == 2 * list(map(visible_token, tokens))
+    assert list(map(token_of, page.texts("bdi"))) == 2 * tokens
+    assert page.texts("p") == [explorer.words]
 
 
 ROOM = {
@@ -224,8 +272,8 @@ def test_a_caption_is_text_not_html():
 
 def test_elsewhere_it_is_words():
     weights = some_weights(2, 3)
-    words = describe_weights(weights, QUERIES, KEYS)
-    assert repr(explore(weights, QUERIES, KEYS)) == words
+    words = describe_weights(weights, QUERIES, KEYS, axes=LAYERS)
+    assert repr(explore(weights, QUERIES, KEYS, axes=LAYERS)) == words
     assert "Layer 2, head 3, strongest: a → " in words
 
 
@@ -235,12 +283,13 @@ def test_an_explorer_cannot_be_changed():
         explorer.html = ""
 
 
-def test_the_page_holds_the_words_of_all_heads_with_tokens_isolated():
-    weights = some_weights(7)
-    words = read(explore(weights, QUERIES, KEYS)).texts("details")[0]
-    assert words.count("\u2068") == words.count("\u2069") == 7 * 3 * 2
-    plain = words.replace("\u2068", "").replace("\u2069", "")
-    assert plain.removeprefix("In words") == describe_weights(weights, QUERIES, KEYS)
+@pytest.mark.parametrize("first", ["a", "שלום"])
+def test_the_page_holds_the_words_of_all_heads(first):
+    weights, queries = some_weights(7), [first, *QUERIES[1:]]
+    words = read(explore(weights, queries, KEYS)).texts("details")[0]
+    assert words.removeprefix("In words") == describe_weights(weights, queries, KEYS)
+    isolates = 7 * 3 * 2 if first == "שלום" else 0
+    assert words.count("\u2068") == words.count("\u2069") == isolates
 
 
 # Bytes
@@ -272,7 +321,8 @@ def test_eight_heads_of_fifteen_by_fourteen_take_at_most_15_kb():
 
 def test_style_and_script_are_the_same_in_every_explorer():
     small = read(explore(some_weights(), QUERIES, KEYS))
-    large = read(explore(some_weights(2, 7), QUERIES, KEYS, caption="Another one."))
+    named = {"caption": "Another one.", "axes": ("sentence", "head")}
+    large = read(explore(some_weights(2, 7), QUERIES, KEYS, **named))
     for tag in ("style", "script"):
         assert small.texts(tag) == large.texts(tag)
         assert len(small.texts(tag)) == 1
@@ -315,12 +365,12 @@ def test_a_sum_may_be_off_by_one_in_a_hundred_and_what_rounding_adds(off):
     weights[0, 0] += off
     explore(weights, ["q"], KEYS)
     weights[0, 0] += off / 50
-    with pytest.raises(ValueError, match="must sum to 1"):
+    with pytest.raises(ValueError, match=said("weights", "a sum of 1", "got")):
         explore(weights, ["q"], KEYS)
 
 
 def refusal(draw, arguments):
-    with pytest.raises(ValueError, match=r"came") as error:
+    with pytest.raises(ValueError, match=said("expected", "got")) as error:
         draw(**arguments)
     return str(error.value)
 
@@ -348,7 +398,7 @@ def test_what_is_no_map_is_refused_in_the_words_of_the_picture(as_importer, chan
 def test_a_row_that_does_not_sum_to_one_is_refused():
     weights = some_weights(2)
     weights[1, 2] *= 0.5
-    must = r"must sum to 1, came 0\.5.* in the row of query 3, 'c', of map 2"
+    must = said("weights", "a sum of 1", "got 0.5", "query 3", "'c'", "map 2")
     with pytest.raises(ValueError, match=must):
         explore(weights, QUERIES, KEYS)
 
@@ -357,12 +407,12 @@ def test_weight_on_a_masked_key_is_refused():
     mask = torch.ones(3, 5, dtype=torch.bool)
     mask[0, 0] = False
     weights = torch.full((3, 5), 0.2)
-    with pytest.raises(ValueError, match=r"must sum to 1, came 0\.8000 .* query 1"):
+    with pytest.raises(ValueError, match=said("a sum of 1", "got 0.8000", "query 1")):
         explore(weights, QUERIES, KEYS, mask=mask)
 
 
 def test_zeros_without_a_mask_are_refused():
     weights = some_weights()
     weights[1] = 0
-    with pytest.raises(ValueError, match=r"must sum to 1, came 0\.0000 .* query 2"):
+    with pytest.raises(ValueError, match=said("a sum of 1", "got 0.0000", "query 2")):
         explore(weights, QUERIES, KEYS)

@@ -1,9 +1,13 @@
 """The workbench: pictures with words, what changed, exercises that answer back."""
 
+from xml.dom import minidom
+
 import numpy
 import pytest
 import torch
 from examples import said
+from hypothesis import example, given
+from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
 from attention.idea.workbench import (
@@ -16,6 +20,7 @@ from attention.idea.workbench import (
     grade,
     step,
     told,
+    well_formed,
 )
 
 
@@ -61,6 +66,27 @@ def test_letters_in_a_picture_stay_letters():
 def test_a_figure_without_words_is_refused():
     with pytest.raises(ValueError, match=said("description", "expected", "got")):
         described(line_figure(), "  ")
+
+
+@pytest.mark.filterwarnings("ignore:Glyph")  # of matplotlib, about its font
+def test_controls_in_a_title_or_in_the_words_spoil_nothing():
+    figure = line_figure()
+    figure.suptitle("a\x00b\x1b[0m\ufffe")
+    bundle = drawn(described(figure, "one\ntwo \x00\ud83d"))
+    minidom.parseString(bundle["image/svg+xml"].encode())
+    assert ">a�b�[0m�<" in bundle["image/svg+xml"]
+    assert bundle["text/plain"] == "one\ntwo ��"
+
+
+@given(st.text(st.characters(exclude_categories=())))
+@example("\x00\t\n\r\x7f\x85\ud800\ufdd0\ufffe\U0010ffff\U0001fffe")
+def test_what_is_well_formed_can_be_written_and_read_back(text):
+    clean = well_formed(text)
+    element = minidom.Document().createTextNode(clean).toxml()
+    read = minidom.parseString(f"<a>{element}</a>".encode()).documentElement
+    assert "".join(node.data for node in read.childNodes) == clean
+    assert len(clean) == len(text)
+    assert clean == text or "�" in clean
 
 
 def one(x):

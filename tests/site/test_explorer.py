@@ -16,6 +16,7 @@ from attention.idea.explorer import Explorer
 ROOT = Path(__file__).resolve().parents[2]
 SITE = ROOT / "_build" / "html"
 QUERIES, KEYS = ["cat", "sat", "mat"], ["ein", "zwei", "drei", "vier", "fünf"]
+LAYERS = ("layer", "head")
 HINT = re.compile("^Point at a token")
 BUILT = [
     str(page.relative_to(SITE))
@@ -138,7 +139,7 @@ def test_what_is_left_falls_silent_and_what_is_clicked_stays(visit):
 def test_each_layer_and_head_shows_its_weights_rounded_as_python_rounds(visit):
     weights = some_weights(2, 7)
     weights[1, 4, 0] = torch.tensor([0.125, 0.375, 0.125, 0.125, 0.25])
-    page = visit(explore(weights, QUERIES, KEYS))
+    page = visit(explore(weights, QUERIES, KEYS, axes=LAYERS))
     for layer in range(2):
         head(page, "layer", layer + 1).check(force=True)
         for number in range(7):
@@ -151,7 +152,7 @@ def test_each_layer_and_head_shows_its_weights_rounded_as_python_rounds(visit):
 
 def test_the_map_in_view_at_first_is_the_one_asked_for(visit):
     weights = some_weights(2, 3)
-    page = visit(explore(weights, QUERIES, KEYS, show=(1, 2)))
+    page = visit(explore(weights, QUERIES, KEYS, show=(1, 2), axes=LAYERS))
     exact = weights[1, 2].double().mul(1e4).round().div(1e4)
     assert numbers(page) == [f"{w:.2f}" for w in exact.flatten()]
     for axis, number in (("layer", 2), ("head", 3)):
@@ -261,7 +262,7 @@ def test_a_tap_keeps_a_token_and_a_second_lets_it_go(visit):
 
 def test_explorers_on_one_page_do_not_disturb_each_other(visit):
     one = explore(some_weights(2), QUERIES, KEYS)
-    page = visit(one, one, explore(some_weights(2, 3), QUERIES, KEYS))
+    page = visit(one, one, explore(some_weights(2, 3), QUERIES, KEYS, axes=LAYERS))
     maps = page.locator(".attention-explorer")
     before = [maps.nth(n).inner_text() for n in range(3)]
     maps.nth(1).locator("tbody button").nth(1).click()
@@ -356,7 +357,9 @@ def test_nothing_moves_when_the_script_arrives(visit, axes, names, keys, width):
 
 
 def test_a_screen_reader_is_told_what_each_thing_is(visit):
-    explorer = explore(some_weights(2, 3), QUERIES, KEYS, caption="Who looks?")
+    explorer = explore(
+        some_weights(2, 3), QUERIES, KEYS, caption="Who looks?", axes=LAYERS
+    )
     page = visit(explorer)
     query(page, "sat").click()
     cells = iter(numbers(page))
