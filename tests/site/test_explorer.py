@@ -337,7 +337,8 @@ SIDES = {
 @pytest.mark.parametrize(("axes", "names", "keys"), SIDES.values(), ids=SIDES)
 def test_nothing_moves_when_the_script_arrives(visit, axes, names, keys, width):
     weights = torch.randn(*axes, len(names), keys).mul(2).softmax(dim=-1)
-    explorer = explore(weights, names, names[:keys])
+    named = LAYERS if weights.dim() == 4 else None
+    explorer = explore(weights, names, names[:keys], axes=named)
     late = Explorer(explorer.html.replace("<script>", "<script type='late'>"), "")
     page = visit(late, viewport={"width": width, "height": 844})
     parts = page.locator("table, caption, tr, th, td, bdi, output, details")
