@@ -47,6 +47,12 @@ class Overview(SphinxDirective):
         return item
 
 
+def address(name: str, public: list[str]) -> str:
+    """Where the reference tells of a public name; addresses do not tell A from a."""
+    same = name != name.lower() and name.lower() in public
+    return f"api-{name}-class" if same else f"api-{name}"
+
+
 @dataclass
 class Entry:
     """What the path says of a chapter."""
@@ -60,7 +66,9 @@ class Entry:
     def lines(self) -> list[str]:
         """As Markdown: the title's link, the lead, and what the package gains."""
         names = [
-            f"[`{name}`](#api-{name})" if name in self.public else f"`{name}`"
+            f"[`{name}`](#{address(name, self.public)})"
+            if name in self.public
+            else f"`{name}`"
             for name in self.names
         ]
         bases = [f"{{doc}}`/{base}`" for base in self.bases]

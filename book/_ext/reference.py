@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from docutils import nodes
-from overview import exported
+from overview import address, exported
 from sphinx.application import Sphinx
 from sphinx.errors import SphinxError
 
@@ -79,10 +79,11 @@ def fill_page(app: Sphinx, docname: str, source: list[str]) -> None:
 def markdown(root: Path) -> str:
     """The reference: all names at a glance, then one section a chapter."""
     public, lines = public_names(root), []
-    glance = "\N{NO-BREAK SPACE}· ".join(f"[`{name}`](#api-{name})" for name in public)
+    links = (f"[`{name}`](#{address(name, public)})" for name in public)
+    glance = "\N{NO-BREAK SPACE}· ".join(links)
     for page in tangle.contents(root):
         lines += chapter(root, page, public)
-    missing = [name for name in public if f"(api-{name})=" not in lines]
+    missing = [name for name in public if f"({address(name, public)})=" not in lines]
     if missing:
         raise SphinxError(f"no exported cell defines {missing} of attention.__all__")
     return "\n".join([glance, "", *lines])
@@ -104,13 +105,16 @@ def chapter(root: Path, page: str, public: list[str]) -> Iterator[str]:
     yield from (f"{{doc}}`The chapter </book/{page}>` writes {module}{holds}.", "")
     for name, node, cell in found:
         if name in public:
+            yield f"({address(name, public)})="
             yield from entry(name, node, cell)
 
 
 def entry(name: str, node: Defined, cell: Cell) -> Iterator[str]:
     """A name: its signature and what it does; of a class, its methods too."""
-    yield from (f"(api-{name})=", f"### `{name}`", "")
-    initial = method(node, "__init__") if isinstance(node, ast.ClassDef) else node
+    yield from (f"### `{name}`", "")
+    initial = node
+    if isinstance(node, ast.ClassDef):  # of a protocol, how it is called
+        initial = method(node, "__init__") or method(node, "__call__")
     yield from block(signature(name, initial))
     yield from (ast.get_docstring(node) or "", "")
     if isinstance(node, ast.ClassDef):
@@ -211,7 +215,10 @@ def label_cells(app: Sphinx, doctree: nodes.document, docname: str) -> None:
         if names:
             label += nodes.Text("in the package: ")
             for name in names:
-                label += [link(app, docname, f"api-{name}", name), nodes.Text(", ")]
+                label += [
+                    link(app, docname, address(name, public), name),
+                    nodes.Text(", "),
+                ]
             label.pop()
         else:
             label += link(app, docname, f"module-{module}", "in the package")
