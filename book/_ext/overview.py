@@ -106,13 +106,18 @@ def exported(module: Path) -> list[str]:
     return []
 
 
+# What nearly every module imports, and no chapter's idea stands on.
+ASIDE = ("book/idea/workbench", "book/tools/")
+
+
 def imported(module: Path) -> list[str]:
-    """The chapters whose modules `module` imports, in its order."""
-    return [
+    """The chapters whose modules `module` imports, in its order, but for tools."""
+    bases = [
         node.module.replace("attention.", "book/", 1).replace(".", "/")
         for node in statements(module)
         if isinstance(node, ast.ImportFrom) and node.module.startswith("attention.")
     ]
+    return [base for base in bases if not base.startswith(ASIDE)]
 
 
 def statements(module: Path) -> list[ast.stmt]:
