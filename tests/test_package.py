@@ -37,6 +37,7 @@ def test_importing_attention_loads_little_more_than_torch():
         "einops",
         "html",
         "jaxtyping",
+        "unicodedata",
         "wadler_lindig",
     }
 
