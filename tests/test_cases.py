@@ -210,6 +210,7 @@ def causal_loss(form, keys, values):
     return lambda queries: form(queries, keys, values, causal=True).square().sum()
 
 
+@pytest.mark.filterwarnings("ignore:There is a performance drop")  # PyTorch's own
 @FORMS
 @pytest.mark.parametrize(
     "transform",

@@ -56,7 +56,8 @@ def merge_states(
     lowest = torch.finfo(logsumexp_a.dtype).min
     largest = torch.maximum(logsumexp_a, logsumexp_b).detach().clamp(min=lowest)
     sum_a, sum_b = (logsumexp_a - largest).exp(), (logsumexp_b - largest).exp()
-    total = (sum_a + sum_b).clamp(min=1)  # at least 1, unless both parts are empty
+    total = sum_a + sum_b  # at least 1, unless both parts are empty
+    total = total.masked_fill(total == 0, 1)
 
     context_a = context_a.masked_fill(logsumexp_a.isneginf()[..., None], 0)
     context_b = context_b.masked_fill(logsumexp_b.isneginf()[..., None], 0)

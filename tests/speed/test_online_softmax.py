@@ -248,3 +248,16 @@ def test_a_stack_of_parts_is_merged_by_vmap():
     other = [torch.stack([a, b]) for a, b in zip(some_part(), no_part(), strict=True)]
     mapped = torch.vmap(merge_states)(*parts, *other)
     close(mapped, merge_states(*parts, *other))
+
+
+@pytest.mark.parametrize("empty_first", [False, True])
+def test_an_empty_part_takes_nothing_from_the_slopes_of_the_other(empty_first):
+    """The sum of both is exactly 1 then, where a clamp at 1 has no slope."""
+    context, logsumexp = torch.randn(5, 7), torch.randn(5)
+    part = [t.double().requires_grad_() for t in (context, logsumexp)]
+    nothing = torch.zeros(5, 7).double(), torch.full((5,), -torch.inf).double()
+    parts = (*nothing, *part) if empty_first else (*part, *nothing)
+    merged = merge_states(*parts)
+    ones = [torch.ones_like(t) for t in merged]
+    slopes = torch.autograd.grad(merged, part, ones)
+    torch.testing.assert_close(slopes, tuple(torch.ones_like(t) for t in part))
