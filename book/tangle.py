@@ -14,17 +14,21 @@ import ast
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from difflib import get_close_matches
 from itertools import zip_longest
+from keyword import iskeyword
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import yaml
+from nbformat.validator import iter_validate
 
 ROOT = Path(__file__).resolve().parents[1]
 # Modules are tidied outside the tree, so the settings that matter are stated here.
@@ -33,6 +37,13 @@ SETTINGS = ["--isolated", "--no-cache", "--no-respect-gitignore", "--quiet"]
 SETTINGS += ["--target-version=py311"]
 SORT = ["--select=F401,I,RUF022", "--config=lint.isort.known-first-party=['attention']"]
 LEAKS = ["--select=F821", "--ignore-noqa", "--output-format=json"]
+KINDS = ["code", "markdown", "raw"]
+# A closed list: others take cells out of a run, and leave what they seem to give.
+TAGS = ["export", "exercise", "solution", "nbval-ignore-output"]
+TAGS += ["hide-input", "hide-output", "hide-cell", "remove-input", "remove-cell"]
+CONFLICT = re.compile(r"(?m)^(<{7}|>{7})( |$)")
+# What nbval obeys as it obeys tags, and no other tool sees.
+ORDER = re.compile(r"(?m)^\s*#+\s*((?:NBVAL|PYTEST_VALIDATE)_[A-Z_]+)\s*$")
 
 
 class Refusal(Exception):
@@ -89,7 +100,8 @@ def tangle(root: Path) -> tuple[dict[Path, str], list[str]]:
         except Refusal as refusal:
             refusals.append(str(refusal))
     chapters = [chapter for chapter in chapters if chapter.cells]
-    refusals += [*twice(chapters), *strays(chapters, list(captions)), *leaks(chapters)]
+    refusals += [*twice(chapters), *strays(chapters, list(captions)), *loops(chapters)]
+    refusals += [*hidden(chapters), *leaks(chapters)]
     if refusals:
         return {}, refusals
     drafts = {}
@@ -147,23 +159,53 @@ def load(path: Path, root: Path = ROOT) -> dict:
     cells = book.get("cells") if isinstance(book, dict) else None
     if not isinstance(cells, list) or book.get("nbformat") != 4:
         raise Refusal(f"{file}: not a notebook: must be format 4 with a list of cells")
+    if (minor := book.get("nbformat_minor")) != 5:
+        must = "must be 4.5, whose cells have ids: `nbformat.v4.upgrade` adds them"
+        raise Refusal(f"{file}: is format 4.{minor}, {must}")
+    if why := malformed(book | {"cells": []}):
+        raise Refusal(f"{file}: not a notebook: {why}")
+    first = {}
     for number, cell in enumerate(cells, start=1):
-        if not is_cell(cell):
-            must = "must hold its type, id, metadata, source and, if code, outputs"
-            raise Refusal(f"{file}, cell {number}: not a cell: {must}")
-        cell["source"] = "".join(map(str, cell["source"]))
+        kind = cell.get("cell_type") if isinstance(cell, dict) else None
+        why = f"its cell_type must be one of {', '.join(KINDS)}, is {kind!r}"
+        if kind not in KINDS or (why := malformed(cell, f"{kind}_cell")):
+            raise Refusal(f"{file}, cell {number}: not a cell: {why}")
+        cell["source"] = "".join(cell["source"])
+        here = place(file, number, cell)
+        if why := unsound(cell):
+            raise Refusal(f"{here}: {why}")
+        if (other := first.setdefault(cell["id"], here)) != here:
+            raise Refusal(f"{here}: must have an id of its own, not that of {other}")
     return book
 
 
-def is_cell(cell: object) -> bool:
-    """Does it hold all that the tools read?"""
-    kinds = {"cell_type": str, "id": str, "metadata": dict, "source": str | list}
-    if not isinstance(cell, dict):
-        return False
-    if cell.get("cell_type") == "code":
-        kinds["outputs"] = list
-    whole = all(isinstance(cell.get(key), kind) for key, kind in kinds.items())
-    return whole and isinstance(tags(cell), list)
+def malformed(part: dict, ref: str | None = None) -> str:
+    """What nbformat has against it, in one line; nothing if all is well."""
+    errors = list(iter_validate(part, ref=ref, version=4, version_minor=5))
+    for error in sorted(errors, key=lambda error: error.validator != "required"):
+        at = ".".join(map(str, error.relative_path))
+        return f"{at and at + ': '}{' '.join(error.message.split())}"
+    return ""
+
+
+def unsound(cell: dict) -> str:
+    """What speaks against a cell that nbformat takes; nothing if it will do."""
+    for tag in tags(cell):
+        if tag not in TAGS:
+            meant = get_close_matches(tag.strip().lower(), TAGS, n=1)
+            must = f"{meant[0]!r}" if meant else f"one of {', '.join(TAGS)}"
+            return f"tagged {tag!r}, must be {must}"
+    if found := ORDER.search(cell["source"]):
+        return f"holds `# {found[1]}`: must be tagged instead, or be checked"
+    return conflict(cell["source"])
+
+
+def conflict(text: str) -> str:
+    """Where a merge was left half done; nothing if it was not."""
+    if found := CONFLICT.search(text):
+        line = text.count("\n", 0, found.start()) + 1
+        return f"holds a conflict marker, `{found[1]}`, line {line}"
+    return ""
 
 
 def tags(cell: dict) -> list[str]:
@@ -180,7 +222,10 @@ def read_chapter(root: Path, name: str) -> Chapter:
     path = root / f"book/{name}.ipynb"
     file = path.relative_to(root)
     if not path.is_file():
-        if path.with_suffix(".md").is_file():
+        page = path.with_suffix(".md")
+        if page.is_file():
+            if why := conflict(page.read_text("utf-8")):
+                raise Refusal(f"{page.relative_to(root)}: {why}")
             return Chapter(name, "", "", [])
         raise Refusal(f"_toc.yml: lists book/{name}, but there is no such file")
     cells = load(path, root)["cells"]
@@ -195,10 +240,17 @@ def read_chapter(root: Path, name: str) -> Chapter:
         for number, cell in enumerate(cells, start=1)
         if "export" in tags(cell)
     ]
-    if exported and not re.fullmatch(r"[a-z]\w*/[a-z]\w*", name):
-        raise Refusal(f"{file}: exports, so must be book/<part>/<chapter>.ipynb")
+    if exported and not importable(name):
+        must = "must be book/<part>/<chapter>.ipynb, both names that Python can import"
+        raise Refusal(f"{file}: exports, so {must}")
     lines = re.sub(r"(?m)^> *", "", lead[1])
     return Chapter(name, title[1].strip(), " ".join(lines.split()), exported)
+
+
+def importable(name: str) -> bool:
+    part, _, chapter = name.partition("/")
+    shaped = re.fullmatch(r"[a-z]\w*/[a-z]\w*", name, re.ASCII)
+    return bool(shaped) and not (iskeyword(part) or iskeyword(chapter))
 
 
 def exported_cell(place: str, cell: dict) -> Cell:
@@ -242,6 +294,8 @@ def docstring(*paragraphs: str) -> str:
     filled = [textwrap.fill(text, 84, break_long_words=False) for text in paragraphs]
     text = "\n\n".join(filled) + ("\n" if len(filled) > 1 else "")
     raw = "r" if "\\" in text else ""
+    if '"""' in text:  # which nothing can hold raw
+        raw, text = "", text.replace("\\", r"\\").replace('"""', r"\"\"\"")
     return f'{raw}"""{text}"""\n'
 
 
@@ -256,23 +310,41 @@ def lines_of(nodes: Iterator[ast.stmt]) -> set[int]:
     return {n for node in nodes for n in range(node.lineno, node.end_lineno + 1)}
 
 
-def names(chapter: Chapter) -> Iterator[tuple[Cell, str]]:
-    """What the module defines at its top level, imports aside."""
+def names(chapter: Chapter) -> list[tuple[Cell, str]]:
+    """What the module defines at its top level and keeps, imports aside."""
+    kept = []
     for cell in chapter.cells:
         for node in cell.tree.body:
-            for name in bound(node):
-                yield cell, name
+            new = [] if rises(node) else list(bound(node))
+            gone = {name for name, stays in new if not stays}
+            kept += [(cell, name) for name in dict(new)]
+            kept = [(where, name) for where, name in kept if name not in gone]
+    return kept
 
 
-def bound(node: ast.stmt) -> list[str]:
-    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-        return [node.name]
-    if not isinstance(node, ast.Assign | ast.AnnAssign):
-        return []
-    targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-    leaves = [leaf for target in targets for leaf in ast.walk(target)]
-    leaves = [leaf for leaf in leaves if isinstance(leaf, ast.Name)]
-    return [leaf.id for leaf in leaves if isinstance(leaf.ctx, ast.Store)]
+def bound(node: ast.AST) -> Iterator[tuple[str, bool]]:
+    """What a statement binds where it stands; does it stay, and is it no import?"""
+    inner = ast.iter_child_nodes(node)
+    match node:
+        case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
+            yield node.name, True
+            return
+        case ast.AnnAssign(value=None) | ast.AugAssign() | ast.Lambda():
+            return
+        case ast.comprehension():  # its target is its own
+            inner = [node.iter, *node.ifs]
+        case ast.Name(ctx=ast.Store() | ast.Del()):
+            yield node.id, isinstance(node.ctx, ast.Store)
+        case ast.MatchAs(name=str(name)) | ast.MatchStar(name=str(name)):
+            yield name, True
+        case ast.MatchMapping(rest=str(name)):
+            yield name, True
+        case ast.ExceptHandler(name=str(name)):  # Python deletes it at the end
+            yield name, False
+        case ast.alias(name=name, asname=other):
+            yield other or name.split(".")[0], False
+    for child in inner:
+        yield from bound(child)
 
 
 def tidy(drafts: dict[str, str]) -> dict[str, str]:
@@ -298,14 +370,21 @@ def ruff(*arguments: str) -> str:
 
 
 def write(texts: dict[Path, str]) -> None:
-    """Write these files whole; if one cannot be written, write none."""
-    drafts = {path: path.with_name(f".{path.name}.{os.getpid()}") for path in texts}
+    """Write these files whole; if one cannot be written, write none. Links stay."""
+    files = {path: path.resolve() for path in texts}
+    drafts = {
+        p: file.with_name(f".{file.name}.{os.getpid()}") for p, file in files.items()
+    }
     try:
         for path, draft in drafts.items():
             path.parent.mkdir(parents=True, exist_ok=True)
+            if path.exists() and not path.stat().st_mode & 0o222:
+                raise PermissionError(0, "it is read-only")
             draft.write_bytes(texts[path].encode())
+            if path.exists():
+                shutil.copymode(path, draft)
         for path, draft in drafts.items():
-            os.replace(draft, path)
+            os.replace(draft, files[path])
     except OSError as error:
         raise Refusal(f"{path}: cannot be written: {error.strerror}") from None
     finally:
@@ -335,26 +414,68 @@ def strays(chapters: list[Chapter], order: list[str]) -> Iterator[str]:
         earlier = order[: order.index(chapter.name)]
         if chapter.name not in tools:  # they stand aside of the story, at its end
             earlier += tools
-        for cell in chapter.cells:
-            for node in ast.walk(cell.tree):
-                if isinstance(node, ast.Import | ast.ImportFrom):
-                    if any(alias.name == "*" for alias in node.names):
-                        yield f"{cell.place}: star import: must name what it takes"
-                    for module in imported(node):
-                        if must := unreachable(module, earlier, order):
-                            yield f"{cell.place}: imports `{module}`: must be {must}"
+        for cell, module, names in imports(chapter):
+            if "*" in names:
+                yield f"{cell.place}: star import: must name what it takes"
+            if must := unreachable(module, earlier, order):
+                yield f"{cell.place}: imports `{module}`: must be {must}"
 
 
-def imported(node: ast.Import | ast.ImportFrom) -> list[str]:
-    if isinstance(node, ast.Import):
-        return [alias.name for alias in node.names]
-    return ["." * node.level + (node.module or "")]
+def loops(chapters: list[Chapter]) -> Iterator[str]:
+    """Tools serve all chapters, so they import none that imports tools in turn."""
+    needy = {}  # the cell of another chapter that needs tools, itself or through others
+    for chapter in sorted(chapters, key=is_tool):
+        for cell, module, _ in imports(chapter):
+            name = module.removeprefix("attention.").replace(".", "/")
+            if not is_tool(chapter) and (name.startswith("tools/") or name in needy):
+                needy.setdefault(chapter.name, cell.place)
+            elif is_tool(chapter) and name in needy:
+                why = f"an import cycle: {needy[name]} imports what needs tools"
+                yield f"{cell.place}: imports `{module}`: {why}"
+
+
+def is_tool(chapter: Chapter) -> bool:
+    return chapter.name.startswith("tools/")
+
+
+def imports(chapter: Chapter) -> Iterator[tuple[Cell, str, list[str]]]:
+    """The modules that it imports, wherever, with the names taken from them."""
+    for cell in chapter.cells:
+        for node in ast.walk(cell.tree):
+            if isinstance(node, ast.Import):
+                yield from ((cell, alias.name, []) for alias in node.names)
+            elif isinstance(node, ast.ImportFrom):
+                names = [alias.name for alias in node.names]
+                yield cell, "." * node.level + (node.module or ""), names
+
+
+def hidden(chapters: list[Chapter]) -> Iterator[str]:
+    """What ruff cannot see, `global` names and code in strings; and our `__all__`."""
+    for chapter in chapters:
+        nodes = [(cell, node) for cell in chapter.cells for node in ast.walk(cell.tree)]
+        aliases = [node for _, node in nodes if isinstance(node, ast.alias)]
+        own = {name for _, name in names(chapter)}
+        own |= {name for alias in aliases for name, _ in bound(alias)}
+        for cell, node in nodes:
+            match node:
+                case ast.Global(names=declared) if unknown := set(declared) - own:
+                    which = ", ".join(f"`{name}`" for name in sorted(unknown))
+                    why = f"global {which}, which no exported cell defines"
+                case ast.Name(id="eval" | "exec" as name, ctx=ast.Load()):
+                    why = f"uses `{name}`: no check sees what that reads"
+                case ast.Name(id="__all__"):
+                    why = "must not touch `__all__`, which is made of what is exported"
+                case _:
+                    continue
+            yield f"{cell.place}: {why}"
 
 
 def unreachable(module: str, earlier: list[str], order: list[str]) -> str:
     """What the imported module must be instead; nothing if it will do."""
     top, *path = module.split(".")
     name = "/".join(path)
+    if top == "__main__":
+        return "another: behind the package, there is no notebook"
     if top not in ("attention", "") or name in earlier:
         return ""
     if name in order:

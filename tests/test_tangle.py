@@ -228,6 +228,21 @@ def test_the_docstring_holds_what_a_lead_may_hold(book):
     assert "More" not in space["__doc__"]
 
 
+@pytest.mark.parametrize("title", ['"""', 'A "word"', 'On """ and \\d', '"""" \\"""'])
+def test_the_docstring_holds_quotes_in_a_title(title, book):
+    text = notebook("ONE = 1", head=f'# {title}\n\n> A lead with """.')
+    book.put("book/one/late.ipynb", text)
+    book.put("_toc.yml", TOC.replace("The first part", json.dumps(title)))
+    assert tangle.main(book.root) == 0
+    for name, says in {
+        "late": f'{title}\n\nA lead with """.',
+        "__init__": title,
+    }.items():
+        space = {}
+        exec(compile(book.module(name), "late.py", "exec"), space)
+        assert space["__doc__"].startswith(says)
+
+
 def test_no_line_of_the_docstring_is_longer_than_88_letters(book):
     title = f"\\d {'x' * 40} {'y' * 41}"  # 85 letters, after r and three quotes
     book.put("book/one/late.ipynb", notebook("ONE = 1", head=f"# {title}\n\n> Lead."))
@@ -356,6 +371,53 @@ REFUSED = {
         "cell 2 (code-0): reads `length`, which no exported cell defines; "
         'a shape of one axis starts with a space: " length"',
     ),
+    "a name that both ways of an `if` define, exported again": (
+        ["if True:\n    late = 1\nelse:\n    late = 2", "late = 3"],
+        "cell 3 (code-1): exports `late` again, after "
+        "book/one/late.ipynb, cell 2 (code-0)",
+    ),
+    **{
+        f"a name bound by `{source.split()[0]}`, exported twice": (
+            [source.format("early")],
+            "cell 2 (code-0): exports `early` again, after "
+            "book/one/early.ipynb, cell 2 (code-0)",
+        )
+        for source in (
+            "if True:\n    {} = 1",
+            "while not (ONE := 1):\n    pass\nelse:\n    {} = 1",
+            "for {} in range(3):\n    pass",
+            "try:\n    pass\nfinally:\n    {} = 1",
+            "with open(__file__) as (_one, *{}):\n    pass",
+            "match 1:\n    case {}:\n        pass",
+            "match2 = 1\nmatch {{}}:\n    case {{1: [*{}]}}:\n        pass",
+            "mapping = 1\nmatch {{}}:\n    case {{1: 2, **{}}}:\n        pass",
+            "print({} := 1)",
+            "[({} := one) for one in range(3)]",
+            "class {}: ...",
+            "async def {}(): ...",
+        )
+    },
+    "an `__all__` of its own": (
+        ["__all__ = ['late']\n\n\ndef late(): ..."],
+        "cell 2 (code-0): must not touch `__all__`, which is made of what is exported",
+    ),
+    "a global of the notebook, declared so": (
+        ["## calls = 0", "def late():\n    global calls\n    calls += 1"],
+        "cell 3 (code-1): global `calls`, which no exported cell defines",
+    ),
+    "a global of the notebook, hidden in a string": (
+        ["## scale = 2", "def late(x):\n    return eval('scale * x')"],
+        "cell 3 (code-1): uses `eval`: no check sees what that reads",
+    ),
+    "a program in a string": (
+        ["def late(x):\n    exec('print(scale)')"],
+        "cell 2 (code-0): uses `exec`: no check sees what that reads",
+    ),
+    "the notebook itself": (
+        ["import __main__\n\nscale = __main__.scale"],
+        "cell 2 (code-0): imports `__main__`: "
+        "must be another: behind the package, there is no notebook",
+    ),
     "a star import": (
         ["from math import *\nprint(pi)"],
         "cell 2 (code-0): star import: must name what it takes",
@@ -408,28 +470,145 @@ def test_an_import_of_an_earlier_chapter_is_welcome(book):
     assert tangle.main(book.root) == 0
 
 
+def test_names_that_do_not_last_are_no_exports(book):
+    book.chapter(
+        "size = 3\nfor i in range(size):\n    TABLE = i\ndel i, size",
+        "try:\n    import numpy\nexcept ImportError as error:\n    numpy = None",
+        "squares = [k * k for k in range(3)]\nfirst = lambda: (inner := 1)\nlater: int",
+        "squares += [9]\n\n\ndef late(value=None):\n    del value",
+    )
+    assert tangle.main(book.root) == 0
+    exports = '__all__ = ["TABLE", "first", "late", "squares"]\n'
+    assert exports in book.module()
+
+
+def test_a_global_that_exported_cells_define_is_welcome(book):
+    book.chapter(
+        "COUNT = 0",
+        "def late():\n    global COUNT, math\n    import math\n\n    COUNT += 1",
+    )
+    assert tangle.main(book.root) == 0
+
+
+# Tools
+
+
+TOOLS = TOC + "      - file: book/one/last\n      - file: book/tools/help\n"
+
+
+@pytest.fixture
+def tools(book):
+    """A third chapter, `last`, and the chapter `help` of the tools, which uses it."""
+    book.put("_toc.yml", TOOLS)
+    uses = "from attention.one.last import last\n\n\ndef aid():\n    return last()"
+    book.put("book/tools/help.ipynb", notebook("def help_(): ...", uses))
+    book.put("book/one/last.ipynb", notebook("def last(): ..."))
+    book.chapter("from attention.tools.help import help_\n\nlate = help_")
+    return book
+
+
+def test_tools_serve_all_chapters_and_use_those_that_need_none(tools):
+    assert tangle.main(tools.root) == 0
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["from attention.tools.help import aid", "from attention.one.late import late"],
+    ids=["directly", "through another"],
+)
+def test_tools_that_use_what_needs_tools_are_refused(source, tools, refused):
+    name = source.split()[-1]
+    tools.chapter(
+        "ONE = 1", f"{source}\n\n\ndef last():\n    return {name}()", name="last"
+    )
+    assert refused() == (
+        "refused: book/tools/help.ipynb, cell 3 (code-1): "
+        "imports `attention.one.last`: an import cycle: "
+        "book/one/last.ipynb, cell 3 (code-1) imports what needs tools"
+    )
+
+
 NOT_CHAPTERS = {
     "text": ("<<<<<<< HEAD", "late.ipynb: not JSON: Expecting value: line 1 column 1"),
     "nesting": ("[" * 100_000, "late.ipynb: not JSON: maximum recursion depth"),
     "json": ("[]", "late.ipynb: not a notebook: must be format 4 with a list of cells"),
     "old": ('{"nbformat": 3, "cells": []}', "late.ipynb: not a notebook"),
+    "before ids": (
+        notebook("x = 1").replace('minor": 5', 'minor": 4').replace('"id"', '"name"'),
+        "late.ipynb: is format 4.4, must be 4.5, whose cells have ids: "
+        "`nbformat.v4.upgrade` adds them",
+    ),
+    "of the future": (
+        notebook("x = 1").replace('minor": 5', 'minor": 99'),
+        "late.ipynb: is format 4.99, must be 4.5",
+    ),
+    "metadata": (
+        notebook("x = 1").replace('"metadata": {}, "cells"', '"cells"'),
+        "late.ipynb: not a notebook: 'metadata' is a required property",
+    ),
     "no id": (
         notebook("x = 1").replace('"id"', '"name"'),
-        "late.ipynb, cell 1: not a cell: must hold its type, id, metadata, source",
+        "late.ipynb, cell 1: not a cell: 'id' is a required property",
+    ),
+    "an id twice": (
+        notebook("x = 1", "x = 2").replace("code-1", "code-0"),
+        "late.ipynb, cell 3 (code-0): must have an id of its own, not that of "
+        "book/one/late.ipynb, cell 2 (code-0)",
     ),
     "no outputs": (
         notebook("x = 1").replace('"outputs"', '"puts"'),
-        "late.ipynb, cell 2: not a cell: must hold its type, id, metadata, source and",
+        "late.ipynb, cell 2: not a cell: 'outputs' is a required property",
+    ),
+    "no tags": (
+        notebook("x = 1").replace('["export"]', "null"),
+        "late.ipynb, cell 2: not a cell: metadata.tags: None is not of type 'array'",
     ),
     "tags in one word": (
         notebook("x = 1").replace('["export"]', '"export"'),
-        "late.ipynb, cell 2: not a cell",
+        "late.ipynb, cell 2: not a cell: metadata.tags: 'export' is not of type",
+    ),
+    "a cell of another type": (
+        notebook("x = 1").replace('"code"', '"slide"'),
+        "late.ipynb, cell 2: not a cell: its cell_type must be one of code, markdown, "
+        "raw, is 'slide'",
+    ),
+    "a cell of no type": (
+        notebook("x = 1").replace('"code"', "[]"),
+        "late.ipynb, cell 2: not a cell: its cell_type must be one of code, markdown, "
+        "raw, is []",
     ),
     "a cell that is none": (
-        '{"nbformat": 4, "cells": [7]}',
+        notebook("x = 1").replace('"cells": [', '"cells": [7, '),
         "late.ipynb, cell 1: not a cell",
     ),
-    "no cells": ('{"nbformat": 4, "cells": []}', "late.ipynb, cell 1: must begin with"),
+    "half merged": (
+        notebook("x = 1", head=f"{HEAD}\n\n<<<<<<< HEAD\nText.\n=======\n>>>>>>> b"),
+        "late.ipynb, cell 1 (title): holds a conflict marker, `<<<<<<<`, line 6",
+    ),
+    "checked by nobody": (
+        notebook("##\n# NBVAL_SKIP\nprint(2 + 2)"),
+        "late.ipynb, cell 2 (code-0): holds `# NBVAL_SKIP`: must be tagged instead, or",
+    ),
+    **{
+        f"tagged {tag!r}": (
+            notebook("x = 1").replace('["export"]', json.dumps([tag])),
+            f"late.ipynb, cell 2 (code-0): tagged {tag!r}, must be {must}",
+        )
+        for tag, must in {
+            "Export": "'export'",
+            " export": "'export'",
+            "exports": "'export'",
+            "Solution ": "'solution'",
+            "nbval_ignore_output": "'nbval-ignore-output'",
+            "skip-execution": "one of export, exercise, solution, nbval-ignore",
+            "nbval-skip": "one of export",
+            "raises-exception": "one of export",
+        }.items()
+    },
+    "no cells": (
+        json.dumps(json.loads(notebook()) | {"cells": []}),
+        "late.ipynb, cell 1: must begin",
+    ),
     "no title": (
         notebook("x = 1", head="# "),
         "late.ipynb, cell 1: must begin with `# Title`, an empty line and a lead, "
@@ -470,12 +649,19 @@ def test_text_that_no_file_can_hold_is_refused(book, refused):
 
 
 def test_exported_words_are_refused(book, refused):
-    text = notebook("x = 1").replace('"code"', '"markdown"')
-    book.put("book/one/late.ipynb", text)
+    text = json.loads(notebook("## x = 1"))
+    text["cells"].append(cell("Words.", "title", "export") | {"id": "words"})
+    book.put("book/one/late.ipynb", json.dumps(text))
     assert refused() == (
-        "refused: book/one/late.ipynb, cell 2 (code-0): "
+        "refused: book/one/late.ipynb, cell 3 (words): "
         "tagged `export`, so must be a code cell"
     )
+
+
+def test_a_page_that_is_half_merged_is_refused(book, refused):
+    book.put("book/index.md", "# Index\n\n<<<<<<< HEAD\nText.\n")
+    must = "holds a conflict marker, `<<<<<<<`, line 3"
+    assert refused() == f"refused: book/index.md: {must}"
 
 
 def test_a_chapter_missing_from_the_toc_is_refused(book, refused):
@@ -503,12 +689,16 @@ def test_a_missing_toc_is_refused(book, refused):
     assert "_toc.yml" in refused()
 
 
-def test_a_module_whose_place_no_import_could_name_is_refused(book, refused):
-    book.put("_toc.yml", TOC.replace("late", "2-late"))
-    (book.root / "book/one/late.ipynb").rename(book.root / "book/one/2-late.ipynb")
+@pytest.mark.parametrize(
+    "name", ["one/2-late", "one/class", "import/late", "one/é", "one/late.1", "late"]
+)
+def test_a_module_whose_place_no_import_could_name_is_refused(name, book, refused):
+    book.put("_toc.yml", TOC.replace("one/late", name))
+    (book.root / f"book/{name}").parent.mkdir(exist_ok=True)
+    (book.root / "book/one/late.ipynb").rename(book.root / f"book/{name}.ipynb")
     assert refused() == (
-        "refused: book/one/2-late.ipynb: "
-        "exports, so must be book/<part>/<chapter>.ipynb"
+        f"refused: book/{name}.ipynb: exports, so must be "
+        "book/<part>/<chapter>.ipynb, both names that Python can import"
     )
 
 
@@ -560,6 +750,37 @@ def test_who_reads_a_module_while_it_is_written_sees_it_whole(book):
         tangle.main(book.root)
         assert reader.read() == before
     assert "LATE" in book.module()
+
+
+def test_a_link_to_a_module_stays_a_link(book):
+    tangle.main(book.root)
+    module, real = book.root / "attention/one/late.py", book.root / "elsewhere.py"
+    module.rename(real)
+    module.symlink_to(real)
+    book.chapter("LATE = 1")
+    assert tangle.main(book.root) == 0
+    assert module.is_symlink()
+    assert "LATE" in real.read_text()
+
+
+def test_a_module_that_is_read_only_is_kept_and_so_are_the_others(book, capsys):
+    tangle.main(book.root)
+    (book.root / "attention/one/late.py").chmod(0o444)
+    before = book.package()
+    book.chapter("EARLY = 1", name="early")
+    book.chapter("LATE = 1")
+    assert tangle.main(book.root) == 1
+    assert book.package() == before
+    late = book.root / "attention/one/late.py"
+    assert f"{late}: cannot be written: it is read-only" in capsys.readouterr().err
+
+
+def test_a_module_keeps_who_may_read_it(book):
+    tangle.main(book.root)
+    (book.root / "attention/one/late.py").chmod(0o600)
+    book.chapter("LATE = 1")
+    tangle.main(book.root)
+    assert (book.root / "attention/one/late.py").stat().st_mode & 0o777 == 0o600
 
 
 def test_a_module_that_cannot_be_written_keeps_the_others_from_it(book, capsys):
