@@ -29,8 +29,8 @@ book: tangle site ## Install, write attention/, build the site, tell where it li
 test: lint check-tangle unit chapters site pages ## Verify all that CI verifies, in CI's order
 	@echo "All of the book is verified."
 
-execute: $(READY) ## Run the chapters and store their outputs (CHAPTERS="..." for some)
-	@$(PY) book/execute.py $(CHAPTERS)
+execute: $(READY) ## Run the chapters and store their outputs (CHAPTERS="..." for some, TWICE=1 to compare two runs)
+	@$(PY) book/execute.py $(if $(TWICE),--twice) $(CHAPTERS)
 
 tangle: $(READY) ## Write attention/ and the README's picture from the chapters
 	@$(PY) book/tangle.py

@@ -1,11 +1,14 @@
 """What must stay true of the tool that runs the chapters and stores their outputs."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
 import nbformat
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "book"))
@@ -27,6 +30,16 @@ class Picture:
 
 
 Picture()"""
+TIES = """\
+import os
+from IPython.display import clear_output, display
+
+open("early.ipynb", "a").write(" ")
+open("left", "w").close()
+os.mkdir("../folder")
+display(1, display_id="here").update(2)
+clear_output()
+exit()"""
 TIMING = """\
 from time import perf_counter
 
@@ -155,12 +168,59 @@ def test_a_run_stores_what_the_chapter_gives_and_a_second_run_changes_nothing(
     assert book.late.read_text() == stored
 
 
-def test_chapters_run_in_the_order_of_the_book_and_in_their_own_folder(book):
-    book.early.write_text(notebook(cell("open('trace', 'w').close()", "one")))
-    book.late.write_text(notebook(cell("print(open('trace').name)", "two")))
+def test_chapters_run_in_the_order_of_the_book_and_see_the_files_around_them(book):
+    book.early.write_text(notebook(cell("print(1 + 1)", "one")))
+    reads = "print(open('early.ipynb').read().count('2\\\\n'))"
+    reads += "\nprint(open('../../_toc.yml').readline())"
+    book.late.write_text(notebook(cell(reads, "two")))
     assert execute.main(book.root, ["one/late", str(book.early)]) == 0
-    assert "".join(book.outputs(book.late)[1][0]["text"]) == "trace\n"
-    assert (book.root / "book/one/trace").is_file()
+    assert "".join(book.outputs(book.late)[1][0]["text"]) == "1\nroot: book/index\n\n"
+
+
+PIECES = st.lists(st.tuples(st.sampled_from(["stdout", "other"]), st.text("ab\r\n\b")))
+
+
+def ran(*outputs: dict) -> nbformat.NotebookNode:
+    """A chapter whose only cell gave this."""
+    return nbformat.from_dict(
+        json.loads(notebook(cell("x", "one") | {"outputs": outputs}))
+    )
+
+
+@given(PIECES)
+def test_what_is_printed_in_pieces_is_stored_whole(pieces):
+    outputs = [{"output_type": "stream", "name": n, "text": text} for n, text in pieces]
+    outputs.insert(1, {"output_type": "display_data", "data": {}, "metadata": {}})
+    merged = execute.normal(ran(*outputs)).cells[1].outputs
+    texts = {output.name: output.text for output in merged if "name" in output}
+    whole = {name: "" for name, _ in pieces}
+    for name, text in pieces:
+        whole[name] += text
+    # A carriage return takes the line back, as nbclient has it.
+    assert texts == {n: re.sub(r".*\r(?=[^\n])", "", t) for n, t in whole.items()}
+    assert len(merged) == len(texts) + 1
+
+
+def test_a_chapter_that_is_a_link_stays_one(tmp_path):
+    path, real = tmp_path / "late.ipynb", tmp_path / "real.ipynb"
+    real.write_text(notebook(cell("x", "one")))
+    path.symlink_to(real)
+    assert execute.store(path, ran()) == "stored"
+    assert path.is_symlink()
+    assert json.loads(real.read_text())["metadata"] == {
+        "language_info": {"name": "python", "version": "2.7"},
+        "author": "me",
+    }
+
+
+def test_a_chapter_that_is_read_only_is_kept(tmp_path):
+    path = tmp_path / "late.ipynb"
+    path.write_text(notebook(cell("x", "one")))
+    path.chmod(0o444)
+    before = path.read_bytes()
+    with pytest.raises(execute.Refusal, match=r"cannot be written: it is read-only"):
+        execute.store(path, ran())
+    assert path.read_bytes() == before
 
 
 @pytest.fixture
@@ -231,6 +291,81 @@ def test_a_cell_that_never_ends_fails(book, failed, monkeypatch):
         "failed: book/one/late.ipynb, cell 2 (waits): A cell timed out"
     )
     assert "\n" not in said
+
+
+def test_a_chapter_sees_a_copy_of_its_folder_and_the_rest_as_it_is(book, tmp_path):
+    (book.root / "book/one/.late.ipynb.77").write_text("the draft of another run")
+    (book.root / "_build").mkdir()
+    with execute.TemporaryDirectory() as folder:
+        copy = Path(folder)
+        execute.mirror(book.root, copy, Path("book/one"))
+        held = execute.holdings(copy)
+        assert (copy / "_toc.yml").read_text() == TOC
+        assert {path.name for path in (copy / "book/one").iterdir()} == {
+            "early.ipynb",
+            "late.ipynb",
+        }
+        (book.root / "_build").rmdir()  # what happens elsewhere is no cell's deed
+        (book.root / "_toc.yml").write_text("")
+        assert execute.holdings(copy) == held
+        (copy / "book/one/late.ipynb").unlink()
+        assert execute.holdings(copy) != held
+    assert book.late.is_file()
+
+
+def test_what_a_cell_leaves_behind_or_takes_back_fails(book, failed):
+    prints = cell("print('x' * 3_000_000)", "prints")
+    book.late.write_text(notebook(prints, cell(TIES, "ties")))
+    assert failed() == (
+        "failed: book/one/late.ipynb, cell 3 (ties): must not "
+        "display what can be updated, nor update a display, nor clear its output, "
+        "nor end the kernel, nor leave '../folder' beside the chapter, "
+        "nor change 'early.ipynb' beside the chapter, "
+        "nor leave 'left' beside the chapter"
+    )
+
+
+@pytest.mark.parametrize(
+    ("source", "why"),
+    [
+        ("", "must hold code, is empty"),
+        (" \n", "must hold code, is empty"),
+        ("1 + 1;", "must not end in `;`"),
+        ("x = 1 ;  # a comment\n\n", "must not end in `;`"),
+        ("'''\n1;'''\n# one; two;", None),
+        ("print(", None),
+        ("  x\n y;", None),
+        ("# only words", None),
+    ],
+)
+def test_a_cell_that_cannot_give_the_same_to_the_verifier_is_refused(source, why):
+    assert execute.unfit(source).startswith(why) if why else not execute.unfit(source)
+
+
+def test_a_cell_that_cannot_give_the_same_fails_before_the_chapter_runs(book, failed):
+    book.late.write_text(notebook(cell("1 / 0", "fails"), cell("", "empty")))
+    why = "must hold code, is empty"
+    assert failed() == f"failed: book/one/late.ipynb, cell 3 (empty): {why}"
+
+
+def test_what_differs_between_two_runs_fails_when_asked(book, capfd):
+    close = "import os\nprint(2 + os.getpid() * 1e-12)"
+    prints = "print({str(i) for i in range(20)})"
+    timing = cell(TIMING, "timing", tags=["nbval-ignore-output"])
+    book.late.write_text(notebook(timing, cell(close, "close"), cell(prints, "prints")))
+    before = book.files()
+    assert execute.main(book.root, ["one/late"], twice=True) == 1
+    assert book.files() == before
+    must = "must give what a second run gives: stdout: stored is "
+    said = capfd.readouterr().err
+    assert said.startswith(f"failed: book/one/late.ipynb, cell 4 (prints): {must}")
+
+
+def test_a_picture_that_the_verifier_cannot_compare_fails():
+    data = {"image/png": "AAAA", "text/plain": "A picture."}
+    late = ran({"output_type": "display_data", "data": data, "metadata": {}})
+    with pytest.raises(execute.Refusal, match=r"late, cell 2 \(one\): .* must be SVG"):
+        execute.compare(late, late, Path("late"))
 
 
 def test_a_notebook_that_is_none_fails_like_in_tangle(book, failed):

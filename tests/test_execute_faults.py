@@ -29,7 +29,7 @@ sys.exit(execute.main(Path("{root}"), {chapters}))
 WAITS = """\
 import time
 
-open("started", "w").close()
+open({started!r}, "w").close()
 time.sleep(60)"""
 KILLED_IN_WRITING = """\
 os.replace = lambda *paths: os.kill(os.getpid(), signal.SIGKILL)"""
@@ -69,10 +69,12 @@ def until(holds) -> None:
 
 @pytest.mark.parametrize("name", ["SIGKILL", "SIGTERM", "SIGINT"])
 def test_a_run_that_is_stopped_half_way_leaves_the_chapter_as_it_was(book, name):
-    book.late.write_text(notebook(cell("print(1)", "one"), cell(WAITS, "waits")))
+    started = book.root / "started"
+    waits = cell(WAITS.format(started=str(started)), "waits")
+    book.late.write_text(notebook(cell("print(1)", "one"), waits))
     before = book.late.read_bytes()
     process = start(book.root)
-    until((book.root / "book/one/started").exists)
+    until(started.exists)
     process.send_signal(getattr(signal, name))
     status, out, err = end(process)
     assert status != 0
