@@ -27,7 +27,7 @@ def future_leak(
     For each position, all later inputs are replaced by others, made from `x` so that
     none is what it was. Returns the largest change of an output up to that position.
     `forward` must be deterministic: call `eval()` on a module with dropout first. It
-    gets copies: `x` stays as it is, and so does the state of random numbers.
+    gets copies, so `x` stays as it is, and the detector itself draws no random number.
     """
     check_tensor(x=x)
     if x.ndim < 2 or not x.is_floating_point() or x.shape[-2] < 2:
@@ -50,7 +50,7 @@ def future_leak(
 
 
 def _changed(x: Tensor) -> Tensor:
-    """Each number of `x` with the other sign, and larger by a factor of its own."""
+    """Each number of `x` one further from zero, times a factor of its own below 0."""
     count = torch.arange(x.numel(), device=x.device).view(x.shape)
     factor = 1 + (0.618 * count) % 1  # never the same for neighbours
     return ((-factor) * (x + torch.where(x < 0, -1.0, 1.0))).to(x.dtype)
@@ -76,7 +76,9 @@ def causal_mask(
     torch.ones(length, num_keys, dtype=torch.bool).tril().)
     """
     num_keys = length if num_keys is None else num_keys
-    if not 0 <= length <= num_keys or length % 1 or num_keys % 1:
+    if isinstance(num_keys, float) or num_keys < 0:
+        raise expected("num_keys", "a whole number of at least 0", num_keys)
+    if isinstance(length, float) or not 0 <= length <= num_keys:
         raise expected("length", f"a whole number from 0 to {num_keys=}", length)
     everywhere = torch.ones(length, num_keys, dtype=torch.bool, device=device)
     return everywhere.tril(num_keys - length)

@@ -24,6 +24,7 @@ from attention.tools.checks import (
     check_bias,
     check_fit,
     check_input,
+    check_scale,
     check_sizes,
     first_order,
     nan_of,
@@ -108,13 +109,13 @@ def attention_weights(
     Vaswani et al. 2017, equation 1. `scale` is 1/√head_dim for the dot product and 1
     for another score; a tensor may be learned. Keys may have fewer heads (axis -3)
     than queries, each serving several in a row. With causal=True a query sees the keys
-    up to its own place, lower-right: the queries are the last of the keys.
-    (`scaled_dot_product_attention(is_causal=True)` and JAX align upper-left: pass
-    mask=torch.ones(i, j, dtype=torch.bool).tril() for that.) `window` keys of these,
-    its own included, if it is given. A query that may see no key gets zeros. A nan or
-    +inf among the scores that it may see makes its row nan; a hidden one has no
-    effect. Inputs of 16 bits are scored in float32, to which a bias in float32 may be
-    added; the weights have their dtype. ValueError for a misfit.
+    up to its own place, lower-right: the queries are the last of the keys. (PyTorch's
+    `scaled_dot_product_attention(is_causal=True)` and JAX align upper-left: pass
+    mask=torch.ones(i, j, dtype=torch.bool).tril() for that.) With `window` it sees only
+    the last `window` of them, its own included. A query that may see no key gets zeros.
+    A nan or +inf among the scores that it may see makes its row nan; a hidden one has
+    no effect. Inputs of 16 bits are scored in float32, to which a bias in float32 may
+    be added; the weights have their dtype. ValueError for a misfit.
     """
     check_tensor(queries=queries, keys=keys)
     queries, keys = unified(queries, keys)
@@ -122,6 +123,7 @@ def attention_weights(
     mask = visible(shape, mask, causal, queries.device, window)
     if scale is None:
         scale = queries.shape[-1] ** -0.5 if score is dot_product else 1.0
+    check_scale(scale, queries)
     with as_given(queries):
         scores = scale * score(queries, repeat_kv(keys, queries))
         if scores.shape != shape:
@@ -138,7 +140,7 @@ def _table(
 ) -> tuple[Tensor | None, Tensor | None]:
     """The call's `attn_mask`, and which rows are blind; None for what is not needed.
 
-    With all its axes, since PyTorch's fused kernels take no table with three.
+    The table gets all four axes: PyTorch's fused kernels take none with three.
     """
     blind = None
     if mask is not None:
@@ -182,18 +184,18 @@ def attend(
 ) -> Float[Tensor, "*batch num_queries value_dim"]:
     """Context vectors by PyTorch's fused call; equals `attention_weights` @ values.
 
-    Options are those of `attention_weights`, of which causal=True is lower-right: the
-    queries are the last of the keys. (`scaled_dot_product_attention(is_causal=True)`
-    and JAX align upper-left: pass mask=torch.ones(i, j, dtype=torch.bool).tril() for
-    that.) `mask` is True where a query may see a key; a query that sees none gets
-    zeros. `dropout_p` drops weights, in training only: pass 0 otherwise. Inputs of 16
-    bits are scored in float32 by PyTorch's kernels; a bias in float32 is added there.
-    Memory grows linearly with length where a fused kernel runs (no mask, no dropout,
-    equal widths, four axes). A nan is never answered by a number: what depends on it
-    is nan and, for one in a hidden key or value, perhaps its whole sequence. So is an
-    infinity, except that a CPU's kernel may give numbers for infinite queries or keys
-    of 16 bits. RuntimeError for a second derivative, or one in forward mode, of a fused
-    kernel; ValueError for a misfit.
+    Options are those of `attention_weights`, without `score`. causal=True is
+    lower-right: the queries are the last of the keys. (PyTorch's
+    `scaled_dot_product_attention(is_causal=True)` and JAX align upper-left: pass
+    mask=torch.ones(i, j, dtype=torch.bool).tril() for that.) `mask` is True where a
+    query may see a key; a query that sees none gets zeros. `dropout_p` drops weights
+    whenever it is above 0: pass 0 outside training. Inputs of 16 bits are scored in
+    float32 by PyTorch's kernels; a bias in float32 is added there. Memory grows
+    linearly with length where a fused kernel runs (no mask, no dropout, equal widths,
+    four axes). A nan gives nan wherever it is used; in a hidden key or value it may
+    spread to its whole sequence. An infinity does the same, except that a CPU's kernel
+    may give numbers for infinite queries or keys of 16 bits. RuntimeError for a second
+    derivative, or one in forward mode, of a fused kernel; ValueError for a misfit.
     """
     if not 0 <= dropout_p <= 1:
         raise expected("dropout_p", "a share from 0 to 1", dropout_p)

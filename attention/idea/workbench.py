@@ -85,7 +85,7 @@ _OTHERS = re.compile(  # our own signs, and what is printable and leaves no ink
 
 
 def visible_token(token: str) -> str:
-    """The token as it is shown: whole, on one line, and like no other token.
+    """The token as it is shown: whole, on one line, and unlike any other's signs.
 
     A line break is ↵, a tab ⇥, a space at an end or beside another ␣, nothing ∅. What
     else leaves no ink is told by its number, ⟨U+00A0⟩; so are these signs themselves,
@@ -198,7 +198,7 @@ def step(before: Callable | type, after: Callable | type) -> str:
     """The lines that turn the source of `before` into that of `after`.
 
     A line that starts with `-` goes, one that starts with `+` comes; of a class
-    the methods are compared, in the order in which it defines them.
+    its plain methods are compared, in the order in which it defines them.
     """
     old, new = (_source(thing).splitlines() for thing in (before, after))
     return "\n".join(list(difflib.unified_diff(old, new, lineterm="", n=1))[2:])

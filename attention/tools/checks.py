@@ -23,6 +23,7 @@ __all__ = [
     "check_heads",
     "check_input",
     "check_kind",
+    "check_scale",
     "check_sizes",
     "dropout_now",
     "first_order",
@@ -32,7 +33,6 @@ __all__ = [
     "scale_queries",
     "second_derivative",
     "spread",
-    "spread_scale",
     "unified",
 ]
 
@@ -99,7 +99,7 @@ def check_fit(
     try:
         return (*torch.broadcast_shapes(*grouped), i, j)
     except RuntimeError:
-        must = "batch axes that broadcast, heads that divide the query's"
+        must = "batch axes that broadcast, and heads whose number divides the queries'"
         got = ", ".join(map(str, leading))
         raise expected("queries, keys and values", must, got) from None
 
@@ -147,22 +147,22 @@ def scale_queries(
         return queries, queries.shape[-1] ** -0.5
     if not isinstance(scale, Tensor):
         return queries, scale
-    scale = scale.to(precise(queries)) if scale.is_floating_point() else scale
-    factor = spread_scale(scale, queries)
-    return (queries * factor).to(queries.dtype), 1.0
+    check_scale(scale, queries)
+    return (queries * scale.to(precise(queries))).to(queries.dtype), 1.0
 
 
-def spread_scale(scale: Tensor, queries: Tensor) -> Tensor:
-    """`scale`; ValueError if it is not one number, or one for each head or query."""
-    one_width = scale.ndim == 0 or scale.shape[-1] == 1
+def check_scale(scale: float | Tensor, queries: Tensor) -> None:
+    """ValueError if a tensor is not one number, or one for each head or query."""
+    if not isinstance(scale, Tensor):
+        return
+    fits = scale.ndim == 0 or scale.shape[-1] == 1
     try:
         scale.expand(queries.shape)
     except RuntimeError:
-        one_width = False
-    if not one_width or scale.device.type not in (queries.device.type, "cpu"):
+        fits = False
+    if not fits or scale.device.type not in (queries.device.type, "cpu"):
         must = f"a number, or what broadcasts to {(*queries.shape[:-1], 1)}"
         raise expected("scale", must, scale)
-    return scale
 
 
 def autocast_on(tensor: Tensor) -> bool:

@@ -85,7 +85,7 @@ OTHERS = {
     "repeat_kv": "repeats heads, and mixes no values",
     "scale_queries": CHECK,
     "second_derivative": CHECK,
-    "spread_scale": CHECK,
+    "check_scale": CHECK,
     "unified": CHECK,
     "Attend": "the protocol of forms, with no form of its own",
     "visible_token": SHOW,

@@ -37,7 +37,7 @@ def test_a_mask_is_made_where_it_is_asked_for():
     ("sizes", "message"),
     [
         ((7, 5), said("length", "num_keys=5", "got 7")),
-        ((-1,), said("length", "got -1")),
+        ((-1,), said("num_keys", "got -1")),
     ],
 )
 def test_more_queries_than_keys_have_no_causal_mask(as_importer, sizes, message):
