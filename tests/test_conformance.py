@@ -8,7 +8,6 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -180,10 +179,10 @@ def test_what_is_asked_of_forms_is_true_of_the_plain_table(name):
     check(PROPERTIES[name], of_form("the plain table", form), 20)
 
 
-@pytest.mark.skipif(not find_spec("triton"), reason="triton is not installed")
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of NumPy, which interprets
 @pytest.mark.parametrize("name", ["scale", "learned", "loud", "grouped", "window"])
 def test_kernels_hold_what_is_asked_of_forms(name):
+    pytest.importorskip("triton", minversion="3.7")
     check(PROPERTIES[name], KERNELS, 2, UNSHRUNK)
 
 

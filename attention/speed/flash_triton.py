@@ -44,6 +44,10 @@ def _import_triton() -> None:
     except ModuleNotFoundError as error:
         how = "pip install 'building-attention[triton]'"
         raise ModuleNotFoundError(f"triton_attend needs Triton: {how}") from error
+    if not hasattr(triton, "knobs"):  # as torch 2.6 and its Triton 3.2 have it
+        raise ModuleNotFoundError(
+            "triton_attend needs Triton 3.7 or newer: a newer torch"
+        )
     if triton.knobs.runtime.interpret == isinstance(tl.cdiv, triton.JITFunction):
         must = "TRITON_INTERPRET must not change after Triton is imported"
         raise RuntimeError(f"{must}: set it before, or start anew")

@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 from functools import partial
-from importlib.util import find_spec
 
 import pytest
 import torch
@@ -20,9 +19,7 @@ from attention import (
 )
 from attention.speed import flash_triton
 
-pytestmark = pytest.mark.skipif(
-    not find_spec("triton"), reason="needs triton, which is not installed"
-)
+pytest.importorskip("triton", minversion="3.7")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
