@@ -46,8 +46,8 @@ HOW_TO = {
 }
 # Names in backticks that neither Python nor the tree defines, each with the reason.
 WORDS = {
-    "bdi output td th tr w": "the explorer's elements of HTML and variable of CSS",
-    "corner draw grid lit placeOf shares": "names in the explorer's script and style",
+    "bdi output scope td th tr w": "the explorer's words of HTML and variable of CSS",
+    "corner draw grid light lit placeOf shares": "the explorer's names, not Python's",
     "make": "the program that knows the verbs of the Makefile",
     "meta": "torch's device that has shapes but no memory",
 }
