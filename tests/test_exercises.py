@@ -1,0 +1,206 @@
+"""The checks of exercises refuse typical mistakes, in words, and nothing else.
+
+`exercises/` has a file for each chapter, and in it a class for each exercise, with
+`right` answers in other words than the solution's and `wrong` ones, named by what they
+do. They are run where a reader would write them: among the names of the chapter.
+"""
+
+import ast
+import functools
+import linecache
+import symtable
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+ANSWERS = Path(__file__).parent / "exercises"
+sys.path.insert(0, str(ROOT / "book"))
+
+import tangle  # noqa: E402
+
+# How messages begin that others wrote: they compare numbers and name no property.
+NOT_OURS = ("Tensor-likes", "Scalars are not", "Booleans are not", "The values for")
+
+
+# The chapters
+
+
+@functools.cache
+def code(chapter: str) -> list[dict]:
+    cells = tangle.load(ROOT / f"book/{chapter}.ipynb", ROOT)["cells"]
+    return [cell for cell in cells if cell["cell_type"] == "code"]
+
+
+def tagged(chapter: str, tag: str) -> list[dict]:
+    return [cell for cell in code(chapter) if tag in tangle.tags(cell)]
+
+
+def chapters() -> list[str]:
+    names = [
+        name
+        for name in tangle.contents(ROOT)
+        if (ROOT / f"book/{name}.ipynb").is_file()
+    ]
+    return [name for name in names if tagged(name, "exercise")]
+
+
+def exercise(cell: dict) -> tuple[str, str]:
+    """The names of the check and of the answer that a cell hands to `grade`."""
+    call = ast.parse(cell["source"]).body[-1].value
+    assert call.func.id == "grade"
+    check, answer = (argument.id for argument in call.args)
+    return check, answer
+
+
+def exercises() -> list[tuple[str, str]]:
+    """Chapter and name of each exercise of the book."""
+    return [
+        (c, exercise(cell)[1]) for c in chapters() for cell in tagged(c, "exercise")
+    ]
+
+
+# Their names
+
+
+def scopes(table: symtable.SymbolTable) -> Iterator[symtable.SymbolTable]:
+    yield table
+    for child in table.get_children():
+        yield from scopes(child)
+
+
+@functools.cache
+def names_of(source: str) -> tuple[set[str], set[str]]:
+    """The names of a chapter that a cell gives a value, and those that it reads."""
+    table = symtable.symtable(source, "cell", "exec")
+    own = table.get_symbols()
+    given = {s.get_name() for s in own if s.is_assigned() or s.is_imported()}
+    read = {s.get_name() for s in own if s.is_referenced()}
+    for scope in [*scopes(table)][1:]:
+        read |= {s.get_name() for s in scope.get_symbols() if s.is_global()}
+    return given, read
+
+
+def needed(chapter: str, answers: str) -> list[dict]:
+    """The cells that the exercises of a chapter and their answers stand on.
+
+    A function may read what an exported cell defines later; all else comes before.
+    """
+    cells = [c for c in code(chapter) if "solution" not in tangle.tags(c)]
+    readers = {len(cells): names_of(answers)[1]}
+    for place, cell in enumerate(cells):
+        if "exercise" in tangle.tags(cell):
+            readers[place] = names_of(cell["source"])[1]
+    while True:
+        known = len(readers)
+        for place, cell in reversed([*enumerate(cells)]):
+            given, read = names_of(cell["source"])
+            anywhere = "export" in tangle.tags(cell)
+            if any(given & r for p, r in readers.items() if anywhere or p > place):
+                readers[place] = read
+        if len(readers) == known:
+            return [cells[place] for place in sorted(readers)[:-1]]
+
+
+def run(source: str, name: str, space: dict) -> None:
+    """Execute a text; its functions know their source, as `triton.jit` asks."""
+    linecache.cache[name] = (len(source), None, source.splitlines(True), name)
+    exec(compile(source, name, "exec"), space)
+
+
+def file_of(chapter: str) -> Path:
+    return ANSWERS / f"{Path(chapter).name}.py"
+
+
+@functools.cache
+def space(chapter: str) -> dict:
+    """The names of a chapter at its end, those of its solutions left out."""
+    names, answers = {"__name__": "__main__"}, file_of(chapter).read_text("utf-8")
+    for cell in needed(chapter, answers):
+        run(cell["source"], f"{chapter}:{cell['id']}", names)
+    run(answers, str(file_of(chapter)), names)
+    return names
+
+
+# The answers
+
+
+def answers(chapter: str, name: str, kind: str) -> list[str]:
+    """The names of the answers of a kind; none if the exercise has no entry."""
+    if not file_of(chapter).is_file():
+        return []
+    found = ast.parse(file_of(chapter).read_text("utf-8")).body
+    for part in (name, kind):
+        of_class = (node for node in found if isinstance(node, ast.ClassDef))
+        found = next((node.body for node in of_class if node.name == part), [])
+    return [node.name for node in found if isinstance(node, ast.FunctionDef)]
+
+
+def cases(kind: str) -> list:
+    return [
+        pytest.param(chapter, name, answer, id=f"{chapter}-{name}-{answer}")
+        for chapter, name in exercises()
+        for answer in answers(chapter, name, kind)
+    ]
+
+
+def check_and_answer(chapter: str, name: str, kind: str, answer: str) -> tuple:
+    names = space(chapter)
+    pairs = map(exercise, tagged(chapter, "exercise"))
+    check = next(check for check, answered in pairs if answered == name)
+    return names[check], vars(getattr(names[name], kind))[answer]
+
+
+@pytest.mark.parametrize(("chapter", "name"), exercises())
+def test_every_exercise_has_three_wrong_answers_and_two_right_ones(chapter, name):
+    assert len(answers(chapter, name, "wrong")) >= 3
+    assert len(answers(chapter, name, "right")) >= 2
+
+
+def test_every_answer_belongs_to_an_exercise():
+    known = {(file_of(chapter).name, name) for chapter, name in exercises()}
+    assert known == {
+        (path.name, node.name)
+        for path in ANSWERS.glob("*.py")
+        for node in ast.parse(path.read_text("utf-8")).body
+        if isinstance(node, ast.ClassDef)
+    }
+
+
+@pytest.mark.parametrize(("chapter", "name", "answer"), cases("right"))
+def test_a_right_answer_passes_in_other_words_too(chapter, name, answer):
+    check, given = check_and_answer(chapter, name, "right", answer)
+    check(given)
+
+
+@pytest.mark.parametrize(("chapter", "name", "answer"), cases("wrong"))
+def test_a_typical_mistake_is_refused_and_told_in_words(chapter, name, answer):
+    check, given = check_and_answer(chapter, name, "wrong", answer)
+    with pytest.raises(AssertionError) as refused:
+        check(given)
+    words = str(refused.value)
+    assert len(words.split()) >= 3, words
+    assert not words.startswith(NOT_OURS), words
+
+
+@pytest.mark.parametrize(("chapter", "name"), exercises())
+def test_an_answer_that_forgets_to_return_is_refused(chapter, name):
+    names = space(chapter)
+    pairs = map(exercise, tagged(chapter, "exercise"))
+    check = next(check for check, answered in pairs if answered == name)
+    with pytest.raises(Exception):  # noqa: B017, PT011  grade takes any
+        names[check](lambda *inputs, **options: None)
+
+
+@pytest.mark.parametrize(("chapter", "name"), exercises())
+def test_a_check_says_what_it_asks(chapter, name):
+    """No bare assert, and no comparison that leaves the words to PyTorch."""
+    cell = next(c for c in tagged(chapter, "exercise") if exercise(c)[1] == name)
+    for node in ast.walk(ast.parse(cell["source"])):
+        if isinstance(node, ast.Assert):
+            assert node.msg, ast.unparse(node)
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("_close"):
+            options = {keyword.arg for keyword in node.keywords}
+            assert "msg" in options, ast.unparse(node)
