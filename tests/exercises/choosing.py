@@ -2,7 +2,7 @@
 # ruff: noqa: F821  the names are the chapter's
 
 
-class weights_of:
+class weights_by_identity:
     class right:
         def by_the_package(form, queries, keys):
             import attention
