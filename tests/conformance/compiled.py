@@ -12,7 +12,7 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from .cases import Case, takes_mask
 from .equals import equal
-from .mechanism import Mechanism, Sizes
+from .mechanism import Excuse, Mechanism, Sizes
 from .suite import sentence
 
 SIZES = Sizes(heads=2, head_dim=13, d_in=11, d_context=17, d_value=19)
@@ -83,7 +83,16 @@ def exported(mechanism: Mechanism):
     return f, program.module()
 
 
-@sentence("torch.export gives the same numbers", masks="some", **ALONE)
+def fixes_a_length(mechanism):
+    """Before torch 2.8, comparing two lengths makes one of them a constant."""
+    old = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 8)
+    if old and mechanism.causal and len(mechanism.reads) == 3:
+        return Excuse("this torch exports one length of the two", "fails")
+
+
+@sentence(
+    "torch.export gives the same numbers", excuse=fixes_a_length, masks="some", **ALONE
+)
 def exports(case):
     with said():
         f, program = exported(case.mechanism)
