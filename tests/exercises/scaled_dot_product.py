@@ -35,6 +35,11 @@ class contrast:
             weights = scores.softmax(dim=-1).sort(dim=-1).values
             return float((weights[:, -1] - weights[:, 0]).mean())
 
+        def one_draw_of_keys(d, scale):
+            queries, keys = torch.randn(500, d), torch.randn(16, d)
+            weights = attention_weights(queries, keys, scale=scale)
+            return (weights.amax(dim=-1) - weights.amin(dim=-1)).mean().item()
+
         def as_a_tensor(d, scale):
             torch.manual_seed(5)
             queries, keys = torch.randn(500, 1, d), torch.randn(500, 16, d)
