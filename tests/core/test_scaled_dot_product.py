@@ -641,7 +641,6 @@ def test_where_the_call_is_not_fused_there_is_a_second_derivative():
     assert torch.autograd.gradgradcheck(lambda q: attend(q, keys, values), queries)
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script")  # PyTorch's own, of jvp
 def test_forward_mode_of_the_fused_call_is_refused_in_our_words():
     tensors = torch.randn(3, 2, 3, 20, 16).unbind()
     with pytest.raises(RuntimeError, match=said("attend", "reverse mode", "got")):
