@@ -46,13 +46,26 @@ function add_copy_buttons() {
   document.querySelector("main:has(.copy)")?.append(voice);
 }
 
-/* What is wider than the screen scrolls by itself, by keyboard too. */
-const scrolling = new ResizeObserver((boxes) => {
-  for (const { target } of boxes) {
-    if (target.scrollWidth > target.clientWidth) target.tabIndex = 0;
-    else target.removeAttribute("tabindex");
+/* What is wider than the screen scrolls by itself, by keyboard too. A table grows when
+   the font of its formulas arrives, and its box does not: both are watched. */
+const TABLE = ".pst-scrollable-table-container";
+const SCROLLS = `article :is(pre, .picture, div.math, ${TABLE})`;
+const scrolling = new ResizeObserver((changes) => {
+  for (const box of new Set(changes.map(({ target }) => target.closest(SCROLLS)))) {
+    const wide = box.scrollWidth > box.clientWidth;
+    if (wide) box.tabIndex = 0;
+    else box.removeAttribute("tabindex");
+    if (box.matches(TABLE)) name_table(box, wide);
   }
 });
+
+/* A stop of the keyboard says what it is: a table, by the words on top of it. */
+function name_table(box, wide) {
+  const heads = [...box.querySelectorAll("caption, thead th")];
+  const words = heads.map((head) => head.textContent.trim()).join(", ");
+  box.role = wide ? "group" : null;
+  box.ariaLabel = wide ? `Wide table: ${words}` : null;
+}
 
 /* In a folder a browser shows a notebook instead of saving it, and may not read it. But
    it may run it: beside each lies a script that hands it over. */
@@ -108,7 +121,7 @@ addEventListener("afterprint", () => (root.dataset.theme = scheme));
 
 addEventListener("DOMContentLoaded", () => {
   add_copy_buttons();
-  for (const box of document.querySelectorAll("article :is(pre, .picture, div.math)"))
+  for (const box of document.querySelectorAll(`${SCROLLS}, ${TABLE} > table`))
     scrolling.observe(box);
   if (location.protocol === "file:")
     for (const link of document.querySelectorAll(".take-along a[download]"))

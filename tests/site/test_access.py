@@ -124,3 +124,41 @@ def test_a_fold_is_called_by_the_words_on_it(chapter: Page):
     summary = chapter.locator("details.hide > summary").first
     assert summary.get_attribute("aria-label") is None
     assert summary.inner_text().startswith("Show the ")
+
+
+def test_a_wide_table_is_named_and_scrolled_by_keyboard(browser: Browser, read):
+    page = browser.new_page()
+    page.add_init_script("""addEventListener("DOMContentLoaded", () => {
+        const style = document.createElement("style");
+        style.textContent = ".pst-scrollable-table-container { width: 5rem; }";
+        document.head.append(style);
+    })""")  # narrow from the start, so that no font decides
+    read(page, (SITE / "book/reference/notation.html").as_uri())
+    boxes = page.locator(".pst-scrollable-table-container")
+    for box in boxes.all():
+        expect(box).to_have_attribute("tabindex", "0")
+        expect(box).to_have_role("group")
+    letters = page.get_by_role("group", name="Wide table: letter, axis")
+    letters.focus()
+    page.keyboard.press("ArrowRight")
+    expect(letters).to_be_focused()
+    page.wait_for_function("document.activeElement.scrollLeft > 0")
+    boxes.evaluate_all("boxes => boxes.forEach(box => { box.style.width = '99rem'; })")
+    for box in boxes.all():
+        expect(box).not_to_have_attribute("tabindex", "0")
+        expect(box).not_to_have_attribute("role", "group")
+    page.close()
+
+
+def test_a_table_that_grows_by_its_words_alone_gets_its_tab_stop(
+    browser: Browser, read
+):
+    page = browser.new_page(viewport={"width": 390, "height": 844})
+    read(page, (SITE / "book/reference/notation.html").as_uri())
+    box = page.locator(".pst-scrollable-table-container").last
+    box.evaluate("""box => {
+        box.style.height = "9rem";  // the box stays as it is
+        box.querySelector("td").append("n".repeat(99));
+    }""")
+    expect(box).to_have_attribute("tabindex", "0")
+    page.close()
