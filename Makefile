@@ -88,7 +88,7 @@ site: $(READY)
 	@echo "site: built without a warning"
 
 pages: $(READY)
-	@$(PY) -m pytest tests/site -n 2 --dist loadscope --quiet
+	@$(PY) -m pytest tests/site -n 2 --dist loadgroup --no-loadscope-reorder --quiet
 
 # What the steps stand on: remade when the pins or the package's settings change.
 

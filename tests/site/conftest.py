@@ -5,20 +5,14 @@ import shutil
 from functools import cache
 
 import pytest
+import visits
 from fonts import only
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 FOUND = map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))
 CHROMIUM = next(filter(None, FOUND), None)
-# The theme hears of new colours, and what scrolls gets its tab stop when it is drawn in
-# its new size.
-SETTLED = """async ([width, theme]) => {
-    await document.fonts.ready;
-    const boxes = "article :is(pre, .picture, .pst-scrollable-table-container)";
-    return innerWidth === width && document.documentElement.dataset.theme === theme
-        && [...document.querySelectorAll(boxes)].every(box =>
-            box.scrollWidth <= box.clientWidth || box.tabIndex === 0);
-}"""
+BUILD_BOOKS = ("test_address.py", "test_small_book.py")  # long: no worker ends with one
+expect.set_options(timeout=60_000)  # what is true at once takes no time
 
 
 def absent(what: str) -> None:
@@ -55,22 +49,25 @@ def browser(request, start) -> Browser:
 @pytest.fixture(scope="session")
 def read():
     """Open a page and wait until its script has laid out more than the first screen."""
-    whole = "!document.scripts.length || 'whole' in document.documentElement.dataset"
 
     def read(page: Page, address: str) -> None:
         page.goto(address)
-        page.wait_for_function(whole)
+        page.wait_for_function(visits.WHOLE, timeout=visits.PATIENCE)
 
     return read
 
 
-@pytest.fixture(scope="session")
-def view():
-    """See a page in this width and these colours, when it has come to rest in them."""
+@pytest.fixture(scope="session", params=visits.PAGES)
+def visit(request, browser: Browser):
+    """One page of the book, open: what a test asks of it, no other may depend on."""
+    seen = visits.visit(request.param, browser)
+    yield seen
+    seen.page.close()
 
-    def view(page: Page, width: int, theme: str) -> None:
-        page.set_viewport_size({"width": width, "height": 844})
-        page.emulate_media(color_scheme=theme)
-        page.wait_for_function(SETTLED, arg=[width, theme])
 
-    return view
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Each worker has pages of its own, and of other tests whole files: `loadgroup`."""
+    items.sort(key=lambda item: item.path.name not in BUILD_BOOKS)
+    for item in items:
+        params = item.callspec.params if hasattr(item, "callspec") else {}
+        item.add_marker(pytest.mark.xdist_group(params.get("visit", item.path.name)))

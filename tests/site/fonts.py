@@ -33,7 +33,7 @@ FONTCONFIG = """<?xml version="1.0"?>
 
 
 def only(fonts: str, folder: Path) -> dict[str, str]:
-    """The environment of a machine that has these fonts alone; {} if they are not here."""
+    """The environment of a machine with these fonts alone; {} if they are not here."""
     for files in FONTS[fonts].values():
         found = list(Path("/usr/share/fonts").rglob(files))
         if not found:

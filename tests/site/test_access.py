@@ -1,20 +1,14 @@
 """Readers who hear the pages, work them by keyboard or need contrast are served alike.
 
-axe-core looks at every page in both colour schemes, wide as a phone and as a desktop.
+axe-core looks at every page twice: light on a phone, and dark on a desktop.
 """
 
-import re
 from importlib.resources import files
-from itertools import product
-from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
+from visits import NO_DUSK, SITE, Visit
 
-ROOT = Path(__file__).resolve().parents[2]
-SITE = ROOT / "_build" / "html"
-TOLD = re.findall(r"\b(?:root|file): *(\S+)", (ROOT / "_toc.yml").read_text())
-PAGES = [*TOLD, "search", "genindex", "404"]
 CHAPTER = (SITE / "book/core/causal.html").as_uri()
 AXE = next(files("axe_playwright_python").glob("**/axe.min.js")).read_text("utf-8")
 # That a label says what is seen is a rule of WCAG A, off by default in axe-core.
@@ -32,39 +26,22 @@ ONE_OF_EACH_KIND = """() => {
     }
     document.querySelectorAll("pre").forEach(block => block.normalize());
 }"""
-SETTLED = """async () => {
-    await window.MathJax?.startup?.promise;
-    await document.fonts.ready;
-    // What scrolls gets its tab stop when it is drawn in its new size; the theme takes
-    // it away from what does not, a while later.
-    const stops = () => [...document.querySelectorAll("article :is(pre, .picture)")]
-        .every(box => box.scrollWidth <= box.clientWidth || box.tabIndex === 0);
-    for (let wait = 0; wait < 60 && !stops(); wait++)
-        await new Promise(resolve => setTimeout(resolve, 50));
-}"""
 HEADINGS = """() => [...document.querySelectorAll("h1, h2, h3, h4, h5, h6")]
     .filter(heading => heading.checkVisibility())
     .map(heading => [Number(heading.tagName[1]), heading.textContent])"""
 
 
-@pytest.mark.parametrize("name", PAGES)
-def test_axe_finds_no_fault_and_headings_are_in_order(
-    name: str, browser: Browser, read
-):
-    faults, page = {}, browser.new_page()
-    read(page, (SITE / f"{name}.html").as_uri())
-    page.add_style_tag(content="* { transition: none !important; }")  # judge no dusk
+def test_axe_finds_no_fault_and_headings_are_in_order(visit: Visit):
+    faults, page = {}, visit.page
+    page.add_style_tag(content=NO_DUSK)
     page.evaluate(AXE)
     page.evaluate(ONE_OF_EACH_KIND)
-    for width, theme in product((390, 1280), ("light", "dark")):
-        page.set_viewport_size({"width": width, "height": 844})
-        page.emulate_media(color_scheme=theme)
-        page.evaluate(SETTLED)
+    for width, theme in ((390, "light"), (1280, "dark")):
+        visit.view(width, theme)
         for fault in page.evaluate(f"axe.run(document, {OPTIONS})")["violations"]:
             where = [node["html"] for node in fault["nodes"]]
             faults[width, theme, fault["id"]] = where
     headings = page.evaluate(HEADINGS)
-    page.close()
     assert faults == {}
     levels = [level for level, _ in headings]
     assert levels.count(1) == 1
@@ -77,6 +54,7 @@ def test_axe_finds_no_fault_and_headings_are_in_order(
 def chapter(browser: Browser, read):
     page = browser.new_page(viewport={"width": 1280, "height": 844})
     read(page, CHAPTER)
+    page.add_style_tag(content=NO_DUSK)
     yield page
     page.close()
 

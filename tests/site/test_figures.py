@@ -1,17 +1,14 @@
 """Pictures can be read: by eye on a phone, in both colour schemes, and by ear."""
 
 import json
-import re
+from functools import cache
 from io import BytesIO
-from pathlib import Path
 
 import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Locator
+from visits import CHAPTERS, ROOT, Visit
 
-ROOT = Path(__file__).resolve().parents[2]
-TOLD = re.findall(r"\bfile: *(\S+)", (ROOT / "_toc.yml").read_text())
-CHAPTERS = [page for page in TOLD if (ROOT / f"{page}.ipynb").exists()]
 FIGURES = """() => {
     const level = colour => {
         const [r, g, b] = colour.match(/[\\d.]+/g).slice(0, 3).map(c => c / 255)
@@ -56,25 +53,22 @@ FIGURES = """() => {
 }"""
 
 
-@pytest.fixture(scope="module", params=CHAPTERS)
-def chapter(request) -> str:
-    return request.param
-
-
-@pytest.fixture(scope="module")
-def figures(chapter: str, browser: Browser, read) -> list[dict]:
+@cache
+def figures_of(visit: Visit) -> list[dict]:
     """The chapter's figures on a phone, in the light and again in the dark."""
-    page = browser.new_page(viewport={"width": 390, "height": 844})
-    read(page, (ROOT / f"_build/html/{chapter}.html").as_uri())
-    found = []
-    for theme in ("light", "dark"):
-        page.emulate_media(color_scheme=theme)
-        page.wait_for_function(f"document.documentElement.dataset.theme == '{theme}'")
-        found += page.evaluate(FIGURES)
-    page.close()
-    return found
+    light = visit.view(390, "light").evaluate(FIGURES)
+    return light + visit.view(390, "dark").evaluate(FIGURES)
 
 
+@pytest.fixture
+def figures(visit: Visit) -> list[dict]:
+    return figures_of(visit)
+
+
+of_each_chapter = pytest.mark.parametrize("visit", CHAPTERS, indirect=True)
+
+
+@of_each_chapter
 def test_figures_are_legible_on_a_phone_in_both_colour_schemes(figures):
     for figure in figures:
         assert figure["height"] >= 8.99, figure
@@ -83,14 +77,16 @@ def test_figures_are_legible_on_a_phone_in_both_colour_schemes(figures):
         assert figure["lines"] >= 3, figure
 
 
+@of_each_chapter
 def test_a_figure_is_whole_on_a_phone(figures):
     assert not any(figure["hidden"] for figure in figures)
 
 
+@of_each_chapter
 def test_a_figure_is_spoken_as_its_chapter_describes_it_and_has_a_caption(
-    figures, chapter
+    figures, visit
 ):
-    cells = json.loads((ROOT / f"{chapter}.ipynb").read_text("utf-8"))["cells"]
+    cells = json.loads((ROOT / f"{visit.name}.ipynb").read_text("utf-8"))["cells"]
     stored = [
         output["data"]
         for cell in cells
