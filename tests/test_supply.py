@@ -6,10 +6,13 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 from licences import licences
+from packaging.markers import Marker
+from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = [
@@ -73,6 +76,21 @@ def test_the_workflows_have_no_known_weakness():
     command = [shown, "--offline", "--quiet", ROOT / ".github"]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout
+
+
+def strangers(pins: str) -> dict[str, str]:
+    """Pins that are not what is installed: what was verified is not what they name."""
+    named = re.findall(r"(?m)^([\w.-]+)==([^\s;]+)(?: *;(.*))?", pins)
+    here = [pin[:2] for pin in named if not pin[2] or Marker(pin[2]).evaluate()]
+    public = {name: Version(version(name)).public for name, _ in here}
+    return {name: public[name] for name, pin in here if public[name] != pin}
+
+
+def test_what_is_pinned_is_what_is_installed_and_an_edited_pin_is_seen():
+    pins = (ROOT / "requirements.txt").read_text("utf-8")
+    assert strangers(pins) == {}
+    edited = re.sub(r"(?m)^(einops==\S+)", r"\g<1>9", pins)
+    assert list(strangers(edited)) == ["einops"]
 
 
 def test_what_is_installed_fits_together():

@@ -11,6 +11,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import test_book
+import test_tangle
 
 ROOT = Path(__file__).resolve().parents[1]
 SPEC = importlib.util.spec_from_file_location("verifier", ROOT / "book/conftest.py")
@@ -249,127 +251,134 @@ def test_another_nbval_is_refused(monkeypatch):
         verifier.pytest_configure()
 
 
-# The whole verifier, on a copy of the book that is spoiled in one place
+# The whole verifier, on a small chapter that is spoiled in one place of each cell
 
-LEFT_OUT = shutil.ignore_patterns(
-    ".git", ".venv", "_build", "build", "dist", "*.egg-info", "__pycache__", ".*_cache"
-)
-TEST = ["-m", "pytest", "-q", "-p", "no:cacheprovider"]
-TANGLE = ["book/tangle.py", "--check"]
-UNIT = [*TEST, "tests/test_book.py"]
+PICTURE = """\
+class Square:
+    def _repr_mimebundle_(self, **_):
+        return {"image/svg+xml": '<svg><path d="M 1.5 2"/></svg>', "text/plain": "One."}
 
 
-class Copy:
-    """The book in a folder of its own, and its chapter that runs fastest."""
+Square()"""
+TABLE = """\
+class Table:
+    def _repr_html_(self):
+        return "<table><caption>Rows look at columns.</caption></table>"
 
-    def __init__(self, root: Path):
-        self.root = root
-        shutil.copytree(ROOT, root, ignore=LEFT_OUT)
-        pictured = [p for p in root.glob("book/*/*.ipynb") if "<svg" in p.read_text()]
-        self.chapter = min(pictured, key=lambda path: path.stat().st_size)
-        place = self.chapter.relative_to(root / "book").with_suffix(".py")
-        self.module = root / "attention" / place
-
-    def run(self, command: list[str]) -> tuple[bool, str]:
-        """Is this step of `make test` green, and what does it say?"""
-        env = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
-        done = subprocess.run(
-            [sys.executable, *command],
-            cwd=self.root,
-            env=env | {"PYTHONPATH": str(self.root)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        return done.returncode == 0, done.stdout
-
-    def run_chapter(self) -> tuple[bool, str]:
-        return self.run([*TEST, "--nbval", str(self.chapter), "-x"])
+    def __repr__(self):
+        return "A table."
 
 
-@pytest.fixture(scope="module")
-def copy(tmp_path_factory):
-    return Copy(tmp_path_factory.mktemp("copy") / "book")
+Table()"""
 
 
-@pytest.fixture
-def spoil(copy):
-    """Change one stored output of the chapter, for one test."""
-    stored = copy.chapter.read_text()
-
-    def spoil(kind: str, change) -> None:
-        book = json.loads(stored)
-        for cell in book["cells"]:
-            for output in cell.get("outputs", []):
-                texts = output if output.get("name") == kind else output.get("data", {})
-                key = "text" if output.get("name") == kind else kind
-                text = "".join(texts.get(key, ""))
-                if text and (new := change(text)) != text:
-                    texts[key] = new
-                    if not new:
-                        cell["outputs"].remove(output)
-                    copy.chapter.write_text(json.dumps(book))
-                    return
-        pytest.fail(f"{copy.chapter.name} has no {kind} to spoil")
-
-    yield spoil
-    copy.chapter.write_text(stored)
+def printed(text: str) -> list[dict]:
+    return [stream(text + "\n")]
 
 
-def another_digit(text: str, before: str = "") -> str:
-    """Another digit in the place of the first, or of the first after `before`."""
-    return re.sub(
-        rf"({before})(\d)", lambda m: m[1] + str(9 - int(m[2])), text, count=1
+def result(**data: str) -> list[dict]:
+    return [{"output_type": "execute_result", "metadata": {}, "data": data}]
+
+
+def drawn(path: str = "M 1.5 2", words: str = "One.") -> list[dict]:
+    return result(**{SVG: f'<svg><path d="{path}"/></svg>', "text/plain": words})
+
+
+def captioned(words: str) -> list[dict]:
+    html = f"<table><caption>{words}</caption></table>"
+    return result(**{"text/html": html, "text/plain": "A table."})
+
+
+# What each cell says, its outputs as they are, and as somebody has spoiled them (None:
+# the cell was never run). The last two cells have changed places, too.
+SPOILED = {
+    "n = 0": ([], printed("0")),
+    "print('added')": (printed("added"), []),
+    "print(0.1234)": (printed("0.1234"), printed("0.1244")),
+    "print('swapped')": (printed("swapped"), printed("with this")),
+    "print('with this')": (printed("with this"), printed("swapped")),
+    PICTURE: (drawn(), drawn(path="M 1.7 2")),
+    f"{PICTURE}  # once more": (drawn(), drawn(words="Two.")),
+    TABLE: (captioned("Rows look at columns."), captioned("Rows look at rows.")),
+    "1 + 1": (result(**{"text/plain": "2"}), None),
+    "n = n + 1\nprint(n)": (printed("1"), printed("1")),
+    "n = n * 10\nprint(n)": (printed("10"), printed("10")),
+}
+REASONS = """\
+stored are stdout; the run gives no outputs
+stored are no outputs; the run gives stdout
+stdout: stored is '0.1244\\n'; the run gives '0.1234\\n'
+stdout: stored is 'with this\\n'; the run gives 'swapped\\n'
+stdout: stored is 'swapped\\n'; the run gives 'with this\\n'
+image/svg+xml: stored is '<svg><path d="M 1.7 2"/></svg>'; the run gives
+text/plain: stored is 'Two.'; the run gives 'One.'
+text/html: stored is
+this cell was never executed: run `make execute`
+stdout: stored is '10\\n'; the run gives '0\\n'
+"""
+
+
+def run(folder: Path, spoiled: bool) -> str:
+    """What `make chapters` says of a chapter with these cells."""
+    cells = []
+    for source, (right, wrong) in SPOILED.items():
+        outputs = wrong if spoiled else right
+        made = {"cell_type": "code", "id": f"c{len(cells)}", "metadata": {}}
+        made |= {"source": source, "outputs": outputs or []}
+        cells.append(made | {"execution_count": None if outputs is None else 1})
+    if spoiled:
+        cells[-2:] = reversed(cells[-2:])
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
+    book = {"nbformat": 4, "nbformat_minor": 5, "metadata": kernel, "cells": cells}
+    (folder / "chapter.ipynb").write_text(json.dumps(book))
+    shutil.copy(ROOT / "book/conftest.py", folder)
+    command = ["-m", "pytest", "--nbval", "-rfE", "-p", "no:cacheprovider", folder]
+    env = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
+    done = subprocess.run(
+        [sys.executable, *command], cwd=folder, env=env, capture_output=True, text=True
     )
+    assert done.returncode == int(spoiled), done.stdout + done.stderr
+    return done.stdout
 
 
-def test_an_unspoiled_copy_is_green(copy):
-    for green, said in map(copy.run, (TANGLE, UNIT)):
-        assert green, said
-    green, said = copy.run_chapter()
-    assert green, said
+def test_a_chapter_as_it_was_run_is_green(tmp_path):
+    assert f"{len(SPOILED)} passed" in run(tmp_path, spoiled=False)
 
 
-def test_one_changed_digit_turns_the_run_red(copy, spoil):
-    spoil("stdout", another_digit)
-    green, said = copy.run_chapter()
-    assert not green
-    assert re.search(r"stdout: stored is '.*'; the run gives '", said), said
+def test_every_cell_that_is_spoiled_is_red_and_says_why(tmp_path):
+    said = run(tmp_path, spoiled=True)
+    red = {
+        int(cell) for cell in re.findall(r"(?m)^(?:FAILED|ERROR) .*::Cell (\d+)", said)
+    }
+    assert red >= set(range(len(SPOILED) - 1)), said  # the last could be right by luck
+    for reason in REASONS.splitlines():
+        assert reason in said
 
 
-def test_one_changed_picture_turns_the_run_red(copy, spoil):
-    spoil(SVG, lambda svg: another_digit(svg, before=r'<path d="M '))
-    green, said = copy.run_chapter()
-    assert not green
-    assert re.search(r"image/svg\+xml: stored is '.*'; the run gives '", said), said
+def test_a_moved_cell_is_out_of_order():
+    moved = test_book.Chapter("core/causal")
+    test_book.test_every_code_cell_was_executed_in_order(moved)
+    moved.code[-2:] = reversed(moved.code[-2:])
+    with pytest.raises(AssertionError):
+        test_book.test_every_code_cell_was_executed_in_order(moved)
 
 
-def test_one_removed_output_turns_the_run_red(copy, spoil):
-    spoil("stdout", lambda text: "")
-    green, said = copy.run_chapter()
-    assert not green
-    assert "stored are no outputs; the run gives stdout" in said
-
-
-def test_a_cell_that_was_never_run_turns_the_run_red(copy, spoil):
-    spoil("stdout", lambda text: "")
-    text = copy.chapter.read_text()
-    copy.chapter.write_text(re.sub(r'("execution_count": )\d+', r"\1null", text))
-    green, said = copy.run_chapter()
-    assert not green
-    assert "this cell was never executed: run `make execute`" in said
-
-
-def test_one_edited_module_turns_the_run_red(copy):
-    stored = copy.module.read_text()
-    copy.module.write_text(stored + "# edited by hand\n")
-    try:
-        green, said = copy.run(TANGLE)
-    finally:
-        copy.module.write_text(stored)
-    assert not green
-    assert f"stale: {copy.module.relative_to(copy.root)}, line " in said
+def test_an_edited_module_and_a_moved_definition_are_stale(tmp_path, capsys):
+    book = test_tangle.Book(tmp_path)
+    parts = "a = 1", "b = 2"
+    book.put("book/one/late.ipynb", test_tangle.notebook(*parts))
+    assert test_tangle.tangle.main(tmp_path) == 0
+    module = tmp_path / "attention/one/late.py"
+    right = module.read_text()
+    module.write_text(right + "# edited by hand\n")
+    assert test_tangle.tangle.main(tmp_path, check=True) == 1
+    said = capsys.readouterr().err
+    assert "stale: attention/one/late.py, line " in said
     assert "is '# edited by hand', its chapter gives ''" in said
+    module.write_text(right)
+    assert test_tangle.tangle.main(tmp_path, check=True) == 0
+    book.put("book/one/late.ipynb", test_tangle.notebook(*reversed(parts)))
+    assert test_tangle.tangle.main(tmp_path, check=True) == 1
 
 
 # What a machine lacks
