@@ -65,6 +65,7 @@ def visit(request, browser: Browser):
     seen.page.close()
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Each worker has pages of its own, and of other tests whole files: `loadgroup`."""
     items.sort(key=lambda item: item.path.name not in BUILD_BOOKS)

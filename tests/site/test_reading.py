@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from bs4 import BeautifulSoup
+from fonts import FONTS
 from playwright.sync_api import Browser, Page, expect
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -72,6 +73,7 @@ def test_a_copy_button_leaves_the_mark_of_the_package_free(page: Page):
         assert mark["y"] + mark["height"] < button["y"]
 
 
+@pytest.mark.parametrize("browser", FONTS, indirect=True)
 def test_folded_code_of_the_package_says_so_on_one_line(browser: Browser, read):
     page = browser.new_page()
     read(page, (SITE / "book/idea/attention_map.html").as_uri())
@@ -127,6 +129,7 @@ def test_a_chapter_is_taken_along_from_a_folder(page: Page):
 
 
 @pytest.mark.parametrize("width", [1280, 1600])
+@pytest.mark.parametrize("browser", FONTS, indirect=True)
 def test_a_line_of_prose_is_no_longer_than_the_eye_follows(
     browser: Browser, read, width: int
 ):
