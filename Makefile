@@ -8,6 +8,7 @@ PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 BENCH_READY := $(VENV)/.ready-bench
 SITE := _build/html
+BUILD := $(VENV)/bin/jupyter-book build . -W -n --keep-going --quiet >/dev/null
 PORT ?= 8000
 
 # The first Python that is new enough; `make PYTHON=/path/to/python3` chooses another.
@@ -16,7 +17,7 @@ PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 
 .PHONY: help book test execute tangle serve lab lint clean bench mutants licences versions
-.PHONY: check-tangle unit chapters site pages
+.PHONY: check check-tangle unit chapters site pages
 
 help: ## List the verbs
 	@echo "make VERB, where VERB is one of"
@@ -26,8 +27,21 @@ book: tangle site ## Install, write attention/, build the site, tell where it li
 	@echo "The book is $(CURDIR)/$(SITE)/index.html"
 	@echo "Open that file in a browser, or run 'make serve'."
 
-test: lint check-tangle unit chapters site pages ## Verify all that CI verifies, in CI's order
+test: lint check-tangle unit chapters site pages ## Verify all (SLOW=1: as CI does, slow tests too)
 	@echo "All of the book is verified."
+
+check: $(READY) ## Check one chapter in half a minute (CHAPTER=core/causal)
+	@test -f "book/$(CHAPTER).ipynb" || { \
+		echo "Name a chapter: make check CHAPTER=core/causal" >&2; exit 1; }
+	@$(PY) book/tangle.py
+	@OMP_NUM_THREADS=1 $(PY) -m pytest --quiet -k "$(notdir $(CHAPTER))" \
+		tests/test_book.py $(wildcard tests/$(dir $(CHAPTER))test_$(notdir $(CHAPTER)).py) \
+		--jaxtyping-packages=attention,beartype.beartype
+	@OMP_NUM_THREADS=1 $(PY) -m pytest --nbval book/$(CHAPTER).ipynb --quiet \
+		-p no:cacheprovider
+	@$(BUILD)
+	@$(PY) -m pytest tests/site --quiet -k "[book/$(CHAPTER)]"
+	@echo "$(CHAPTER) is checked; 'make test' checks it among the others."
 
 execute: $(READY) ## Run the chapters and store their outputs (CHAPTERS="..." for some, TWICE=1 to compare two runs)
 	@$(PY) book/execute.py $(if $(TWICE),--twice) $(CHAPTERS)
@@ -76,6 +90,7 @@ check-tangle: $(READY)
 
 unit: $(READY)
 	@OMP_NUM_THREADS=1 $(PY) -m pytest tests --ignore tests/site --quiet -n 2 \
+		$(if $(SLOW),,-m "not slow") \
 		--dist loadscope --jaxtyping-packages=attention,beartype.beartype
 
 chapters: $(READY)
@@ -84,7 +99,7 @@ chapters: $(READY)
 
 site: $(READY)
 	@rm -rf _build
-	@$(VENV)/bin/jupyter-book build . -W -n --keep-going --quiet >/dev/null
+	@$(BUILD)
 	@echo "site: built without a warning"
 
 pages: $(READY)

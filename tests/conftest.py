@@ -12,6 +12,24 @@ import conformance.profiles  # noqa: F401  for `--hypothesis-profile long`
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+# What CI asks of every change, and `make test` as `make test SLOW=1` alone: they wait
+# for processes that are killed, and measure what seldom changes.
+SLOW = {
+    "test_execute_faults.py",
+    "test_the_number_of_cores_changes_nothing",
+    "test_the_wheel_is_the_same_bytes_wherever_and_whenever_it_is_built",
+}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "slow: runs in CI, and by make test SLOW=1")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if {item.path.name, getattr(item, "originalname", None)} & SLOW:
+            item.add_marker("slow")
+
 
 @pytest.fixture
 def as_importer():

@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+import yaml
 from licences import licences
 from packaging.markers import Marker
 from packaging.version import Version
@@ -76,6 +77,14 @@ def test_the_workflows_have_no_known_weakness():
     command = [shown, "--offline", "--quiet", ROOT / ".github"]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout
+
+
+def test_the_jobs_of_a_change_are_together_all_of_make_test():
+    workflow = yaml.safe_load((ROOT / ".github/workflows/test.yml").read_text("utf-8"))
+    parts = workflow["jobs"]["test"]["strategy"]["matrix"]["include"]
+    steps = " ".join(part["steps"] for part in parts).split()
+    makefile = (ROOT / "Makefile").read_text("utf-8")
+    assert steps == re.search(r"(?m)^test: (.*?) *##", makefile)[1].split()
 
 
 def strangers(pins: str) -> dict[str, str]:
