@@ -21,12 +21,11 @@ FONTCONFIG = """<?xml version="1.0"?>
     <edit name="hintstyle" mode="assign"><const>hintslight</const></edit>
   </match>
   <match target="pattern">
-    <test name="family" compare="not_eq"><string>monospace</string></test>
-    <edit name="family" mode="append"><string>{words}</string></edit>
+    <test name="family"><string>monospace</string></test>
+    <edit name="family" mode="assign"><string>{code}</string></edit>
   </match>
   <match target="pattern">
-    <test name="family"><string>monospace</string></test>
-    <edit name="family" mode="append"><string>{code}</string></edit>
+    <edit name="family" mode="append"><string>{words}</string></edit>
   </match>
 </fontconfig>
 """
