@@ -103,7 +103,7 @@ site: $(READY)
 	@echo "site: built without a warning"
 
 pages: $(READY)
-	@$(PY) -m pytest tests/site -n 2 --dist loadgroup --no-loadscope-reorder --quiet
+	@$(PY) -m pytest tests/site -n 2 --dist loadscope --no-loadscope-reorder --quiet
 
 # What the steps stand on: remade when the pins or the package's settings change.
 

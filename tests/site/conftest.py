@@ -8,10 +8,12 @@ import pytest
 import visits
 from fonts import only
 from playwright.sync_api import Browser, Page, expect, sync_playwright
+from xdist.scheduler import LoadScopeScheduling
 
 FOUND = map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))
 CHROMIUM = next(filter(None, FOUND), None)
 BUILD_BOOKS = ("test_address.py", "test_small_book.py")  # long: no worker ends with one
+VISIT_PAGES = ("test_access.py", "test_figures.py", "test_pages.py")
 expect.set_options(timeout=60_000)  # what is true at once takes no time
 
 
@@ -65,10 +67,19 @@ def visit(request, browser: Browser):
     seen.page.close()
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Each worker has pages of its own, and of other tests whole files: `loadgroup`."""
     items.sort(key=lambda item: item.path.name not in BUILD_BOOKS)
-    for item in items:
-        params = item.callspec.params if hasattr(item, "callspec") else {}
-        item.add_marker(pytest.mark.xdist_group(params.get("visit", item.path.name)))
+
+
+class ByPage(LoadScopeScheduling):
+    """A worker takes all that is asked of a page, and of other tests a whole file."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file, _, test = nodeid.partition("::")
+        page = test.partition("[")[2].removesuffix("]")
+        visits_it = file.endswith(VISIT_PAGES) and page in visits.PAGES
+        return page if visits_it else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log) -> ByPage:
+    return ByPage(config, log)
