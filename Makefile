@@ -91,7 +91,7 @@ check-tangle: $(READY)
 unit: $(READY)
 	@OMP_NUM_THREADS=1 $(PY) -m pytest tests --ignore tests/site --quiet -n 2 \
 		$(if $(SLOW),,-m "not slow") \
-		--dist loadscope --jaxtyping-packages=attention,beartype.beartype
+		--dist worksteal --jaxtyping-packages=attention,beartype.beartype
 
 chapters: $(READY)
 	@OMP_NUM_THREADS=1 $(PY) -m pytest --nbval book -n 2 --dist loadscope \
