@@ -27,7 +27,7 @@ book: tangle site ## Install, write attention/, build the site, tell where it li
 	@echo "The book is $(CURDIR)/$(SITE)/index.html"
 	@echo "Open that file in a browser, or run 'make serve'."
 
-test: lint check-tangle unit chapters site pages ## Verify all (SLOW=1: as CI does, slow tests too)
+test: lint check-tangle unit chapters site pages ## Verify all that CI verifies, in CI's order (FAST=1: but slow tests)
 	@echo "All of the book is verified."
 
 check: $(READY) ## Check one chapter in half a minute (CHAPTER=core/causal)
@@ -90,7 +90,7 @@ check-tangle: $(READY)
 
 unit: $(READY)
 	@OMP_NUM_THREADS=1 $(PY) -m pytest tests --ignore tests/site --quiet -n 2 \
-		$(if $(SLOW),,-m "not slow") \
+		$(if $(FAST),-m "not slow") \
 		--dist worksteal --jaxtyping-packages=attention,beartype.beartype
 
 chapters: $(READY)

@@ -12,7 +12,7 @@ import conformance.profiles  # noqa: F401  for `--hypothesis-profile long`
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-# What CI asks of every change, and `make test` as `make test SLOW=1` alone: they wait
+# What CI asks of every change, and `make test FAST=1` leaves out: they wait
 # for processes that are killed, and measure what seldom changes.
 SLOW = {
     "test_execute_faults.py",
@@ -22,7 +22,7 @@ SLOW = {
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "slow: runs in CI, and by make test SLOW=1")
+    config.addinivalue_line("markers", "slow: left out by make test FAST=1")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

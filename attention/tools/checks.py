@@ -269,9 +269,14 @@ def second_derivative(name: str) -> RuntimeError:
     return RuntimeError(f"{name}: expected {what}, got a request for more; {instead}")
 
 
+_VIEWS = ("Squeeze", "Slice", "View")  # what PyTorch may lay over a kernel's result
+
+
 def first_order(context: Tensor) -> Tensor:
     """`context`, whose second derivative, if a kernel has none, is refused in words."""
     node = None if torch.compiler.is_compiling() else context.grad_fn
+    while node is not None and node.name().startswith(_VIEWS):
+        node = node.next_functions[0][0]
     if node is not None and "ScaledDotProduct" in node.name():
         node.register_hook(_mark)
     return context
