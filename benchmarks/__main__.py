@@ -54,8 +54,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", help="samples of each contender")
     options = parser.parse_args()
     if unknown := set(options.names) - set(SCRIPTS):
-        came = ", ".join(sorted(unknown))
-        parser.error(f"names must be of {', '.join(SCRIPTS)}, came {came}")
+        got = ", ".join(sorted(unknown))
+        parser.error(f"names: expected some of {', '.join(SCRIPTS)}, got {got}")
     return options
 
 

@@ -49,7 +49,7 @@ def arguments(doc: str) -> argparse.Namespace:
     if options.rounds is None:
         options.rounds = 3 if options.quick else 9
     if options.rounds < 2:
-        parser.error(f"--rounds must be at least 2, came {options.rounds}")
+        parser.error(f"--rounds expected at least 2, got {options.rounds}")
     there = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
     if options.device not in (None, *there):
         parser.error(f"--device {options.device}: PyTorch sees no such device here")

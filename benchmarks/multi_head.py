@@ -79,7 +79,7 @@ def attend_by_hand(
 ) -> Tensor:
     """Causal attention as the texts write it, with PyTorch's softmax."""
     if not causal:
-        raise ValueError(f"attend_by_hand must be causal, came {causal=}")
+        raise ValueError(f"attend_by_hand: expected causal=True, got {causal=}")
     scores = queries @ keys.mT * queries.shape[-1] ** -0.5
     scores = scores.masked_fill(future(queries.shape[-2], queries.device), -torch.inf)
     return scores.softmax(dim=-1) @ values

@@ -226,10 +226,11 @@ class Attend(Protocol):
     """A form of attention, as every module calls it: what `attend=` takes.
 
     Called as form(queries, keys, values, mask, causal=…, dropout_p=…), where mask may
-    be None. Queries are (..., num_queries, head_dim), keys and values (..., num_keys,
-    head_dim), with an axis of heads before the length where there are several. It
-    gives the context, (..., num_queries, head_dim). Further options may be settled
-    before: partial(attend, scale=0.5). `dropout_p` is 0 but in training.
+    be None, and causal is lower-right: the queries are the last of the keys. Queries
+    are (..., num_queries, head_dim), keys and values (..., num_keys, head_dim), with an
+    axis of heads before the length where there are several. It gives the context,
+    (..., num_queries, head_dim). Further options may be settled before: partial(attend,
+    scale=0.5). `dropout_p` is 0 but in training.
 
     The weights that a module shows are those of its form. A form may offer them, as
     its attribute `attention_weights`, a function (queries, keys, mask, *, causal);
