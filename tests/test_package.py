@@ -92,7 +92,8 @@ def test_an_old_name_is_left_over_nowhere(old):
         *ROOT.glob("book/**/*.*"),
         *ROOT.glob("attention/*/*.py"),
     ]:
-        if path.suffix in {".md", ".ipynb", ".py"} and not marks_a_local(path, old):
+        told = path.name == "CHANGELOG.md" or marks_a_local(path, old)
+        if path.suffix in {".md", ".ipynb", ".py"} and not told:
             found = marks.search(path.read_text("utf-8"))
             assert not found, f"{path.relative_to(ROOT)}: {found[0]}"
 

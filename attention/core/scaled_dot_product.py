@@ -154,6 +154,14 @@ def _table(
     return mask, blind
 
 
+def _clean(mask: Tensor | None, *tensors: Tensor) -> tuple[Tensor, ...]:
+    """Keys and values with zeros where a mask hides them from all queries and heads."""
+    if mask is None or any(size != 1 for size in mask.shape[-3:-1]):
+        return tensors
+    hidden = ~(mask if mask.ndim > 1 else mask[None]).mT
+    return tuple(torch.where(hidden, 0.0, tensor) for tensor in tensors)
+
+
 def _fused(queries, keys, values, table, **options) -> Tensor:
     """PyTorch's call, which knows of groups of heads where all four axes are there."""
     groups = keys.shape[:-2]
@@ -192,9 +200,10 @@ def attend(
     whenever it is above 0: pass 0 outside training. Inputs of 16 bits are scored in
     float32 by PyTorch's kernels; a bias in float32 is added there. Memory grows
     linearly with length where a fused kernel runs (no mask, no dropout, equal widths,
-    four axes). A nan gives nan wherever it is used; in a hidden key or value it may
-    spread to its whole sequence. An infinity does the same, except that a CPU's kernel
-    may give numbers for infinite queries or keys of 16 bits. RuntimeError for a second
+    four axes). A nan gives nan wherever it is used. In a padded key or value, which a
+    mask with one row hides from all queries and heads, it has no effect; in another
+    hidden one it may spread. An infinity does the same, except that a CPU's kernel may
+    give numbers for infinite queries or keys of 16 bits. RuntimeError for a second
     derivative, or one in forward mode, of a fused kernel; ValueError for a misfit.
     """
     if not 0 <= dropout_p <= 1:
@@ -208,13 +217,15 @@ def attend(
     queries, scale = scale_queries(queries, scale)
     options = {"dropout_p": dropout_p, "scale": scale}
     alone = mask is None and bias is None and window is None
-    if alone and causal and shape[-2] == shape[-1] and scale > 0:
-        options["is_causal"], causal = True, False  # the call can do this by itself
-    mask = visible(shape, mask, causal, queries.device, window)
+    by_itself = alone and causal and shape[-2] == shape[-1] and scale > 0
+    if by_itself:  # the call hides the future
+        options["is_causal"], causal = True, False
+    given, mask = mask, visible(shape, mask, causal, queries.device, window)
+    keys, values = _clean(given, keys, values)
     table, blind = _table(shape, mask, bias, queries.ndim)
     context = _fused(queries, keys, values, table, **options)
     if table is None and queries.device.type == "cpu" and shape[-1] < 16:
-        context = context + nan_of(queries, repeat_kv(keys, queries))
+        context = context + nan_of(queries, repeat_kv(keys, queries), by_itself)
     return context if blind is None else context.masked_fill(blind, 0.0)
 
 

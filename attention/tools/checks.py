@@ -237,11 +237,12 @@ def dropout_now(module: nn.Module) -> float:
     return getattr(dropout, "p", 0.0) if dropout.training else 0.0
 
 
-def nan_of(queries: Tensor, keys: Tensor) -> Tensor:
-    """For each query 0, or nan if it or a key of its sequence is nan or infinite."""
+def nan_of(queries: Tensor, keys: Tensor, causal: bool = False) -> Tensor:
+    """For each query 0, or nan if it or a key that it may see is nan or infinite."""
     queries, keys = queries.detach(), keys.detach()
-    of_keys = (0 * keys).sum(dim=(-2, -1), keepdim=True)
-    return (0 * queries).sum(dim=-1, keepdim=True) + of_keys
+    of_keys = (0 * keys).sum(dim=-1, keepdim=True)
+    seen = of_keys.cumsum(dim=-2) if causal else of_keys.sum(dim=-2, keepdim=True)
+    return (0 * queries).sum(dim=-1, keepdim=True) + seen
 
 
 class _Refused(torch.autograd.Function):

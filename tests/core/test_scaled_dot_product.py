@@ -655,3 +655,32 @@ def test_first_derivatives_by_torch_func_equal_those_of_the_oracle():
 
     one, two = (torch.func.grad(loss(form))(queries) for form in (attend, by_weights))
     torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)  # both forms round
+
+
+# What padding holds
+
+
+@pytest.mark.parametrize("junk", [math.nan, math.inf, -math.inf, 1e38])
+@pytest.mark.parametrize("shape", [(2, 1, 1, 7), (1, 1, 1, 7), (1, 7), (7,)])
+def test_what_padding_holds_has_no_effect(junk, shape):
+    queries, keys, values = some_tensors()
+    mask = torch.arange(7).expand(shape) < 4
+    expected = attend(queries, keys, values, mask)
+    tensors = [t.clone() for t in (queries, keys, values)]
+    for tensor in tensors[1:]:
+        tensor[..., 4:, :] = junk
+    tensors = [t.requires_grad_() for t in tensors]
+    context = attend(*tensors, mask)
+    torch.testing.assert_close(context, expected)
+    for gradient in torch.autograd.grad(context.square().sum(), tensors):
+        assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("length", [5, 20])
+def test_a_nan_in_a_key_does_not_reach_the_past(length):
+    queries, keys, values = torch.randn(3, 2, 3, length, 16).unbind()
+    expected = attend(queries, keys, values, causal=True)
+    keys[..., 3, :] = math.nan
+    context = attend(queries, keys, values, causal=True)
+    torch.testing.assert_close(context[..., :3, :], expected[..., :3, :])
+    assert context[..., 3:, :].isnan().all()
