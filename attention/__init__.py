@@ -12,7 +12,6 @@ Letters stand for axes in einops strings and formulas:
 
 from attention.core.causal import CausalAttention, causal_mask, future_leak
 from attention.core.cross import CrossAttention
-from attention.core.gpt2 import convert_state_dict, load_safetensors, load_weights
 from attention.core.masks import and_masks, document_mask, padding_mask
 from attention.core.multi_head import MultiHeadAttention, StackedHeads
 from attention.core.scaled_dot_product import (
@@ -22,14 +21,15 @@ from attention.core.scaled_dot_product import (
     attention_weights,
     weights_of,
 )
-from attention.idea.additive import AdditiveAttention, additive_score
-from attention.idea.attention_map import describe_weights, show_weights
-from attention.idea.explorer import explore
+from attention.history.additive import AdditiveAttention, additive_score
 from attention.idea.simple import simple_self_attention, softmax
 from attention.reading.translator import attention_entropy, load_translator
 from attention.speed.flash import flash_attend
 from attention.speed.flash_triton import triton_attend
 from attention.speed.online_softmax import merge_states
+from attention.tools.explorer import explore
+from attention.tools.layouts import convert_state_dict, load_safetensors, load_weights
+from attention.tools.maps import describe_weights, show_weights
 
 __all__ = [
     "AdditiveAttention",

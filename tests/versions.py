@@ -42,13 +42,14 @@ NEEDED = [
 ]
 TESTS = [
     "core",
+    "history",
     "idea",
     "reading",
     "speed",
     "tools",
     "test_conformance.py",
     "test_drop_in.py",
-    "test_maps.py",
+    "test_stored_maps.py",
     "test_published.py",
     "test_wrong_calls.py",
 ]

@@ -13,8 +13,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from attention.core.scaled_dot_product import Attend, attend, weights_of
-from attention.idea.workbench import check_tensor, expected
 from attention.tools.checks import check_input, check_sizes, dropout_now
+from attention.tools.workbench import check_tensor, expected
 
 __all__ = ["CausalAttention", "causal_mask", "future_leak", "ignore_saved_mask"]
 

@@ -11,7 +11,6 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from attention.core.scaled_dot_product import Attend, attend, weights_of
-from attention.idea.workbench import check_tensor, expected
 from attention.tools.checks import (
     autocast_on,
     check_heads,
@@ -19,6 +18,7 @@ from attention.tools.checks import (
     check_sizes,
     dropout_now,
 )
+from attention.tools.workbench import check_tensor, expected
 
 __all__ = ["CrossAttention", "check_context"]
 

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from attention.idea.workbench import check_tensor, expected
+from attention.tools.workbench import check_tensor, expected
 
 __all__ = ["and_masks", "document_mask", "padding_mask", "readable"]
 

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from attention.idea.simple import softmax
-from attention.idea.workbench import check_tensor, expected
 from attention.tools.checks import (
     are_groups,
     as_given,
@@ -35,6 +34,7 @@ from attention.tools.checks import (
     spread,
     unified,
 )
+from attention.tools.workbench import check_tensor, expected
 
 __all__ = [
     "Attend",

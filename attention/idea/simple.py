@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from attention.idea.workbench import check_tensor, expected
 from attention.tools.checks import precise
+from attention.tools.workbench import check_tensor, expected
 
 __all__ = ["simple_self_attention", "softmax"]
 

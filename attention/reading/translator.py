@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from attention.core.cross import CrossAttention
-from attention.core.gpt2 import check_tensors
 from attention.core.masks import readable
 from attention.core.scaled_dot_product import Attend, attend
-from attention.idea.workbench import check_tensor, expected
 from attention.tools.checks import check_sizes
+from attention.tools.layouts import check_tensors
+from attention.tools.workbench import check_tensor, expected
 
 __all__ = [
     "DecoderLayer",

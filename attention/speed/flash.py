@@ -17,7 +17,6 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from attention.core.scaled_dot_product import check_window, visible
-from attention.idea.workbench import expected
 from attention.speed.online_softmax import merge_states
 from attention.tools.checks import (
     as_given,
@@ -30,6 +29,7 @@ from attention.tools.checks import (
     second_derivative,
     unified,
 )
+from attention.tools.workbench import expected
 
 __all__ = ["TwoPasses", "attend_tile", "flash_attend", "tiles"]
 

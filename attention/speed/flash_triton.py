@@ -19,9 +19,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from attention.core.scaled_dot_product import check_window
-from attention.idea.workbench import expected
 from attention.speed.flash import TwoPasses
 from attention.tools.checks import check_fit, repeat_kv, scale_queries, unified
+from attention.tools.workbench import expected
 
 __all__ = ["triton_attend"]
 

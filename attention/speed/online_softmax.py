@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from attention.idea.workbench import check_tensor, expected, told
+from attention.tools.workbench import check_tensor, expected, told
 
 __all__ = ["merge_states"]
 

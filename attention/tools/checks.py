@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from attention.idea.workbench import check_tensor, expected
+from attention.tools.workbench import check_tensor, expected
 
 __all__ = [
     "are_groups",

@@ -1,4 +1,4 @@
-"""Answers to the exercises of `idea/additive`."""
+"""Answers to the exercises of `history/additive`."""
 # ruff: noqa: F821  the names are the chapter's
 
 

@@ -1,4 +1,4 @@
-"""Answers to the exercises of `idea/explorer`."""
+"""Answers to the exercises of `tools/explorer`."""
 # ruff: noqa: F821  the names are the chapter's
 
 

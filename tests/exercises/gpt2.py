@@ -31,83 +31,63 @@ class block_parameters:
             return 12 * d * d + 16 * d
 
 
-class by_projection:
+class meeting_length:
     class right:
-        def by_reshape(tensor, num_heads):
-            rest = tensor.shape[1:]
-            split = tensor.reshape(num_heads, 3, -1, *rest)
-            return split.transpose(0, 1).reshape(-1, *rest)
+        def by_search(d):
+            length = 1
+            while 4 * length**2 * d < 8 * length * d**2:
+                length += 1
+            return length
 
-        def by_chunks(tensor, num_heads):
-            pieces = tensor.chunk(3 * num_heads)
-            return torch.cat([piece for n in range(3) for piece in pieces[n::3]])
+        def as_a_float(d):
+            return 8 * d**2 / (4 * d)
+
+        def as_a_tensor(d):
+            return torch.tensor(2 * d)
 
     class wrong:
-        def as_it_is(tensor, num_heads):
-            return tensor
+        def the_width(d):
+            return d
 
-        def the_other_way(tensor, num_heads):
-            return rearrange(tensor, "(n h d) ... -> (h n d) ...", h=num_heads, n=3)
+        def twice_too_long(d):
+            return 4 * d
 
-        def row_by_row(tensor, num_heads):
-            return torch.cat([tensor[n::3] for n in range(3)])
+        def averages_forgotten(d):
+            return 8 * d**2 // (2 * d)
 
-        def heads_last(tensor, num_heads):
-            return rearrange(tensor, "(h n d) ... -> (n d h) ...", h=num_heads, n=3)
+        def a_constant(d):
+            return 1536
+
+        def nothing(d):
+            return 0
 
 
-class drop_biases:
+class longest_text:
     class right:
-        def by_layer(state):
-            new = {name: tensor.clone() for name, tensor in state.items()}
-            layer = nn.functional.linear
-            weight, bias = state["out_proj.weight"], state["out_proj.bias"]
-            new["out_proj.bias"] = layer(state["W_value.bias"], weight, bias)
-            new["W_key.bias"].zero_()
-            new["W_value.bias"].zero_()
-            return new
+        def by_division(room, d, num_blocks, num_bytes):
+            return int(room / (2 * num_blocks * d * num_bytes))
 
-        def by_sum(state):
-            moved = (state["out_proj.weight"] * state["W_value.bias"]).sum(dim=1)
-            zeros = torch.zeros(len(moved))
-            new = dict(state)
-            new.update({"W_key.bias": zeros, "W_value.bias": zeros})
-            new["out_proj.bias"] = moved + state["out_proj.bias"]
-            return new
+        def by_counting(room, d, num_blocks, num_bytes):
+            key = value = num_blocks * d * num_bytes
+            tokens, left = divmod(room, key + value)
+            assert 0 <= left < key + value
+            return tokens
 
     class wrong:
-        def values_lost(state):
-            zeros = torch.zeros_like(state["W_key.bias"])
-            return {**state, "W_key.bias": zeros, "W_value.bias": zeros}
+        def keys_alone(room, d, num_blocks, num_bytes):
+            return room // (num_blocks * d * num_bytes)
 
-        def not_projected(state):
-            zeros = torch.zeros_like(state["W_key.bias"])
-            bias = state["out_proj.bias"] + state["W_value.bias"]
-            new = {"W_key.bias": zeros, "W_value.bias": zeros, "out_proj.bias": bias}
-            return {**state, **new}
+        def one_layer(room, d, num_blocks, num_bytes):
+            return room // (2 * d * num_bytes)
 
-        def transposed(state):
-            zeros = torch.zeros_like(state["W_key.bias"])
-            moved = state["W_value.bias"] @ state["out_proj.weight"]
-            bias = state["out_proj.bias"] + moved
-            new = {"W_key.bias": zeros, "W_value.bias": zeros, "out_proj.bias": bias}
-            return {**state, **new}
+        def numbers_not_bytes(room, d, num_blocks, num_bytes):
+            return room // (2 * num_blocks * d)
 
-        def in_place(state):
-            moved = state["out_proj.weight"] @ state["W_value.bias"]
-            state["out_proj.bias"] += moved
-            state["W_key.bias"].zero_()
-            state["W_value.bias"].zero_()
-            return state
+        def part_of_a_token(room, d, num_blocks, num_bytes):
+            return room / (2 * num_blocks * d * num_bytes)
 
-        def queries_too(state):
-            zeros = torch.zeros_like(state["W_key.bias"])
-            moved = state["out_proj.weight"] @ state["W_value.bias"]
-            new = {f"W_{name}.bias": zeros for name in ("query", "key", "value")}
-            return {**state, **new, "out_proj.bias": state["out_proj.bias"] + moved}
+        def rounded_up(room, d, num_blocks, num_bytes):
+            return -(-room // (2 * num_blocks * d * num_bytes))
 
-        def keys_kept(state):
-            moved = state["out_proj.weight"] @ state["W_value.bias"]
-            zeros = torch.zeros_like(moved)
-            bias = state["out_proj.bias"] + moved
-            return {**state, "W_value.bias": zeros, "out_proj.bias": bias}
+        def always_four_bytes(room, d, num_blocks, num_bytes):
+            return room // (2 * num_blocks * d * 4)

@@ -1,4 +1,4 @@
-"""Answers to the exercise of `idea/workbench`."""
+"""Answers to the exercise of `tools/workbench`."""
 # ruff: noqa: F821  the names are the chapter's
 
 

@@ -12,7 +12,7 @@ from fonts import FONTS
 from playwright.sync_api import Browser, Page, expect
 
 from attention import explore
-from attention.idea.explorer import Explorer
+from attention.tools.explorer import Explorer
 
 ROOT = Path(__file__).resolve().parents[2]
 SITE = ROOT / "_build" / "html"
@@ -600,7 +600,7 @@ def test_a_site_can_allow_style_and_script_by_their_hashes(browser, tmp_path):
 
 def test_the_chapters_that_promise_an_explorer_hold_one():
     core = {"core/multi_head", "core/cross"}
-    chapters = {"index", "idea/explorer", "reading/translator"} | core
+    chapters = {"index", "tools/explorer", "reading/translator"} | core
     assert {f"book/{chapter}.html" for chapter in chapters} <= set(BUILT)
 
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attention import describe_weights, explore, show_weights
-from attention.idea.workbench import visible_token, well_formed
+from attention.tools.workbench import visible_token, well_formed
 
 ROOT = Path(__file__).resolve().parents[2]
 SPEC = importlib.util.spec_from_file_location("verifier", ROOT / "book/conftest.py")

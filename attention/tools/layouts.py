@@ -1,9 +1,9 @@
-"""Other layouts, real sizes: GPT-2
+"""Checkpoint layouts
 
 How checkpoints in other layouts are read into our module and written from it, whole
-or not at all; and what attention costs in the four GPT-2 models.
+or not at all.
 
-Written by `book/core/gpt2.ipynb`: read and change it there.
+Written by `book/tools/layouts.ipynb`: read and change it there.
 """
 
 import re
@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from attention.idea.workbench import check_tensor, expected
 from attention.tools.checks import check_sizes
+from attention.tools.workbench import check_tensor, expected
 
 __all__ = [
     "Layout",
@@ -32,7 +32,7 @@ class Layout:
     """How a checkpoint names and stores the four projections of attention.
 
     `holds` tells which projections a tensor holds, in this order, one below the other
-    once the weight is turned; `out_proj` is the last. Its keys are names of tensors
+    once the weight is transposed; `out_proj` is the last. Its keys are names of tensors
     without their last word, weight or bias. Of each group in `optional`, all biases
     are there or none. `passing` are names of stored masks and their constants; a
     `masked` layout needs its mask. `refused` tells what cannot be converted, and why.

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from matplotlib.colors import to_rgb
 
 from attention import describe_weights, show_weights
-from attention.idea.attention_map import _told_apart, as_maps
-from attention.idea.workbench import visible_token
+from attention.tools.maps import _told_apart, as_maps
+from attention.tools.workbench import visible_token
 
 QUERIES, KEYS = ["a", "b", "c"], ["v", "w", "x", "y", "z"]
 LAYERS = {"axes": ("layer", "head")}

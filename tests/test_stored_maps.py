@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attention import describe_weights, show_weights
-from attention.idea.attention_map import _told_apart
+from attention.tools.maps import _told_apart
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "book"))
@@ -23,9 +23,10 @@ import tangle  # noqa: E402
 
 # Maps in other words than those of `describe_weights`, each with the reason.
 OWN_WORDS = {
-    "idea/additive map": "it names the place of each digit: most stand there twice",
-    "idea/additive unseen-map": "likewise",
+    "history/additive map": "it names the place of each digit: most stand there twice",
+    "history/additive unseen-map": "likewise",
     "speed/flash order": "its cells are tiles, in the order of their turn",
+    "tools/maps signed-map": "scores: their ink has a scale of its own",
     "speed/flash_triton programs-picture": "its cells are tiles",
 }
 SVG = "{http://www.w3.org/2000/svg}"

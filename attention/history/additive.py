@@ -3,15 +3,15 @@
 A small network scores every key against a query, so that a decoder can look back at
 all that was read, instead of living on one summary of it.
 
-Written by `book/idea/additive.ipynb`: read and change it there.
+Written by `book/history/additive.ipynb`: read and change it there.
 """
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from attention.idea.workbench import check_tensor, expected
 from attention.tools.checks import check_sizes, unified
+from attention.tools.workbench import check_tensor, expected
 
 __all__ = ["AdditiveAttention", "additive_score"]
 

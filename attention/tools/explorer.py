@@ -4,7 +4,7 @@ An attention map that answers: choose a head, point at a token, and read where i
 looks and who looks at it. Underneath it is a plain table, which needs no script to
 be read.
 
-Written by `book/idea/explorer.ipynb`: read and change it there.
+Written by `book/tools/explorer.ipynb`: read and change it there.
 """
 
 from collections.abc import Sequence
@@ -19,8 +19,8 @@ import torch
 from jaxtyping import Bool, Real
 from torch import Tensor
 
-from attention.idea.attention_map import as_maps, axis_names, describe_weights
-from attention.idea.workbench import expected, visible_token, well_formed
+from attention.tools.maps import as_maps, axis_names, describe_weights
+from attention.tools.workbench import expected, visible_token, well_formed
 
 __all__ = ["Explorer", "explore"]
 

@@ -4,7 +4,7 @@ How this book works, and the small tools that its chapters use: `described` for
 pictures with words, `visible_token` for tokens, `canvas` for drawn tensors, `step`
 for what changed, `grade` for exercises, `expected` for errors.
 
-Written by `book/idea/workbench.ipynb`: read and change it there.
+Written by `book/tools/workbench.ipynb`: read and change it there.
 """
 
 import difflib

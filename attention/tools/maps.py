@@ -1,9 +1,9 @@
-"""What attention computes
+"""How a map is drawn
 
-Attention turns a table of scores into weights, and with them mixes the vectors of a
-sentence, so that each token comes out knowing what stands around it.
+An attention map in two forms, a picture and a sentence: both are made from the same
+checked numbers, so neither can say what the other does not.
 
-Written by `book/idea/attention_map.ipynb`: read and change it there.
+Written by `book/tools/maps.ipynb`: read and change it there.
 """
 
 import re
@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Bool, Real
 from torch import Tensor
 
-from attention.idea.workbench import (
+from attention.tools.workbench import (
     check_tensor,
     check_tokens,
     described,

@@ -23,7 +23,7 @@ from attention import (
     load_safetensors,
     load_weights,
 )
-from attention.core.gpt2 import Layout
+from attention.tools.layouts import Layout
 
 LAYOUTS = ["ours", "torch", "gpt2", "separate"]
 FUSED = ["torch", "gpt2"]

@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
-from attention.idea.workbench import (
+from attention.tools.workbench import (
     canvas,
     check_tensor,
     described,

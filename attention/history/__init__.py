@@ -1,0 +1,1 @@
+"""Before transformers: one module for each chapter of `book/history`."""
