@@ -10,26 +10,10 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from attention.tools.checks import readable
 from attention.tools.workbench import check_tensor, expected
 
-__all__ = ["and_masks", "document_mask", "padding_mask", "readable"]
-
-
-def readable(tensor: Tensor) -> bool:
-    """Whether code may branch on the values of `tensor`: on a CPU, run at once.
-
-    False while a graph is made of it (torch.compile, torch.export, torch.jit.trace) and
-    inside vmap, where there is no value to look at, and on a GPU, since the CPU would
-    have to wait for it.
-    """
-    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
-    if traced or tensor.device.type != "cpu":
-        return False
-    try:
-        value = tensor.flatten()[:1].sum().item()
-    except RuntimeError:  # inside vmap, or of a tensor that only stands for one
-        return False
-    return isinstance(value, (int, float, complex))  # and no symbol for a number
+__all__ = ["and_masks", "document_mask", "padding_mask"]
 
 
 def padding_mask(

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from attention.idea.simple import softmax
 from attention.tools.checks import (
+    all_finite,
     are_groups,
     as_given,
     check_bias,
@@ -28,6 +29,7 @@ from attention.tools.checks import (
     first_order,
     nan_of,
     precise,
+    readable,
     repeat_kv,
     scale_queries,
     second_derivative,
@@ -154,12 +156,26 @@ def _table(
     return mask, blind
 
 
-def _clean(mask: Tensor | None, *tensors: Tensor) -> tuple[Tensor, ...]:
-    """Keys and values with zeros where a mask hides them from all queries and heads."""
-    if mask is None or any(size != 1 for size in mask.shape[-3:-1]):
-        return tensors
-    hidden = ~(mask if mask.ndim > 1 else mask[None]).mT
-    return tuple(torch.where(hidden, 0.0, tensor) for tensor in tensors)
+def _clean(tensor: Tensor, mask: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Keys or values, with zeros where the mask hides them from whoever reads them."""
+    (*batch, _, num_keys), own = shape, tensor.shape[:-1]
+    seen = mask.any(dim=-2).expand(*batch, num_keys)  # by any query
+    if len(own) > 1 and 1 < own[-2] < batch[-1]:  # a head for several of the queries'
+        seen = seen.unflatten(-2, (own[-2], -1)).any(dim=-2)
+    seen = seen.float().sum_to_size(own) > 0
+    return torch.where(seen.unsqueeze(-1), tensor, 0.0)
+
+
+def _average(queries, keys, values, mask, dropout_p, **options) -> Tensor:
+    """By hand: what a query does not see of the keys has no effect, not even a nan."""
+    weights = attention_weights(queries, keys, mask, **options)
+    return F.dropout(weights, dropout_p) @ repeat_kv(values, queries)
+
+
+def _has_kernel(queries: Tensor, values: Tensor, dropout_p: float) -> bool:
+    """Whether a fused kernel may run; else the call does the steps one by one."""
+    four, even = queries.ndim == 4, queries.shape[-1] == values.shape[-1]
+    return four and even and dropout_p == 0
 
 
 def _fused(queries, keys, values, table, **options) -> Tensor:
@@ -200,11 +216,12 @@ def attend(
     whenever it is above 0: pass 0 outside training. Inputs of 16 bits are scored in
     float32 by PyTorch's kernels; a bias in float32 is added there. Memory grows
     linearly with length where a fused kernel runs (no mask, no dropout, equal widths,
-    four axes). A nan gives nan wherever it is used. In a padded key or value, which a
-    mask with one row hides from all queries and heads, it has no effect; in another
-    hidden one it may spread. An infinity does the same, except that a CPU's kernel may
-    give numbers for infinite queries or keys of 16 bits. RuntimeError for a second
-    derivative, or one in forward mode, of a fused kernel; ValueError for a misfit.
+    four axes). A nan gives nan wherever it is used. In a key or value that no query may
+    see it has no effect; nor, on a CPU, has one in a key for the queries that may not
+    see that key. Elsewhere it may spread to them. An infinity does the same, but a
+    CPU's kernel may give numbers for infinite queries or keys of 16 bits. RuntimeError
+    for a second derivative, or one in forward mode, of a fused kernel; ValueError for a
+    misfit.
     """
     if not 0 <= dropout_p <= 1:
         raise expected("dropout_p", "a share from 0 to 1", dropout_p)
@@ -216,12 +233,16 @@ def attend(
     check_window(window, causal)
     queries, scale = scale_queries(queries, scale)
     options = {"dropout_p": dropout_p, "scale": scale}
-    alone = mask is None and bias is None and window is None
-    by_itself = alone and causal and shape[-2] == shape[-1] and scale > 0
-    if by_itself:  # the call hides the future
+    alone = causal and mask is None and bias is None and window is None
+    by_itself = alone and shape[-2] == shape[-1] and scale > 0
+    by_itself = by_itself and _has_kernel(queries, values, dropout_p)
+    if by_itself:  # the kernel hides the future
         options["is_causal"], causal = True, False
-    given, mask = mask, visible(shape, mask, causal, queries.device, window)
-    keys, values = _clean(given, keys, values)
+    mask = visible(shape, mask, causal, queries.device, window)
+    if mask is not None and not all_finite(keys, values):
+        keys, values = (_clean(t, mask, shape) for t in (keys, values))
+        if readable(keys) and not all_finite(keys):
+            return _average(queries, keys, values, mask, bias=bias, **options)
     table, blind = _table(shape, mask, bias, queries.ndim)
     context = _fused(queries, keys, values, table, **options)
     if table is None and queries.device.type == "cpu" and shape[-1] < 16:

@@ -7,6 +7,7 @@ Written by `book/tools/checks.ipynb`: read and change it there.
 """
 
 from contextlib import AbstractContextManager, nullcontext
+from math import isfinite
 
 import torch
 from jaxtyping import Float
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from attention.tools.workbench import check_tensor, expected
 
 __all__ = [
+    "all_finite",
     "are_groups",
     "as_given",
     "autocast_on",
@@ -29,6 +31,7 @@ __all__ = [
     "first_order",
     "nan_of",
     "precise",
+    "readable",
     "repeat_kv",
     "scale_queries",
     "second_derivative",
@@ -243,6 +246,39 @@ def nan_of(queries: Tensor, keys: Tensor, causal: bool = False) -> Tensor:
     of_keys = (0 * keys).sum(dim=-1, keepdim=True)
     seen = of_keys.cumsum(dim=-2) if causal else of_keys.sum(dim=-2, keepdim=True)
     return (0 * queries).sum(dim=-1, keepdim=True) + seen
+
+
+def readable(tensor: Tensor) -> bool:
+    """Whether code may branch on the values of `tensor`: on a CPU, run at once.
+
+    False while a graph is made of it (torch.compile, torch.export, torch.jit.trace) and
+    inside vmap, where there is no value to look at, and on a GPU, since the CPU would
+    have to wait for it.
+    """
+    return _at_once(tensor) and _number(tensor.flatten()[:1].sum()) is not None
+
+
+def all_finite(*tensors: Tensor) -> bool:
+    """Whether no number of theirs is nan or infinite; False where none can be seen."""
+    if not _at_once(tensors[0]):
+        return False
+    total = _number(sum(tensor.sum(dtype=precise(tensor)) for tensor in tensors))
+    return total is not None and isfinite(total)
+
+
+def _at_once(tensor: Tensor) -> bool:
+    """Whether it is on a CPU, and no graph is made of it."""
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    return not traced and tensor.device.type == "cpu"
+
+
+def _number(tensor: Tensor) -> int | float | complex | None:
+    """Its only number; None inside vmap, or if the tensor only stands for one."""
+    try:
+        value = tensor.item()
+    except RuntimeError:
+        return None
+    return value if isinstance(value, (int, float, complex)) else None  # no symbol
 
 
 class _Refused(torch.autograd.Function):

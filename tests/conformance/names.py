@@ -26,6 +26,7 @@ OTHERS = {
     "Ledger": COUNTS,
     "TwoPasses": "keeps what two passes share, and mixes no values",
     "additive_score": SCORES,
+    "all_finite": CHECK,
     "and_masks": MASK,
     "as_maps": CHECK,
     "assemble": CHECKPOINT,

@@ -17,7 +17,7 @@ from attention import (
     future_leak,
     padding_mask,
 )
-from attention.core.masks import readable
+from attention.tools.checks import readable
 
 
 def some_module():
