@@ -107,7 +107,7 @@ def exported(module: Path) -> list[str]:
 
 
 # What nearly every module imports, and no chapter's idea stands on.
-ASIDE = ("book/tools/workbench", "book/tools/")
+ASIDE = "book/tools/"
 
 
 def imported(module: Path) -> list[str]:
