@@ -76,7 +76,7 @@ def test_a_copy_button_leaves_the_mark_of_the_package_free(page: Page):
 @pytest.mark.parametrize("browser", FONTS, indirect=True)
 def test_folded_code_of_the_package_says_so_on_one_line(browser: Browser, read):
     page = browser.new_page()
-    read(page, (SITE / "book/idea/attention_map.html").as_uri())
+    read(page, (SITE / "book/tools/maps.html").as_uri())
     folds = page.locator(".tag_export details.hide:not([open]) > summary")
     assert folds.count()
     for fold in folds.all():
