@@ -1,7 +1,7 @@
-"""Softmax in one pass
+"""Attention in one pass
 
-A row of scores is read once: a running maximum and a running sum are all that
-softmax needs, and two partial results merge into one.
+A context vector needs each score once: a running maximum and a running sum are all
+that softmax must remember, and two partial results merge into one.
 
 Written by `book/speed/online_softmax.ipynb`: read and change it there.
 """
