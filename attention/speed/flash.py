@@ -81,11 +81,11 @@ def attend_tile(
 class _Heads:
     """Some heads side by side, and the scores of any tile of them."""
 
-    def __init__(self, queries, keys, values, bias, mask, form, room):
+    def __init__(self, queries, keys, values, bias, mask, form, workspace):
         self.queries, self.keys, self.values = queries, keys, values
         self.bias, self.mask = bias, mask
-        self.form, self.room = form, room
-        self.precise_keys = keys.to(room.dtype)
+        self.form, self.workspace = form, workspace
+        self.precise_keys = keys.to(workspace.dtype)
 
     def tiles(self):
         sizes, form = (self.queries.shape[1], self.keys.shape[1]), self.form
@@ -94,10 +94,10 @@ class _Heads:
 
     def scores(self, rows: slice, columns: slice) -> Float[Tensor, "heads i j"]:
         """They are written over those of the tile before."""
-        queries = self.queries[:, rows].to(self.room.dtype) * self.form.scale
+        queries = self.queries[:, rows].to(self.workspace.dtype) * self.form.scale
         keys = self.precise_keys[:, columns]
         shape = (*queries.shape[:2], keys.shape[1])
-        scores = self.room[: math.prod(shape)].view(shape)
+        scores = self.workspace[: math.prod(shape)].view(shape)
         torch.bmm(queries, keys.mT, out=scores)
         if self.bias is not None:
             scores.add_(self.bias[:, rows, columns])
@@ -188,11 +188,11 @@ def _groups(tensors, form) -> Iterator[tuple[tuple, _Heads]]:
     BLOCK_N = min(form.tile[1], form.band(num_keys))
     count = max(_AT_ONCE // max(BLOCK_M * BLOCK_N, 1), 1)
     scores = min(count, heads) * BLOCK_M * BLOCK_N
-    room = keys.new_empty(scores, dtype=precise(keys))
+    workspace = keys.new_empty(scores, dtype=precise(keys))
     parts = [slice(start, start + count) for start in range(0, heads, count)]
     for here in itertools.product(*map(range, batch), parts):
         some = (tensor if tensor is None else tensor[here] for tensor in tensors)
-        yield here, _Heads(*some, form, room)
+        yield here, _Heads(*some, form, workspace)
 
 
 class _Pass(torch.autograd.Function):
