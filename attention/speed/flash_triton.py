@@ -86,6 +86,16 @@ def _head(tensor, head):
 
 
 @_kernel
+def _band(length, BLOCK: tl.constexpr, LAST_FIRST: tl.constexpr):
+    """Which band of rows, each `BLOCK` high, is this program's, and of which head."""
+    bands = tl.cdiv(length, BLOCK)
+    band, head = tl.program_id(0) % bands, tl.program_id(0) // bands
+    if LAST_FIRST:
+        band = bands - 1 - band
+    return band, head
+
+
+@_kernel
 def _dot(left, right):
     """The product of two tiles, summed in float32."""
     return tl.dot(left, right, input_precision="ieee")
@@ -119,16 +129,6 @@ def _absorb(scores, v, m_i, l_i, acc):
     l_i = l_i * alpha + tl.sum(weights, 1)
     acc = acc * alpha[:, None] + _dot(weights.to(v.dtype), v)
     return m_ij, l_i, acc
-
-
-@_kernel
-def _band(length, BLOCK: tl.constexpr, LAST_FIRST: tl.constexpr):
-    """Which band of rows, each `BLOCK` high, is this program's, and of which head."""
-    bands = tl.cdiv(length, BLOCK)
-    band, head = tl.program_id(0) % bands, tl.program_id(0) // bands
-    if LAST_FIRST:
-        band = bands - 1 - band
-    return band, head
 
 
 @_kernel
