@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from attention.core.cross import CrossAttention
+from attention.core.masks import readable
 from attention.core.scaled_dot_product import Attend, attend
-from attention.tools.checks import check_sizes, readable
+from attention.tools.checks import check_sizes
 from attention.tools.layouts import check_tensors
 from attention.tools.workbench import check_tensor, expected
 
@@ -46,7 +47,7 @@ def attention_entropy(
 
     Shannon 1948. A query that may see no key, a row of zeros, has 0. ValueError for
     rows with a negative weight, or that do not sum to 1; where values cannot be looked
-    at (`readable` of the page on checks), such a row has nan.
+    at (`readable` of the chapter on masks), such a row has nan.
     """
     check_tensor(weights=weights)
     if weights.ndim == 0 or not weights.is_floating_point():
@@ -297,6 +298,26 @@ class Translator(nn.Module):
         return x + _places(x.shape[-2], self.d).to(x)
 
 
+def share(
+    weights: Float[Tensor, "*heads length num_keys"],
+    where: Bool[Tensor, "length num_keys"],
+) -> Float[Tensor, "*heads"]:
+    """How much of the weight lies where `where` is True, from 0 to 1.
+
+    The mean over the queries for which it is True somewhere: the first token has no
+    previous one. ValueError for another shape, or where it is True nowhere; nan for
+    that where values cannot be looked at (`readable` of the chapter on masks).
+    """
+    check_tensor(weights=weights, where=where)
+    if where.dtype != torch.bool or where.shape != weights.shape[-2:]:
+        must = f"booleans {tuple(weights.shape[-2:])}, like the weights"
+        raise expected("where", must, where)
+    if readable(where) and not where.any():
+        raise expected("where", "True somewhere", "False everywhere")
+    rows = where.any(dim=-1)
+    return (weights * where).sum(dim=(-2, -1)) / rows.sum()
+
+
 _FLOAT, _BYTE, _TEXT = 0x404, 0x4101, 0x101  # the kinds of entry that we read
 
 
@@ -414,8 +435,8 @@ def assemble(
     for name, tensor in tensors.items():
         if name.endswith("QuantMultA"):
             continue  # scales of 8-bit activations; ours are floats
-        turned = tensor[0] if len(tensor) == 1 else tensor.T
-        ours = tensor if name == "Wemb" else turned
+        transposed = tensor[0] if len(tensor) == 1 else tensor.T
+        ours = tensor if name == "Wemb" else transposed
         state[_our_name(name)] = ours.clone(memory_format=torch.contiguous_format)
     shapes = {name: tuple(t.shape) for name, t in translator.state_dict().items()}
     check_tensors("the translator", shapes, state)
@@ -443,23 +464,3 @@ def load_translator(direction: str = "enpt") -> Translator:
     (vocabulary,) = folders[direction].glob("vocab.*.spm")
     vocabulary = SentencePieceProcessor(model_file=str(vocabulary))
     return assemble(*read_marian(model), vocabulary)
-
-
-def share(
-    weights: Float[Tensor, "*heads length num_keys"],
-    where: Bool[Tensor, "length num_keys"],
-) -> Float[Tensor, "*heads"]:
-    """How much of the weight lies where `where` is True, from 0 to 1.
-
-    The mean over the queries for which it is True somewhere: the first token has no
-    previous one. ValueError for another shape, or where it is True nowhere; nan for
-    that where values cannot be looked at (`readable` of the page on checks).
-    """
-    check_tensor(weights=weights, where=where)
-    if where.dtype != torch.bool or where.shape != weights.shape[-2:]:
-        must = f"booleans {tuple(weights.shape[-2:])}, like the weights"
-        raise expected("where", must, where)
-    if readable(where) and not where.any():
-        raise expected("where", "True somewhere", "False everywhere")
-    rows = where.any(dim=-1)
-    return (weights * where).sum(dim=(-2, -1)) / rows.sum()
