@@ -21,9 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from attention.core.cross import CrossAttention
-from attention.core.masks import readable
 from attention.core.scaled_dot_product import Attend, attend
-from attention.tools.checks import check_sizes
+from attention.tools.checks import check_sizes, readable
 from attention.tools.layouts import check_tensors
 from attention.tools.workbench import check_tensor, expected
 
@@ -47,7 +46,7 @@ def attention_entropy(
 
     Shannon 1948. A query that may see no key, a row of zeros, has 0. ValueError for
     rows with a negative weight, or that do not sum to 1; where values cannot be looked
-    at (`readable` of the chapter on masks), such a row has nan.
+    at (`readable` of the page on checks), such a row has nan.
     """
     check_tensor(weights=weights)
     if weights.ndim == 0 or not weights.is_floating_point():
@@ -306,7 +305,7 @@ def share(
 
     The mean over the queries for which it is True somewhere: the first token has no
     previous one. ValueError for another shape, or where it is True nowhere; nan for
-    that where values cannot be looked at (`readable` of the chapter on masks).
+    that where values cannot be looked at (`readable` of the page on checks).
     """
     check_tensor(weights=weights, where=where)
     if where.dtype != torch.bool or where.shape != weights.shape[-2:]:

@@ -1,6 +1,6 @@
 """Where the time goes
 
-Operations and bytes of each step of attention, counted, checked, and held against
+Operations and bytes of each step of attention, counted, checked, and compared with
 what this machine can do: three quarters of the bytes belong to steps that compute
 little.
 
