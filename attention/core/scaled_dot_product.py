@@ -181,8 +181,9 @@ def _has_kernel(queries: Tensor, values: Tensor, dropout_p: float) -> bool:
 def _fused(queries, keys, values, table, **options) -> Tensor:
     """PyTorch's call, which knows of groups of heads where all four axes are there."""
     groups = keys.shape[:-2]
-    if queries.ndim == 4 and groups == values.shape[:-2] and are_groups(keys, queries):
-        options["enable_gqa"] = groups[0] == queries.shape[0]
+    four = queries.ndim == 4 and groups == values.shape[:-2]
+    if four and are_groups(keys, queries) and groups[0] == queries.shape[0]:
+        options["enable_gqa"] = True
     if not options.get("enable_gqa"):
         keys, values = repeat_kv(keys, queries), repeat_kv(values, queries)
     try:

@@ -684,3 +684,14 @@ def test_a_nan_in_a_key_does_not_reach_the_past(length):
     context = attend(queries, keys, values, causal=True)
     torch.testing.assert_close(context[..., :3, :], expected[..., :3, :])
     assert context[..., 3:, :].isnan().all()
+
+
+def test_grouped_heads_are_compiled_for_sizes_that_change(as_importer):
+    torch.compiler.reset()
+    options = {"fullgraph": True, "dynamic": True, "backend": "aot_eager"}
+    fast = torch.compile(partial(attend, causal=True), **options)
+    for batch, length in ((2, 5), (3, 7), (5, 11)):
+        queries = torch.randn(batch, 6, length, 16)
+        keys, values = torch.randn(2, batch, 2, length, 16)
+        expected = attend(queries, keys, values, causal=True)
+        torch.testing.assert_close(fast(queries, keys, values), expected)
