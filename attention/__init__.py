@@ -12,6 +12,7 @@ Letters stand for axes in einops strings and formulas:
 
 from attention.core.causal import CausalAttention, causal_mask, future_leak
 from attention.core.cross import CrossAttention
+from attention.core.layer import Attention, causal, prefix, window
 from attention.core.masks import and_masks, document_mask, padding_mask
 from attention.core.multi_head import MultiHeadAttention, StackedHeads
 from attention.core.scaled_dot_product import (
@@ -34,6 +35,7 @@ from attention.tools.maps import describe_weights, show_weights
 __all__ = [
     "AdditiveAttention",
     "Attend",
+    "Attention",
     "CausalAttention",
     "CrossAttention",
     "MultiHeadAttention",
@@ -44,6 +46,7 @@ __all__ = [
     "attend",
     "attention_entropy",
     "attention_weights",
+    "causal",
     "causal_mask",
     "convert_state_dict",
     "describe_weights",
@@ -56,9 +59,11 @@ __all__ = [
     "load_weights",
     "merge_states",
     "padding_mask",
+    "prefix",
     "show_weights",
     "simple_self_attention",
     "softmax",
     "triton_attend",
     "weights_of",
+    "window",
 ]

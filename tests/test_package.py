@@ -109,9 +109,10 @@ def test_every_public_name_comes_from_a_chapter():
 
 
 def made_by(kind: type):
-    """What makes one of this kind, unless it is inherited; of a protocol, the call."""
+    """What makes one of this kind, if not inherited; of a protocol, its method."""
     if Protocol in kind.__bases__:
-        return kind.__call__
+        own = {n: m for n, m in vars(kind).items() if inspect.isfunction(m)}
+        return next(m for n, m in own.items() if n == "__call__" or n[0] != "_")
     return vars(kind).get("__init__", lambda self: None)
 
 

@@ -6,6 +6,7 @@ gets a sentence and never a wrong number.
 Written by `book/tools/checks.ipynb`: read and change it there.
 """
 
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from math import isfinite
 
@@ -25,8 +26,10 @@ __all__ = [
     "check_heads",
     "check_input",
     "check_kind",
+    "check_positions",
     "check_scale",
     "check_sizes",
+    "check_slots",
     "dropout_now",
     "first_order",
     "nan_of",
@@ -279,6 +282,35 @@ def _number(tensor: Tensor) -> int | float | complex | None:
     except RuntimeError:
         return None
     return value if isinstance(value, (int, float, complex)) else None  # no symbol
+
+
+def check_positions(positions: Tensor, x: Tensor) -> None:
+    """ValueError unless these are positions of the tokens of `x`."""
+    check_tensor(positions=positions)
+    kinds = positions.is_floating_point(), positions.is_complex()
+    if any(kinds) or positions.dtype == torch.bool or positions.device != x.device:
+        raise expected("positions", f"whole numbers on {x.device}", positions)
+    (*batch, length), own = x.shape[:-1], positions.shape
+    fits = own[-1:] == (length,) and len(own) <= len(batch) + 1
+    pairs = zip(own[-2::-1], batch[::-1], strict=False)
+    if not fits or any(rows not in (1, n) for rows, n in pairs):
+        must = f"shape ({length},), or {(*batch, length)}, like x"
+        raise expected("positions", must, tuple(own))
+    if positions.numel() and readable(positions) and positions.min() < 0:
+        raise expected("positions", "at least 0", positions.min().item())
+
+
+def check_slots(masks: Sequence[Callable], **slots: Callable | None) -> None:
+    """ValueError for what cannot be called."""
+    for name, slot in slots.items():
+        if slot is not None and not callable(slot):
+            raise expected(name, "a function, or what can be called", slot)
+    if slots["attend"] is None:
+        raise expected("attend", "a form of attention (`Attend`)", None)
+    several = isinstance(masks, tuple | list | nn.ModuleList)
+    if not several or not all(map(callable, masks)):
+        must = "a tuple of functions (query_positions, key_positions) -> booleans"
+        raise expected("masks", must, masks)
 
 
 class _Refused(torch.autograd.Function):

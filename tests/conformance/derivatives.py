@@ -11,6 +11,7 @@ from torch.autograd.gradcheck import GradcheckError
 from torch.func import functional_call
 
 from attention import attention_weights
+from attention.tools.checks import repeat_kv
 
 from .equals import equal
 from .suite import sentence
@@ -60,8 +61,9 @@ def must_be_ours(error, mechanism):
         raise AssertionError(f"{type(error).__name__}: {error}") from error
 
 
-def plainly(queries, keys, values, mask=None, *, causal=False, dropout_p=0.0):
-    return attention_weights(queries, keys, mask, causal=causal) @ values
+def plainly(queries, keys, values, mask=None, *, causal=False, dropout_p=0.0, **more):
+    weights = attention_weights(queries, keys, mask, causal=causal, **more)
+    return weights @ repeat_kv(values, queries)
 
 
 @sentence("gradgradcheck passes in float64, or is refused by a sentence", **DOUBLE)

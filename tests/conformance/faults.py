@@ -6,12 +6,18 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from attention import MultiHeadAttention, SelfAttention, attend, attention_weights
+from attention import (
+    Attention,
+    MultiHeadAttention,
+    SelfAttention,
+    attend,
+    attention_weights,
+)
 
 from .derivatives import plainly
 from .forms import served, table
 from .mechanism import Mechanism
-from .mechanisms import CALL, MECHANISMS, distance, with_dropout
+from .mechanisms import CALL, MECHANISMS, distance, with_dropout, with_slots
 
 BY_NAME = {mechanism.name: mechanism for mechanism in MECHANISMS}
 
@@ -337,6 +343,21 @@ class Prying(MultiHeadAttention):
         return super().forward(x.to(self.W_query.weight.dtype), mask)
 
 
+class BeginningAgain(Attention):
+    """Counts from 0 in each piece."""
+
+    def forward(self, x, mask=None, *, positions=None, cache=None):
+        positions = torch.arange(x.shape[-2]) if positions is None else positions
+        return super().forward(x, mask, positions=positions, cache=cache)
+
+
+class ByRow(Attention):
+    """Takes rows for positions."""
+
+    def forward(self, x, mask=None, *, positions=None, cache=None):
+        return super().forward(x, mask, cache=cache)
+
+
 FAULTS = {
     "oracle": [faulty("scales by the width", by_width)],
     "torchs": [faulty("has the mask the wrong way round", other_polarity)],
@@ -401,6 +422,8 @@ FAULTS = {
     ],
     "switch": [module("is deaf to its dropout", Deaf, make=with_dropout(Deaf))],
     "wrapped": [module("asks for a weight", Prying, make=with_dropout(Prying))],
+    "pieces": [module("begins again", BeginningAgain, make=with_slots(BeginningAgain))],
+    "stored": [module("takes rows for positions", ByRow, make=with_slots(ByRow))],
     "compiles": [
         faulty("branches on a number", undecided),
         faulty("computes something else when traced", another_when_traced),

@@ -1,5 +1,7 @@
 """Properties: what the options of a form do, asked of all forms alike."""
 
+from inspect import isclass
+
 import pytest
 import torch
 from hypothesis import assume
@@ -18,9 +20,10 @@ def no(option: str):
 
     def elsewhere(mechanism):
         entries = (m for m in MECHANISMS if m.covers is mechanism.covers)
-        return not accepts(mechanism.covers, option) or any(m.form for m in entries)
+        asked = isclass(mechanism.covers) or any(m.form for m in entries)
+        return not accepts(mechanism.covers, option) or asked
 
-    why = f"takes no {option}, or its plain form is asked"
+    why = f"takes no {option}, or its plain form is asked, or the form in its slots"
     excuse = Excuse(why, elsewhere)
     return lambda mechanism: None if mechanism.form else excuse
 

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from attention import attend, attention_weights, flash_attend
+from attention.tools.checks import repeat_kv
 
 from .cases import takes_mask
 from .equals import close, equal
@@ -63,7 +64,8 @@ def sharper(queries, keys, values, mask, *, causal, dropout_p):
 
 
 def softer(queries, keys, values, mask, *, causal, dropout_p):
-    return attention_weights(queries, keys, mask, causal=causal, scale=0.01) @ values
+    weights = attention_weights(queries, keys, mask, causal=causal, scale=0.01)
+    return weights @ repeat_kv(values, queries)
 
 
 def tiled(queries, keys, values, mask, *, causal, dropout_p):
@@ -106,6 +108,7 @@ def rotary(queries, keys, values, mask, *, causal, dropout_p):
 
 def linear(queries, keys, values, mask, *, causal, dropout_p):
     """Kernel features in place of softmax."""
+    keys, values = repeat_kv(keys, queries), repeat_kv(values, queries)
     scores = (F.elu(queries) + 1) @ (F.elu(keys) + 1).mT
     scores = scores.masked_fill(hidden(queries, keys, mask, causal), 0)
     return scores / scores.sum(dim=-1, keepdim=True).clamp(min=1e-6) @ values
@@ -123,6 +126,7 @@ def rectified(queries, keys, values, mask, *, causal, dropout_p):
 
 def largest(queries, keys, values, mask, *, causal, dropout_p):
     """The largest share of all, not their sum."""
+    values = repeat_kv(values, queries)
     weights = attention_weights(queries, keys, mask, causal=causal)
     return (weights.unsqueeze(-1) * values.unsqueeze(-3)).amax(dim=-2)
 

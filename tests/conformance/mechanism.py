@@ -69,6 +69,23 @@ def one_head(f, x):
     return linear(f.W_query, x), linear(f.W_key, x), linear(f.W_value, x)
 
 
+def grouped_heads(f, x):
+    """Each head of keys and values as often as it serves, the first two processed."""
+    layers = {
+        f.W_query: f.num_heads,
+        f.W_key: f.num_kv_heads,
+        f.W_value: f.num_kv_heads,
+    }
+    queries, keys, values = (
+        torch.stack(linear(layer, x).chunk(heads, dim=-1), dim=-3)
+        for layer, heads in layers.items()
+    )
+    if f.process_heads is not None:
+        queries, keys = f.process_heads(queries, keys, torch.arange(x.shape[-2]))
+    times = f.num_heads // f.num_kv_heads
+    return queries, *(t.repeat_interleave(times, dim=-3) for t in (keys, values))
+
+
 def split_heads(f, x, context_input=None):
     other = x if context_input is None else context_input
     layers = ((f.W_query, x), (f.W_key, other), (f.W_value, other))
@@ -141,6 +158,7 @@ class Mechanism:
     heads: bool = False  # has its context an axis of heads?
     heads_share_mask: bool = False  # is a mask given without that axis?
     causal: bool = False
+    window: int | None = None  # of a causal one: how many keys a query sees
     fused: bool = False  # may it refuse a second derivative, by a sentence?
     dtypes: Collection[torch.dtype] = ALL
     peer: Callable | None = None  # PyTorch's own: (f, tensors, allowed) -> output
@@ -164,6 +182,8 @@ class Mechanism:
             allowed = allowed & mask
         if self.causal:
             allowed = allowed.tril(sizes.keys - sizes.queries)
+        if self.window is not None:
+            allowed = allowed.triu(sizes.keys - sizes.queries - self.window + 1)
         if self.heads and self.heads_share_mask:
             allowed = torch.stack([allowed] * sizes.heads, dim=-3)
         return allowed

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from attention import (
     AdditiveAttention,
+    Attention,
     CausalAttention,
     CrossAttention,
     MultiHeadAttention,
@@ -18,6 +19,7 @@ from attention import (
     flash_attend,
     simple_self_attention,
     triton_attend,
+    window,
 )
 
 from . import mechanism as wired
@@ -28,6 +30,7 @@ from .mechanism import (
     Excuse,
     Input,
     Mechanism,
+    Sizes,
     X,
 )
 
@@ -194,6 +197,68 @@ def cross_attention(sizes, dropout=0.0):
     )
 
 
+def with_slots(kind=Attention, **slots):
+    """A layer with as many heads as are asked for, and these slots."""
+
+    def make(sizes, dropout=0.0):
+        options = {"dropout": dropout, "qkv_bias": sizes.qkv_bias} | slots
+        return kind(sizes.d_in, sizes.d_out, sizes.heads, **options)
+
+    return make
+
+
+def grouped(sizes, dropout=0.0):
+    """Two heads of queries for each head of keys, wider than d_out says."""
+    groups = {"num_kv_heads": sizes.heads // 2, "head_dim": sizes.head_dim}
+    options = {"dropout": dropout, "qkv_bias": sizes.qkv_bias} | groups
+    return Attention(sizes.d_in, sizes.d_out + 1, sizes.heads, **options)
+
+
+def in_twos(sizes):
+    return replace(sizes, heads=2 * sizes.heads)
+
+
+def turned(queries, keys, positions):
+    """The first two numbers of each head, turned by its position."""
+    angle = positions.unsqueeze(-2)
+    cos, sin = angle.cos().to(queries), angle.sin().to(queries)
+
+    def turn(t):
+        if t.shape[-1] < 2:
+            return t
+        a, b, rest = t[..., 0], t[..., 1], t[..., 2:]
+        pair = torch.stack([cos * a - sin * b, sin * a + cos * b], dim=-1)
+        return torch.cat([pair, rest], dim=-1)
+
+    return turn(queries), turn(keys)
+
+
+def by_distance(query_positions, key_positions):
+    return -0.5 * (query_positions[..., :, None] - key_positions[..., None, :]).abs()
+
+
+def biased_heads(f, queries, keys):
+    places = torch.arange(queries.shape[-2])
+    return scaled(f, queries, keys) + by_distance(places, places).to(queries)
+
+
+def by_call_of_heads(f, tensors, allowed, **options):
+    three = wired.grouped_heads(f, *tensors)
+    return wired.projected(f, peers.by_call(f, three, allowed, **options))
+
+
+def by_call_biased(f, tensors, allowed):
+    places = torch.arange(tensors[0].shape[-2])
+    bias = by_distance(places, places).to(tensors[0])
+    return by_call_of_heads(f, tensors, allowed, bias=bias)
+
+
+BIASED = Excuse(
+    "hands its bias to forms that take one", lambda m: m.make(Sizes()).bias is not None
+)
+TABLES = Excuse("makes a table of positions", "fails")
+
+
 def additive(sizes, dropout=0.0):
     return AdditiveAttention(sizes.d_in, sizes.d_context, sizes.head_dim)
 
@@ -206,9 +271,12 @@ def additive_score(f, queries, keys):
     return torch.tanh(queries.unsqueeze(-2) + keys.unsqueeze(-3)) @ f.v
 
 
+scaled = wired.scaled
 MODULE = {"weights": wired.weights_method, "peer": peers.by_module, "fused": True}
 ONE_HEAD = MODULE | {"reads": X, "wiring": wired.one_head}
 HEADS = MODULE | {"wiring": wired.split_heads, "after": wired.projected, "heads": True}
+LAYER = HEADS | {"covers": Attention, "reads": X, "wiring": wired.grouped_heads}
+LAYER |= {"causal": True, "peer": by_call_of_heads}
 
 
 def plain_causal_biased(make, options) -> list[Mechanism]:
@@ -307,6 +375,22 @@ MECHANISMS = [
         reads=X,
         causal=True,
         **HEADS,
+    ),
+    Mechanism(name="Attention", make=with_slots(), **LAYER),
+    Mechanism(name="Attention grouped", make=grouped, fits=in_twos, **LAYER),
+    Mechanism(
+        name="Attention by position",
+        make=with_slots(process_heads=turned, masks=(window(3),)),
+        window=3,
+        excused={"protocol": TABLES},
+        **LAYER,
+    ),
+    Mechanism(
+        name="Attention biased",
+        make=with_slots(bias=by_distance),
+        score=biased_heads,
+        excused={"protocol": BIASED, "shown": BIASED},
+        **LAYER | {"peer": by_call_biased},
     ),
     Mechanism(
         name="CrossAttention",

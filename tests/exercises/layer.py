@@ -1,0 +1,249 @@
+"""Answers to the exercises of `core/layer`."""
+# ruff: noqa: F821  the names are the chapter's
+
+
+class strided:
+    class right:
+        def with_causal(stride):
+            def rule(query_positions, key_positions):
+                same = query_positions[..., None] % stride
+                same = same == key_positions[..., None, :] % stride
+                return same & causal(query_positions, key_positions)
+
+            return rule
+
+        def by_a_partial(stride):
+            def rule(query_positions, key_positions, step):
+                back = query_positions.unsqueeze(-1) - key_positions.unsqueeze(-2)
+                return ~(back < 0) & (back / step == back // step)
+
+            return partial(rule, step=stride)
+
+    class wrong:
+        def sees_the_future(stride):
+            def rule(query_positions, key_positions):
+                back = query_positions.unsqueeze(-1) - key_positions.unsqueeze(-2)
+                return back % stride == 0
+
+            return rule
+
+        def for_one_sentence(stride):
+            def rule(query_positions, key_positions):
+                back = query_positions[:, None] - key_positions
+                return (back >= 0) & (back % stride == 0)
+
+            return rule
+
+        def from_the_start(stride):
+            def rule(query_positions, key_positions):
+                past = causal(query_positions, key_positions)
+                return past & (key_positions % stride == 0).unsqueeze(-2)
+
+            return rule
+
+        def the_others(stride):
+            def rule(query_positions, key_positions):
+                back = query_positions.unsqueeze(-1) - key_positions.unsqueeze(-2)
+                return (back >= 0) & (back % stride != 0)
+
+            return rule
+
+        def one_step_alone(stride):
+            def rule(query_positions, key_positions):
+                back = query_positions.unsqueeze(-1) - key_positions.unsqueeze(-2)
+                return (back == 0) | (back == stride)
+
+            return rule
+
+        def numbers(stride):
+            def rule(query_positions, key_positions):
+                back = query_positions.unsqueeze(-1) - key_positions.unsqueeze(-2)
+                return ((back >= 0) & (back % stride == 0)).float()
+
+            return rule
+
+        def turned_over(stride):
+            def rule(query_positions, key_positions):
+                back = key_positions.unsqueeze(-1) - query_positions.unsqueeze(-2)
+                return (back >= 0) & (back % stride == 0)
+
+            return rule
+
+
+class unit:
+    class right:
+        def by_the_norm(temperature):
+            def process(queries, keys, positions):
+                queries = queries / queries.norm(dim=-1, keepdim=True)
+                keys = keys / keys.norm(dim=-1, keepdim=True)
+                return temperature * queries, keys
+
+            return process
+
+        def by_the_mean_square(temperature):
+            def process(queries, keys, positions):
+                pair = [
+                    t * t.square().sum(dim=-1, keepdim=True).rsqrt()
+                    for t in (queries, keys)
+                ]
+                return [pair[0] * temperature, pair[1]]
+
+            return process
+
+    class wrong:
+        def over_all_heads(temperature):
+            def process(queries, keys, positions):
+                queries = queries / queries.norm(dim=(-3, -1), keepdim=True)
+                keys = keys / keys.norm(dim=(-3, -1), keepdim=True)
+                return temperature * queries, keys
+
+            return process
+
+        def both_are_multiplied(temperature):
+            def process(queries, keys, positions):
+                queries = temperature * nn.functional.normalize(queries, dim=-1)
+                return queries, temperature * nn.functional.normalize(keys, dim=-1)
+
+            return process
+
+        def keys_are_left(temperature):
+            def process(queries, keys, positions):
+                return temperature * nn.functional.normalize(queries, dim=-1), keys
+
+            return process
+
+        def along_the_text(temperature):
+            def process(queries, keys, positions):
+                queries = temperature * nn.functional.normalize(queries, dim=-2)
+                return queries, nn.functional.normalize(keys, dim=-2)
+
+            return process
+
+        def mean_square_of_one(temperature):
+            def process(queries, keys, positions):
+                pair = [
+                    t * t.square().mean(dim=-1, keepdim=True).rsqrt()
+                    for t in (queries, keys)
+                ]
+                return temperature * pair[0], pair[1]
+
+            return process
+
+        def in_place(temperature):
+            def process(queries, keys, positions):
+                queries /= queries.norm(dim=-1, keepdim=True)
+                keys /= keys.norm(dim=-1, keepdim=True)
+                return temperature * queries, keys
+
+            return process
+
+        def queries_alone(temperature):
+            def process(queries, keys, positions):
+                return nn.functional.normalize(queries, dim=-1)
+
+            return process
+
+
+class Rolling:
+    class right:
+        def by_lists(size):
+            class Kept:
+                def __init__(self):
+                    self.length, self.held = 0, None
+
+                def extend(self, *new):
+                    self.length += new[2].shape[-1]
+                    if self.held is not None:
+                        pairs = zip(self.held, new, (-2, -2, -1), strict=True)
+                        new = [torch.cat(pair, dim) for *pair, dim in pairs]
+                    self.held = [
+                        new[0][..., -size:, :],
+                        new[1][..., -size:, :],
+                        new[2][..., -size:],
+                    ]
+                    return new
+
+            return Kept()
+
+        def by_position(size):
+            class Kept(Growing):
+                def extend(self, keys, values, positions):
+                    count = self.length + keys.shape[-2]
+                    keys, values, positions = super().extend(keys, values, positions)
+                    new = positions > positions.max() - size
+                    self.keys, self.values = keys[..., new, :], values[..., new, :]
+                    self.positions, self.length = positions[new], count
+                    return keys, values, positions
+
+            return Kept()
+
+    class wrong:
+        def gives_what_it_keeps(size):
+            class Kept(Growing):
+                def extend(self, keys, values, positions):
+                    count = self.length + keys.shape[-2]
+                    keys, values, positions = super().extend(keys, values, positions)
+                    self.keys, self.values = (
+                        keys[..., -size:, :],
+                        values[..., -size:, :],
+                    )
+                    self.positions, self.length = positions[..., -size:], count
+                    return self.keys, self.values, self.positions
+
+            return Kept()
+
+        def counts_what_it_keeps(size):
+            class Kept(Growing):
+                def extend(self, keys, values, positions):
+                    given = super().extend(keys, values, positions)
+                    self.keys, self.values = (t[..., -size:, :] for t in given[:2])
+                    self.positions = given[2][..., -size:]
+                    self.length = self.keys.shape[-2]
+                    return given
+
+            return Kept()
+
+        def one_too_few(size):
+            class Kept(Growing):
+                def extend(self, keys, values, positions):
+                    count = self.length + keys.shape[-2]
+                    given, few = super().extend(keys, values, positions), size - 2
+                    self.keys, self.values = (t[..., -few:, :] for t in given[:2])
+                    self.positions, self.length = given[2][..., -few:], count
+                    return given
+
+            return Kept()
+
+        def keeps_the_first(size):
+            class Kept(Growing):
+                def extend(self, keys, values, positions):
+                    count = self.length + keys.shape[-2]
+                    given = super().extend(keys, values, positions)
+                    self.keys, self.values = (t[..., :size, :] for t in given[:2])
+                    self.positions, self.length = given[2][..., :size], count
+                    return given
+
+            return Kept()
+
+        def never_forgets(size):
+            return Growing()
+
+        def keeps_the_piece(size):
+            class Kept(Growing):
+                def extend(self, keys, values, positions):
+                    self.length += keys.shape[-2]
+                    return keys, values, positions
+
+            return Kept()
+
+        def forgets_the_positions(size):
+            class Kept(Growing):
+                def extend(self, keys, values, positions):
+                    count = self.length + keys.shape[-2]
+                    given = super().extend(keys, values, positions)
+                    self.keys, self.values = (t[..., -size:, :] for t in given[:2])
+                    self.positions = torch.arange(self.keys.shape[-2])
+                    self.length = count
+                    return given
+
+            return Kept()
