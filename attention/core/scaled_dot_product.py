@@ -263,7 +263,7 @@ class Attend(Protocol):
     are (..., num_queries, head_dim), keys and values (..., num_keys, head_dim), with an
     axis of heads before the length where there are several. It gives the context,
     (..., num_queries, head_dim). Further options may be settled before: partial(attend,
-    scale=0.5). `dropout_p` is 0 but in training.
+    scale=0.5). `dropout_p` is 0 but in training. `Attention` adds bias=… if it has one.
 
     The weights that a module shows are those of its form. A form may offer them, as
     its attribute `attention_weights`, a function (queries, keys, mask, *, causal);
