@@ -182,9 +182,10 @@ def _fused(queries, keys, values, table, **options) -> Tensor:
     """PyTorch's call, which knows of groups of heads where all four axes are there."""
     groups = keys.shape[:-2]
     four = queries.ndim == 4 and groups == values.shape[:-2]
-    if four and are_groups(keys, queries) and groups[0] == queries.shape[0]:
+    shared = four and (are_groups(keys, queries) or groups[1] == 1 < queries.shape[1])
+    if shared and groups[0] == queries.shape[0]:
         options["enable_gqa"] = True
-    if not options.get("enable_gqa"):
+    else:
         keys, values = repeat_kv(keys, queries), repeat_kv(values, queries)
     try:
         context = F.scaled_dot_product_attention(
@@ -239,6 +240,7 @@ def attend(
     by_itself = by_itself and _has_kernel(queries, values, dropout_p)
     if by_itself:  # the kernel hides the future
         options["is_causal"], causal = True, False
+    causal = causal and (shape[-2] > 1 or window is not None)  # one query sees all
     mask = visible(shape, mask, causal, queries.device, window)
     if mask is not None and not all_finite(keys, values):
         keys, values = (_clean(t, mask, shape) for t in (keys, values))

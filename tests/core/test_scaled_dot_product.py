@@ -695,3 +695,29 @@ def test_grouped_heads_are_compiled_for_sizes_that_change(as_importer):
         keys, values = torch.randn(2, batch, 2, length, 16)
         expected = attend(queries, keys, values, causal=True)
         torch.testing.assert_close(fast(queries, keys, values), expected)
+
+
+def operators(*inputs, **options):
+    """The operators that `attend` calls for these inputs."""
+    from torch.profiler import profile
+
+    with profile() as seen:
+        attend(*inputs, **options)
+    return {event.key for event in seen.key_averages()}
+
+
+@pytest.mark.parametrize("heads", [1, 2, 4])
+@pytest.mark.parametrize("queries", [1, 7])
+def test_shared_heads_and_one_query_keep_the_fused_kernel(heads, queries):
+    generator = torch.Generator().manual_seed(0)
+    q = torch.randn(3, 4, queries, 8, generator=generator)
+    k, v = torch.randn(2, 3, heads, 7, 8, generator=generator)
+    called = operators(q, k, v, causal=True)
+    assert any("flash_attention" in name for name in called)
+    by_hand = attention_weights(q, k, causal=True) @ v.repeat_interleave(4 // heads, 1)
+    torch.testing.assert_close(attend(q, k, v, causal=True), by_hand)
+
+
+def test_one_causal_query_needs_no_table():
+    q, k = torch.randn(1, 2, 1, 8), torch.randn(1, 2, 7, 8)
+    assert not any("tril" in name for name in operators(q, k, k, causal=True))
