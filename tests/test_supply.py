@@ -6,13 +6,17 @@ import re
 import shutil
 import subprocess
 import sys
-from importlib.metadata import version
+import tomllib
+from collections.abc import Iterable
+from importlib.metadata import requires, version
 from pathlib import Path
 
 import pytest
 import yaml
 from licences import licences
 from packaging.markers import Marker
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -24,6 +28,7 @@ SOURCES = [
 # Each of these runs what a file holds. `torch.load` may be told not to.
 RUNS_DATA = {"pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
 RUNS_TEXT = {"eval", "exec"}
+CUDA = ("nvidia-", "cuda-", "triton")  # with the build that brings them, without a hash
 
 
 def run(*command, **options) -> str:
@@ -87,19 +92,70 @@ def test_the_jobs_of_a_change_are_together_all_of_make_test():
     assert steps == re.search(r"(?m)^test: (.*?) *##", makefile)[1].split()
 
 
+def pins() -> str:
+    """The lock, and the pin that has no hash."""
+    files = ("requirements.txt", "requirements-torch.txt")
+    return "\n".join((ROOT / file).read_text("utf-8") for file in files)
+
+
 def strangers(pins: str) -> dict[str, str]:
     """Pins that are not what is installed: what was verified is not what they name."""
-    named = re.findall(r"(?m)^([\w.-]+)==([^\s;]+)(?: *;(.*))?", pins)
+    named = re.findall(r"(?m)^([\w.-]+)==([^\s;]+)(?: *;([^\\\n]*))?", pins)
     here = [pin[:2] for pin in named if not pin[2] or Marker(pin[2]).evaluate()]
     public = {name: Version(version(name)).public for name, _ in here}
     return {name: public[name] for name, pin in here if public[name] != pin}
 
 
 def test_what_is_pinned_is_what_is_installed_and_an_edited_pin_is_seen():
-    pins = (ROOT / "requirements.txt").read_text("utf-8")
-    assert strangers(pins) == {}
-    edited = re.sub(r"(?m)^(einops==\S+)", r"\g<1>9", pins)
-    assert list(strangers(edited)) == ["einops"]
+    assert strangers(pins()) == {}
+    for name in ("einops", "torch"):
+        edited = re.sub(rf"(?m)^({name}==[\d.]+)", r"\g<1>9", pins())
+        assert list(strangers(edited)) == [name]
+
+
+def test_every_package_but_torch_is_held_by_the_hashes_of_its_files():
+    lock = (ROOT / "requirements.txt").read_text("utf-8")
+    entries = re.findall(r"(?m)^(\S+)==.*(?:\n +.*)*", lock)
+    hashed = re.findall(r"(?m)^(\S+)==.* \\\n    --hash=sha256:[0-9a-f]{64}", lock)
+    assert hashed == entries
+    assert len(entries) > 100
+    assert "torch" not in entries
+    assert "://" not in lock, "the lock names no registry: each user has their own"
+
+
+def unmet(requirements: Iterable[str]) -> list[str]:
+    """Requirements that the lock does not meet with what it holds for this machine."""
+    held = dict(re.findall(r"(?m)^([\w.-]+)==([^\s;]+)", pins()))
+    asked = map(Requirement, requirements)
+    asked = [r for r in asked if not r.marker or r.marker.evaluate({"extra": ""})]
+    return [
+        str(r)
+        for r in asked
+        if not r.specifier.contains(held.get(canonicalize_name(r.name), "0"))
+        or canonicalize_name(r.name) not in held
+    ]
+
+
+def test_the_lock_holds_what_is_chosen_in_requirements_in_and_a_change_is_seen():
+    lines = (ROOT / "requirements.in").read_text("utf-8").splitlines()
+    chosen = [line for line in lines if line and not line.startswith("#")]
+    assert chosen
+    wanted = unmet(chosen)
+    assert not wanted, f"`make lock` writes requirements.txt anew, with {wanted}"
+    assert unmet([*chosen, "no-such-package"]) == ["no-such-package"]
+    assert unmet(["einops>=99"]) == ["einops>=99"]
+
+
+def test_what_torch_brings_is_held_by_a_hash_too_but_for_cuda():
+    brought = [need for need in requires("torch") if not need.startswith(CUDA)]
+    assert brought
+    assert unmet(brought) == [], "requirements.in names what torch brings"
+
+
+def test_the_triton_extra_can_be_had_beside_the_pinned_torch():
+    with open(ROOT / "pyproject.toml", "rb") as file:
+        extras = tomllib.load(file)["project"]["optional-dependencies"]
+    assert unmet(extras["triton"]) == []
 
 
 def test_what_is_installed_fits_together():
