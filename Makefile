@@ -17,7 +17,10 @@ PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3
 	if $$python -c "$(NEW_ENOUGH)" 2>/dev/null; then echo $$python; break; fi; done)
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 
-.PHONY: help book test execute tangle serve lab lint clean bench mutants licences lock versions
+# A word of the command line as the shell shall see it, whatever it holds.
+quoted = '$(subst ','\'',$(1))'
+
+.PHONY: help book test new execute tangle serve lab lint clean bench mutants licences lock versions
 .PHONY: check check-tangle unit chapters site pages
 
 help: ## List the verbs
@@ -43,6 +46,10 @@ check: $(READY) ## Check one chapter in half a minute (CHAPTER=core/causal)
 	@$(BUILD)
 	@$(PY) -m pytest tests/site --quiet -k "[book/$(CHAPTER)]"
 	@echo "$(CHAPTER) is checked; 'make test' checks it among the others."
+
+new: $(READY) ## Begin a chapter (CHAPTER=position/rotary TITLE="Rotary positions")
+	@$(PY) book/new.py $(call quoted,$(CHAPTER)) $(call quoted,$(TITLE)) \
+		$(call quoted,$(CAPTION))
 
 execute: $(READY) ## Run the chapters and store their outputs (CHAPTERS="..." for some, TWICE=1 to compare two runs)
 	@$(PY) book/execute.py $(if $(TWICE),--twice) $(CHAPTERS)
