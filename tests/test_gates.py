@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import test_book
+import test_conformance
 import test_exercises
 from examples import said
 from test_book import Chapter
@@ -122,3 +123,13 @@ def test_a_name_that_does_not_exist_is_told_with_what_to_do(monkeypatch):
     fields = (f"book/{NAME}", "backticks must exist", "no_such_name", "Mend", "WORDS")
     with pytest.raises(AssertionError, match=said(*fields)):
         test_book.test_every_name_in_backticks_exists(NAME)
+
+
+def test_what_attends_is_told_that_a_reason_will_not_do(monkeypatch):
+    fields = ("names.py", "OTHERS holds `attend`", "entry in MECHANISMS", "Mechanism(")
+    with pytest.raises(AssertionError, match=said(*fields)):
+        test_conformance.test_what_is_said_not_to_attend_does_not_look_like_it("attend")
+    monkeypatch.setitem(test_conformance.OTHERS, "no_such_name", "it is gone")
+    fields = ("['no_such_name']", "must leave OTHERS", "names.py", "no such name")
+    with pytest.raises(AssertionError, match=said(*fields)):
+        test_conformance.test_no_reason_is_left_over()
