@@ -5,6 +5,7 @@
 
 VENV := .venv
 PY := $(VENV)/bin/python
+INSTALL := $(PY) -m pip install -qq --disable-pip-version-check
 READY := $(VENV)/.ready
 BENCH_READY := $(VENV)/.ready-bench
 SITE := _build/html
@@ -16,7 +17,10 @@ PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3
 	if $$python -c "$(NEW_ENOUGH)" 2>/dev/null; then echo $$python; break; fi; done)
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 
-.PHONY: help book test execute tangle serve lab lint clean bench mutants licences versions
+# A word of the command line as the shell shall see it, whatever it holds.
+quoted = '$(subst ','\'',$(1))'
+
+.PHONY: help book test new execute tangle serve lab lint clean bench mutants licences lock versions
 .PHONY: check check-tangle unit chapters site pages
 
 help: ## List the verbs
@@ -42,6 +46,10 @@ check: $(READY) ## Check one chapter in half a minute (CHAPTER=core/causal)
 	@$(BUILD)
 	@$(PY) -m pytest tests/site --quiet -k "[book/$(CHAPTER)]"
 	@echo "$(CHAPTER) is checked; 'make test' checks it among the others."
+
+new: $(READY) ## Begin a chapter (CHAPTER=position/rotary TITLE="Rotary positions")
+	@$(PY) book/new.py $(call quoted,$(CHAPTER)) $(call quoted,$(TITLE)) \
+		$(call quoted,$(CAPTION))
 
 execute: $(READY) ## Run the chapters and store their outputs (CHAPTERS="..." for some, TWICE=1 to compare two runs)
 	@$(PY) book/execute.py $(if $(TWICE),--twice) $(CHAPTERS)
@@ -80,6 +88,11 @@ mutants: $(READY) ## Ask whether the tests notice a change of the code (ARGS="FI
 versions: $(READY) ## Run the package's tests with another torch (TORCH=lowest, newest, 2.9)
 	@$(PY) tests/versions.py $(or $(TORCH),newest)
 
+lock: $(READY) ## Write requirements.txt from requirements.in (ARGS=--upgrade for newer ones)
+	@$(VENV)/bin/uv pip compile --quiet --universal --python-version 3.11 \
+		--fork-strategy fewest --generate-hashes $(ARGS) \
+		--output-file requirements.txt requirements.in
+
 licences: $(READY) ## List the licence of every package that is installed
 	@$(PY) tests/licences.py
 
@@ -107,7 +120,7 @@ pages: $(READY)
 
 # What the steps stand on: remade when the pins or the package's settings change.
 
-$(READY): requirements.txt pyproject.toml
+$(READY): requirements.txt requirements-torch.txt pyproject.toml
 	@test -n "$(PYTHON)" && $(PYTHON) -c "$(NEW_ENOUGH)" 2>/dev/null || { \
 		echo "Python 3.11 or newer is needed; found: $(or $(PYTHON),none)." \
 		     "Name one: make PYTHON=/path/to/python3" >&2; exit 1; }
@@ -116,12 +129,12 @@ $(READY): requirements.txt pyproject.toml
 		     "On Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
 	@echo "Installing into $(VENV), which takes a minute or more the first time."
 	@$(PY) -c "" 2>/dev/null || $(PYTHON) -m venv --clear $(VENV)
-	@$(PY) -m pip install -qq --disable-pip-version-check -r requirements.txt
-	@$(PY) -m pip install -qq --disable-pip-version-check \
-		--no-deps --no-build-isolation --editable .
+	@$(INSTALL) --require-hashes -r requirements.txt
+	@$(INSTALL) -r requirements-torch.txt
+	@$(INSTALL) --no-deps --no-build-isolation --editable .
 	@$(PY) -m pip check
 	@touch $@
 
 $(BENCH_READY): $(READY) benchmarks/requirements.txt
-	@$(PY) -m pip install -qq --disable-pip-version-check -r benchmarks/requirements.txt
+	@$(INSTALL) -r benchmarks/requirements.txt
 	@touch $@

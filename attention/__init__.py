@@ -67,3 +67,15 @@ __all__ = [
     "weights_of",
     "window",
 ]
+
+
+def __getattr__(name: str) -> str:
+    if name != "__version__":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib.metadata import PackageNotFoundError, version  # asked for seldom
+
+    try:
+        return version("building-attention")
+    except PackageNotFoundError:
+        why = "`attention` was imported without being installed: its version is unknown"
+        raise AttributeError(why) from None

@@ -9,7 +9,6 @@ import math
 import os
 import platform
 import random
-import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -129,6 +128,8 @@ def foreign_seconds() -> float:
     stat = Path("/proc/stat")
     if not stat.exists():
         return 0.0
+    import resource  # which is Unix's, as /proc is
+
     user, nice, system, _, _, irq, softirq, steal = map(
         int, stat.read_text().split(maxsplit=9)[1:9]
     )

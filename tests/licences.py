@@ -1,4 +1,4 @@
-"""Print the licence of each package that requirements.txt installs, as it states it.
+"""Print the licence of each package that is pinned, as it states it.
 
 python tests/licences.py
 """
@@ -7,12 +7,14 @@ import re
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
-PINS = Path(__file__).resolve().parents[1] / "requirements.txt"
+ROOT = Path(__file__).resolve().parents[1]
+PINS = [ROOT / "requirements.txt", ROOT / "requirements-torch.txt"]
 
 
 def licences() -> dict[str, str]:
     """By package: an SPDX expression, its classifiers, or the first line of a text."""
-    pins = re.findall(r"^([\w.-]+)==", PINS.read_text("utf-8"), flags=re.MULTILINE)
+    texts = "\n".join(path.read_text("utf-8") for path in PINS)
+    pins = re.findall(r"(?m)^([\w.-]+)==", texts)
     return {pin: licence(pin) for pin in pins}
 
 

@@ -3,14 +3,14 @@
     python tests/mutate.py                              every mutant of every file
     python tests/mutate.py attention/core/masks.py      of one file
     python tests/mutate.py --sample 50 book/tangle.py   some, chosen by a fixed seed
-    python tests/mutate.py --record ...                 keep the result: mutation.md
-    python tests/mutate.py --again                      those that survived last time
 
 Each mutant is one change: another operator, comparison, number, truth value or branch,
 a call, return or error left out. Annotations and text (docstrings, the words of an
-error, the order of `__all__`) are left as they are. A mutant that the file's own tests
-and the wrong calls let pass survives, and is printed. All happens in a copy of the
-tree. Modules are written from chapters, so a survivor is mended by a test.
+error, the order of `__all__`) are left as they are. A mutant is killed when the file's
+own tests or the wrong calls fail, or take five times as long as without a change and
+half a minute more. One that they let pass survives, and is printed: it wants a test,
+unless it means the same, as another seed or another size of tile does. All happens in
+a copy of the tree, on Unix, whose processes can be copied.
 """
 
 import argparse
@@ -23,7 +23,6 @@ import importlib
 import json
 import os
 import random
-import re
 import resource
 import shutil
 import signal
@@ -38,7 +37,6 @@ from tempfile import TemporaryDirectory
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-RECORD = ROOT / "tests/mutation.md"
 TESTS = {
     "book/tangle.py": ["tests/test_tangle.py"],
     "book/conftest.py": ["tests/test_verifier.py"],
@@ -50,7 +48,6 @@ FILES = [
 ] + [*TESTS]
 LEFT_OUT = [".git", ".venv", "_build", "__pycache__", ".hypothesis"]
 FIRST = 600  # seconds that the tests may take on the plain code
-NAMES = ("mutants", "tried", "killed", "slow")
 AROUND = 40  # letters that are shown on each side of a change
 MEMORY = 8 * 2**30  # bytes for a mutant, which may ask for any
 OTHER = {
@@ -241,20 +238,17 @@ def change(plain: str, text: str) -> str:
     tail = shared(old[same:][::-1], new[same:][::-1])
     start = max(same - AROUND, 0)
     sides = (side[start : len(side) - max(tail - AROUND, 0)] for side in (old, new))
-    return " → ".join(f"`{side}`" for side in sides).replace("|", "\\|")
+    return " → ".join(f"`{side}`" for side in sides)
 
 
-def run(file: str, sample: int | None, again: set | None) -> tuple[dict, list]:
-    """The counts of the file's mutants, and the line and change of each survivor.
-
-    With `again`, the counts are of the mutants with these lines and changes only.
-    """
+def run(file: str, sample: int | None) -> tuple[int, int]:
+    """How many mutants of the file were killed, and how many were tried."""
     path = Path(file)
     tests = TESTS.get(file) or [
         f"tests/{path.parent.name}/test_{path.stem}.py",
         "tests/test_wrong_calls.py",
     ]
-    order, survivors = QuickFirst(), []
+    order, killed = QuickFirst(), 0
     with TemporaryDirectory() as folder:
         tree = Path(folder) / "tree"
         shutil.copytree(ROOT, tree, ignore=shutil.ignore_patterns(*LEFT_OUT))
@@ -266,106 +260,27 @@ def run(file: str, sample: int | None, again: set | None) -> tuple[dict, list]:
             stale.unlink()
         if not passes(tree, tests, order, None, limit=FIRST):
             sys.exit(f"{', '.join(tests)} must pass in a fork, too")
-        every = [(line, change(plain, text), text) for line, text in mutants(source)]
+        every = list(mutants(source))
         random.Random(0).shuffle(every)
         chosen = every[:sample]
-        if again is not None:
-            chosen = [mutant for mutant in every if mutant[:2] in again]
-        counts = {"mutants": len(every), "tried": len(chosen), "killed": 0, "slow": 0}
-        for line, what, text in chosen:
+        for line, text in chosen:
             (tree / file).write_text(text, "utf-8")
-            passed = passes(tree, tests, order, None, limit=30 + 5 * seconds)
-            counts["killed"] += not passed
-            counts["slow"] += passed is None
-            if passed:
-                survivors.append((line, what))
-                print(f"{file}:{line}: {what}", flush=True)
-        print(f"{file}: {counts['killed']} of {len(chosen)} killed", flush=True)
-    return counts, sorted(survivors)
-
-
-WORDS = """# Which changes of the code the tests notice
-
-> Written by `make mutants ARGS="--record …"`, but for the reasons: they are kept.
-
-Each mutant is the code with one small change (`tests/mutate.py` says which). It is
-killed when the file's own tests or the wrong calls fail, or take five times as long as
-without a change and half a minute more. Where not all were tried, a seed chose some.
-
-"""
-
-
-def table(*rows: tuple) -> str:
-    """Rows of a Markdown table, the first its head."""
-    lines = [f"| {' | '.join(map(str, row))} |\n" for row in rows]
-    return "".join([lines[0], "|---" * len(rows[0]) + "|\n", *lines[1:]])
-
-
-class Record:
-    """The stored results: counts by file, and survivors with the reasons by hand."""
-
-    def __init__(self, path: Path):
-        self.path, self.counts, self.survivors, self.reasons = path, {}, {}, {}
-        text = path.read_text("utf-8") if path.exists() else ""
-        for row in re.findall(r"(?m)^\| (.+) \|$", text):
-            file, *cells = re.split(r" (?<!\\)\| ", row)
-            if file in FILES and cells[-1].endswith("%"):
-                self.counts[file] = dict(zip(NAMES, map(int, cells[:4]), strict=True))
-            elif file in FILES:
-                line, what, reason = cells
-                self.survivors.setdefault(file, []).append((int(line), what))
-                self.reasons[file, what] = reason
-
-    def again(self, file: str, counts: dict, survivors: list) -> None:
-        """Of those that survived, these still do."""
-        self.counts[file]["killed"] += counts["killed"]
-        self.counts[file]["slow"] += counts["slow"]
-        self.survivors[file] = survivors
-
-    def write(self) -> None:
-        total = {name: sum(c[name] for c in self.counts.values()) for name in NAMES}
-        counts = {file: self.counts[file] for file in FILES if file in self.counts}
-        shares = [
-            (file, *c.values(), f"{c['killed'] / c['tried']:.1%}")
-            for file, c in (counts | {"**all**": total}).items()
-        ]
-        lives = [
-            (file, *each, self.reasons.get((file, each[1]), "no reason yet"))
-            for file in FILES
-            for each in self.survivors.get(file, [])
-        ]
-        head = ("file", "mutants", "tried", "killed", "of them by time", "share")
-        text = WORDS + table(head, *shares)
-        if missing := [f"`{file}`" for file in FILES if file not in counts]:
-            text += f"\nNot tried: {', '.join(missing)}.\n"
-        head = ("file", "line", "change", "why it may live")
-        text += f"\n## Survivors\n\n{table(head, *lives)}"
-        self.path.write_text(text, "utf-8")
+            if passes(tree, tests, order, None, limit=30 + 5 * seconds):
+                print(f"{file}:{line}: {change(plain, text)}", flush=True)
+            else:
+                killed += 1
+    print(f"{file}: {killed} of {len(chosen)} killed, of {len(every)}", flush=True)
+    return killed, len(chosen)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--sample", type=int, help="how many mutants; none means all")
-    parser.add_argument("--record", action="store_true", help="write tests/mutation.md")
-    parser.add_argument("--again", action="store_true", help="recorded survivors only")
     parser.add_argument("file", nargs="*", help="like attention/core/masks.py")
     asked = parser.parse_args()
     os.environ |= {"OMP_NUM_THREADS": "1", "TRITON_INTERPRET": "1"}
     os.nice(10)
-    killed = tried = 0
-    for file in asked.file or FILES:
-        record = Record(RECORD)
-        old = set(record.survivors.get(file, []))
-        if asked.again and not old:
-            continue
-        counts, survivors = run(file, asked.sample, old if asked.again else None)
-        killed, tried = killed + counts["killed"], tried + counts["tried"]
-        if asked.again:
-            record.again(file, counts, survivors)
-        else:
-            record.counts[file], record.survivors[file] = counts, survivors
-        if asked.record:
-            record.write()
-    if tried:
-        print(f"all: {killed} of {tried} killed, {killed / tried:.1%}")
-    sys.exit(killed < 0.95 * tried and not asked.again)
+    results = [run(file, asked.sample) for file in asked.file or FILES]
+    killed, tried = map(sum, zip(*results, strict=True))
+    print(f"all: {killed} of {tried} killed, {killed / tried:.1%}")
+    sys.exit(killed < 0.95 * tried)

@@ -55,6 +55,8 @@ WORDS = {
     "meta": "torch's device that has shapes but no memory",
 }
 
+CAPTION = '{"name": "fig-near", "caption": "Near tokens get more than far ones."}'
+
 HOST = socket.gethostname()
 HOST = "(?!)" if HOST.isalpha() else re.escape(HOST)  # letters alone may be a word
 KINDS = {"text/plain", "text/html", "image/svg+xml"}
@@ -93,6 +95,19 @@ class Chapter:
         # What a reader has in view: not folded, and not an exercise to be opened.
         unseen = {"hide-input", "exercise", "solution"}
         self.shown = [c for c in self.code if not unseen & set(tangle.tags(c))]
+
+    def at(self, cell: dict) -> str:
+        """Where a cell stands, as every refusal names it."""
+        file = Path(f"book/{self.name}.ipynb")
+        return tangle.place(file, self.cells.index(cell) + 1, cell)
+
+    @property
+    def file(self) -> str:
+        return f"book/{self.name}.ipynb"
+
+    @property
+    def again(self) -> str:
+        return f"make execute CHAPTERS={self.name}"
 
     def tagged(self, tag: str) -> list[dict]:
         return [cell for cell in self.code if tag in tangle.tags(cell)]
@@ -139,33 +154,39 @@ def test_the_package_is_what_the_chapters_write(capsys):
 def test_every_notebook_is_in_the_toc():
     found = {path.relative_to(ROOT) for path in (ROOT / "book").rglob("*.ipynb")}
     found = {path for path in found if ".ipynb_checkpoints" not in path.parts}
-    assert found == {Path(f"book/{name}.ipynb") for name in notebooks()}
+    lost = found ^ {Path(f"book/{name}.ipynb") for name in notebooks()}
+    assert not lost, f"{sorted(map(str, lost))}: must be a file and a line of _toc.yml"
 
 
 # Executed
 
 
 def test_every_code_cell_was_executed_in_order(notebook):
-    counts = [cell["execution_count"] for cell in notebook.code]
-    assert counts == list(range(1, len(counts) + 1))
+    for count, cell in enumerate(notebook.code, start=1):
+        got = cell["execution_count"]
+        must = f"must have been run as number {count}, not {got}: {notebook.again}"
+        assert got == count, f"{notebook.at(cell)}: {must}"
 
 
 def test_a_result_carries_the_count_of_its_cell(notebook):
     for cell in notebook.code:
         for output in cell["outputs"]:
             if output["output_type"] == "execute_result":
-                assert output["execution_count"] == cell["execution_count"], cell["id"]
+                must = f"its result must carry its own count: {notebook.again}"
+                same = output["execution_count"] == cell["execution_count"]
+                assert same, f"{notebook.at(cell)}: {must}"
 
 
 def test_no_cell_failed(notebook):
     for cell in notebook.code:
         kinds = [output["output_type"] for output in cell["outputs"]]
-        assert "error" not in kinds, cell["id"]
+        assert "error" not in kinds, f"{notebook.at(cell)}: must not fail"
 
 
 def test_no_cell_wrote_to_stderr(notebook):
     for cell in notebook.code:
-        assert "stderr" not in dict(pieces(cell)), (cell["id"], pieces(cell))
+        said = dict(pieces(cell)).get("stderr")
+        assert said is None, f"{notebook.at(cell)}: must not write to stderr: {said}"
 
 
 def test_only_listed_cells_are_unchecked():
@@ -176,19 +197,27 @@ def test_only_listed_cells_are_unchecked():
         for cell in Chapter(name).code
         if marks & set(tangle.tags(cell))
     }
-    assert found == set(UNCHECKED)
+    new, gone = found - set(UNCHECKED), set(UNCHECKED) - found
+    why = (
+        "print what does not change, or give a reason in UNCHECKED, tests/test_book.py"
+    )
+    assert not new, f"{new}: must be compared with a fresh run: {why}"
+    assert not gone, f"{gone}: must leave UNCHECKED: the cell is gone, or checked again"
 
 
 def test_no_comment_tells_the_verifier_to_look_away(notebook):
     for cell in notebook.code:
         for mark in comment_markers:
-            assert mark not in cell["source"], cell["id"]
+            must = f"must not hold {mark!r}: tag the cell instead, or let it be checked"
+            assert mark not in cell["source"], f"{notebook.at(cell)}: {must}"
 
 
 def test_outputs_are_of_kinds_that_can_be_compared_and_read(notebook):
     for cell in notebook.code:
         for output in cell["outputs"]:
-            assert set(output.get("data", {})) <= KINDS, cell["id"]
+            odd = set(output.get("data", {})) - KINDS
+            must = f"must give text, HTML or SVG, not {odd}; `described` makes SVG"
+            assert not odd, f"{notebook.at(cell)}: {must}"
 
 
 @pytest.mark.parametrize("telltale", TELLTALE)
@@ -196,7 +225,8 @@ def test_no_output_tells_where_it_was_made_by(telltale, notebook):
     for cell in notebook.code:
         for kind, text in pieces(cell):
             found = re.search(TELLTALE[telltale], text)
-            assert not found, (cell["id"], kind, found)
+            must = f"its {kind} must not tell {telltale}: {found and found[0]!r}"
+            assert not found, f"{notebook.at(cell)}: {must}"
 
 
 def test_the_notebook_says_no_more_of_its_maker_than_python_3(notebook):
@@ -210,7 +240,8 @@ def test_the_notebook_says_no_more_of_its_maker_than_python_3(notebook):
         "language_info": {"name": "python"},
     }
     for cell in notebook.cells:
-        assert "execution" not in cell["metadata"], cell["id"]
+        must = f"must not keep when it ran: {notebook.again}"
+        assert "execution" not in cell["metadata"], f"{notebook.at(cell)}: {must}"
 
 
 # Described
@@ -221,33 +252,44 @@ def test_every_figure_says_what_it_shows_and_what_to_conclude(notebook):
         shown = [output.get("data", {}) for output in cell["outputs"]]
         shown = [data for data in shown if "image/svg+xml" in data]
         figure = cell["metadata"].get("mystnb", {}).get("figure", {})
+        where = notebook.at(cell)
         assert bool(shown) == bool(figure), (
-            f"{cell['id']}: figure and caption go together"
+            f"{where}: a figure must have a caption, and a caption a figure; in the "
+            f'metadata of the cell: "mystnb": {{"figure": {CAPTION}}}'
         )
         if shown:
-            assert len(shown) == 1, f"{cell['id']}: one figure a cell"
+            assert len(shown) == 1, f"{where}: must show one figure, not {len(shown)}"
             alt = cell["metadata"]["mystnb"].get("image", {}).get("alt")
-            assert alt == "".join(shown[0]["text/plain"]), cell["id"]
-            assert len(alt.split()) > 5, f"{cell['id']}: {alt!r} describes nothing"
-            assert len(figure["caption"].split()) > 5, cell["id"]
+            same = alt == "".join(shown[0]["text/plain"])
+            assert same, f"{where}: its alt text must be its own: {notebook.again}"
+            must = (
+                "must describe it: `show_weights` does, or `described(figure, words)`"
+            )
+            assert len(alt.split()) > 5, f"{where}: its alt text {must}, not {alt!r}"
+            must = (
+                f"must say what to conclude, like {CAPTION}, not {figure['caption']!r}"
+            )
+            assert len(figure["caption"].split()) > 5, f"{where}: its caption {must}"
 
 
 def test_the_names_of_figures_are_unique_in_the_book():
     cells = [cell for name in notebooks() for cell in Chapter(name).code]
     figures = [cell["metadata"].get("mystnb", {}).get("figure") for cell in cells]
     names = [figure["name"] for figure in figures if figure]
-    assert sorted(set(names)) == sorted(names)
-    assert all(re.fullmatch(r"fig(-[a-z0-9]+)+", name) for name in names)
+    twice = {name for name in names if names.count(name) > 1}
+    assert not twice, f"{twice}: a figure must have a name that no other has"
+    odd = [name for name in names if not re.fullmatch(r"fig(-[a-z0-9]+)+", name)]
+    assert not odd, f"{odd}: a figure must have a name like fig-near"
 
 
 def test_cells_have_readable_names_of_their_own(notebook):
-    names = [cell["id"] for cell in notebook.cells]
-    assert sorted(set(names)) == sorted(names)
-    for name in names:
-        assert re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name), name
-        assert not re.fullmatch(r"[0-9a-f]{8}(-.*)?", name), (
-            f"{name}: made by a machine"
+    for cell in notebook.cells:
+        by_machine = re.fullmatch(r"[0-9a-f]{8}(-.*)?", cell["id"])
+        good = (
+            re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", cell["id"]) and not by_machine
         )
+        must = "must have an id of words, like by-hand-text; it is `id` in the file"
+        assert good, f"{notebook.at(cell)}: {must}"
 
 
 # Told
@@ -255,50 +297,87 @@ def test_cells_have_readable_names_of_their_own(notebook):
 
 def test_a_chapter_ends_in_exercises_and_sources(chapter):
     words = "\n".join(cell["source"] for cell in chapter.prose)
-    headings = re.findall(r"(?m)^## +(.+?) *$", words)
-    assert headings[-2:] == ["Exercises", "Sources"]
-    assert len(re.findall(r"(?m)^# ", words)) == 1
+    last = re.findall(r"(?m)^## +(.+?) *$", words)[-2:]
+    must = "must end with `## Exercises` and `## Sources`"
+    assert last == ["Exercises", "Sources"], f"{chapter.file}: {must}, not {last}"
+    titles = re.findall(r"(?m)^# .*", words)
+    assert len(titles) == 1, f"{chapter.file}: must have one `# Title`, not {titles}"
 
 
 def test_an_exercise_fails_until_it_is_solved(chapter):
     exercises, solutions = chapter.tagged("exercise"), chapter.tagged("solution")
-    assert len(exercises) == len(solutions)
-    assert len(exercises) >= (1 if chapter.name in HOW_TO else 3)
+    least, counts = 1 if chapter.name in HOW_TO else 3, (len(exercises), len(solutions))
+    assert least <= counts[0] == counts[1], (
+        f"{chapter.file}: must have at least {least} cells tagged `exercise`, as many "
+        f"tagged `solution`, not {counts}; like ex-window in book/core/masks.ipynb"
+    )
     for cell in exercises:
-        assert printed(cell).startswith("not yet"), cell["id"]
-        assert "passed" not in printed(cell), cell["id"]
+        said = printed(cell)
+        must = (
+            f"the stub must fail its check, and `grade` print `not yet`, not {said!r}"
+        )
+        fails = said.startswith("not yet") and "passed" not in said
+        assert fails, f"{chapter.at(cell)}: {must}"
     for cell in solutions:
-        assert "passed" in printed(cell), cell["id"]
-        assert "not yet" not in printed(cell), cell["id"]
-        assert "hide-cell" in tangle.tags(cell), cell["id"]
+        said = printed(cell)
+        must = f"the solution must pass its check, and `grade` say so, not {said!r}"
+        passes = "passed" in said and "not yet" not in said
+        assert passes, f"{chapter.at(cell)}: {must}"
+        must = "a solution must be folded, by the tag `hide-cell`"
+        assert "hide-cell" in tangle.tags(cell), f"{chapter.at(cell)}: {must}"
 
 
 def test_each_solution_follows_its_exercise(chapter):
-    tags = {"exercise", "solution"}
-    story = [tags & set(tangle.tags(cell)) for cell in chapter.code]
-    story = [found for found in story if found]
-    assert story == [{"exercise"}, {"solution"}] * (len(story) // 2)
+    kinds, expected = {"exercise", "solution"}, "exercise"
+    for cell in chapter.code:
+        if found := kinds & set(tangle.tags(cell)):
+            must = f"must be tagged `{expected}`: each solution follows its exercise"
+            assert found == {expected}, f"{chapter.at(cell)}: {must}"
+            (expected,) = kinds - found
 
 
 def test_code_cells_are_short(chapter):
     lengths = [lines(cell) for cell in chapter.shown]
-    assert statistics.median(lengths) <= (9 if chapter.name.startswith("tools/") else 5)
-    assert sum(length <= 20 for length in lengths) >= 0.9 * len(lengths)
+    most, median = 9 if is_tool(chapter) else 5, statistics.median(lengths)
+    longest = sorted(chapter.shown, key=lines, reverse=True)[:5]
+    longest = ", ".join(f"{cell['id']} has {lines(cell)}" for cell in longest)
+    how = f"{longest}. Cut a cell at each idea, or fold what is no idea: `hide-input`"
+    must = f"half of the code cells in view must have at most {most} lines"
+    assert median <= most, f"{chapter.file}: {must}, not {median}; {how}"
+    must = "nine in ten code cells in view must have at most 20 lines"
+    short = sum(length <= 20 for length in lengths)
+    assert short >= 0.9 * len(lengths), f"{chapter.file}: {must}; {how}"
+
+
+def is_tool(chapter: Chapter) -> bool:
+    """Tools have long checks and drawings, and less to say of each line."""
+    return chapter.name.startswith("tools/")
 
 
 def test_lines_of_code_fit_the_page(notebook):
     for cell in notebook.code:
         for line in cell["source"].splitlines():
-            assert len(line) <= 88, (cell["id"], line)
+            must = f"a line must have at most 88 characters, not {len(line)}: {line}"
+            assert len(line) <= 88, f"{notebook.at(cell)}: {must}"
 
 
 def test_prose_and_code_keep_their_balance(chapter):
     words = sum(len(cell["source"].split()) for cell in chapter.prose)
     code = sum(map(lines, chapter.shown))
-    assert 8 <= words / code <= 20, f"{words} words, {code} lines in view"
+    must = (
+        f"must have 8 to 20 words for each line of code in view, has {words / code:.1f}"
+    )
+    assert 8 <= words / code <= 20, (
+        f"{chapter.file}: {must} ({words} words, {code} lines): say what the code "
+        "does, or fold what is no idea with the tag `hide-input`; or say less"
+    )
     code = sum(len(cell["source"].splitlines()) for cell in chapter.code)
-    least = 3 if chapter.name.startswith("tools/") else 6
-    assert words / code >= least, f"{words} words, {code} lines, folded ones too"
+    least = 3 if is_tool(chapter) else 6
+    must = f"must have at least {least} words for each line, folded ones too"
+    assert words / code >= least, (
+        f"{chapter.file}: {must}, has {words / code:.1f} ({words} words, {code} "
+        "lines): say more, or do it in fewer lines"
+    )
 
 
 # Names in backticks
@@ -375,7 +454,12 @@ def resolves(dotted: str) -> bool:
 def test_every_name_in_backticks_exists(name):
     known = vocabulary(name)
     missing = {span: unresolved(span, known) for span in spans(texts(name))}
-    assert not {span: names for span, names in missing.items() if names}
+    missing = {span: sorted(names) for span, names in missing.items() if names}
+    assert not missing, (
+        f"book/{name}: what stands in backticks must exist in the chapter's code, the "
+        f"package, PyTorch or Python, and these do not: {missing}. Mend the name, "
+        "write it without backticks, or give a reason in WORDS, tests/test_book.py"
+    )
 
 
 def test_every_listed_exception_is_needed():
@@ -396,4 +480,5 @@ def test_every_listed_exception_is_needed():
 def test_every_verb_of_make_exists(path):
     named = re.findall(r"(?m)(?:^ *|`)make ([a-z-]+)", (ROOT / path).read_text("utf-8"))
     verbs = re.findall(r"(?m)^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"))
-    assert set(named) <= set(verbs)
+    odd = set(named) - set(verbs)
+    assert not odd, f"{path}: names `make {odd}`; plain `make` lists the verbs"

@@ -21,6 +21,7 @@ sys.path.insert(0, str(ROOT / "book"))
 
 import tangle  # noqa: E402
 
+VERDICT = {"wrong": "refuse", "right": "take"}
 # How messages begin that others wrote: they compare numbers and name no property.
 NOT_OURS = ("Tensor-likes", "Scalars are not", "Booleans are not", "The values for")
 
@@ -155,18 +156,26 @@ def check_and_answer(chapter: str, name: str, kind: str, answer: str) -> tuple:
 
 @pytest.mark.parametrize(("chapter", "name"), exercises())
 def test_every_exercise_has_three_wrong_answers_and_two_right_ones(chapter, name):
-    assert len(answers(chapter, name, "wrong")) >= 3
-    assert len(answers(chapter, name, "right")) >= 2
+    file = file_of(chapter).relative_to(ROOT)
+    for kind, least in (("wrong", 3), ("right", 2)):
+        got = answers(chapter, name, kind)
+        assert len(got) >= least, (
+            f"{file}: class {name}, class {kind}: must hold at least {least} answers "
+            f"that the check must {VERDICT[kind]}, holds {got}; like those in "
+            "tests/exercises/masks.py"
+        )
 
 
 def test_every_answer_belongs_to_an_exercise():
     known = {(file_of(chapter).name, name) for chapter, name in exercises()}
-    assert known == {
+    found = {
         (path.name, node.name)
         for path in ANSWERS.glob("*.py")
         for node in ast.parse(path.read_text("utf-8")).body
         if isinstance(node, ast.ClassDef)
     }
+    assert found <= known, f"{found - known}: tests/exercises answers no such exercise"
+    assert known <= found, f"{known - found}: must be answered in tests/exercises"
 
 
 @pytest.mark.parametrize(("chapter", "name", "answer"), cases("right"))
@@ -181,8 +190,11 @@ def test_a_typical_mistake_is_refused_and_told_in_words(chapter, name, answer):
     with pytest.raises(AssertionError) as refused:
         check(given)
     words = str(refused.value)
-    assert len(words.split()) >= 3, words
-    assert not words.startswith(NOT_OURS), words
+    where = (
+        f"book/{chapter}.ipynb: the check of {name} must tell {answer} what is wrong"
+    )
+    told = len(words.split()) >= 3 and not words.startswith(NOT_OURS)
+    assert told, f"{where}, in words of its own, not {words!r}"
 
 
 @pytest.mark.parametrize(("chapter", "name"), exercises())
@@ -198,9 +210,12 @@ def test_an_answer_that_forgets_to_return_is_refused(chapter, name):
 def test_a_check_says_what_it_asks(chapter, name):
     """No bare assert, and no comparison that leaves the words to PyTorch."""
     cell = next(c for c in tagged(chapter, "exercise") if exercise(c)[1] == name)
+    where = f"book/{chapter}.ipynb ({cell['id']})"
     for node in ast.walk(ast.parse(cell["source"])):
         if isinstance(node, ast.Assert):
-            assert node.msg, ast.unparse(node)
+            must = "must say what is wrong: assert ok, 'each row must sum to one'"
+            assert node.msg, f"{where}: {must}; {ast.unparse(node)}"
         if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("_close"):
             options = {keyword.arg for keyword in node.keywords}
-            assert "msg" in options, ast.unparse(node)
+            must = "must say what is wrong: msg=lambda m: f'each row sums to one: {m}'"
+            assert "msg" in options, f"{where}: {must}; {ast.unparse(node)}"

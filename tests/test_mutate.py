@@ -1,8 +1,8 @@
-"""What `mutate.py` changes in a program, and what it remembers."""
+"""What `mutate.py` changes in a program, and how it tells of it."""
 
 import ast
 
-from mutate import Record, change, mutants
+from mutate import change, mutants
 
 SOURCE = '''
 def largest(numbers: Float[Tensor, "2 n"], start: float | None = 1.5) -> Int[3]:
@@ -37,21 +37,3 @@ def test_text_and_annotations_are_left_as_they_are():
         assert "The largest of 2 numbers." in text
         assert 'Float[Tensor, "2 n"]' in text.replace("'", '"')
         assert "-> Int[3]" in text
-
-
-def test_a_record_is_read_as_it_was_written_and_keeps_the_reasons(tmp_path):
-    file, what = "book/tangle.py", "`a \\| b` → `a & b`"
-    record = Record(tmp_path / "record.md")
-    record.counts[file] = {"mutants": 7, "tried": 5, "killed": 3, "slow": 1}
-    record.survivors[file] = [(2, what), (11, "`3` → `4`")]
-    record.reasons[file, what] = "both are the same"
-    record.write()
-    read = Record(record.path)
-    assert (read.counts, read.survivors) == (record.counts, record.survivors)
-    assert read.reasons[file, what] == "both are the same"
-    read.again(file, {"killed": 1, "slow": 0}, [(2, what)])
-    read.write()
-    assert Record(record.path).counts[file]["killed"] == 4
-    assert "| book/tangle.py | 2 | `a \\| b` → `a & b` | both are the same |" in (
-        record.path.read_text("utf-8")
-    )

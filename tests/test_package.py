@@ -1,14 +1,16 @@
 """What an importer of the package can rely on."""
 
-import importlib
+import importlib.metadata
 import inspect
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Protocol
 
 import pytest
+from examples import said
 
 import attention
 
@@ -40,6 +42,30 @@ def test_importing_attention_loads_little_more_than_torch():
         "unicodedata",
         "wadler_lindig",
     }
+
+
+def test_its_version_is_that_of_what_is_installed_and_costs_nothing_until_asked():
+    with open(ROOT / "pyproject.toml", "rb") as file:
+        assert attention.__version__ == tomllib.load(file)["project"]["version"]
+    assert (
+        "metadata" not in (ROOT / "attention/__init__.py").read_text().split("def ")[0]
+    )
+
+
+def test_of_a_package_that_is_not_installed_the_version_is_told_to_be_unknown(
+    monkeypatch,
+):
+    def missing(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", missing)
+    with pytest.raises(AttributeError, match=said("installed", "version is unknown")):
+        attention.__version__  # noqa: B018
+    assert not hasattr(attention, "__version__")
+    with pytest.raises(
+        AttributeError, match=said("attention", "no attribute", "Atend")
+    ):
+        attention.Atend  # noqa: B018
 
 
 def test_without_triton_all_can_be_imported_and_one_function_says_what_it_needs():
@@ -87,20 +113,19 @@ def test_an_old_name_is_left_over_nowhere(old):
     assert not hasattr(attention, old)
     assert old not in exports
     marks = re.compile(rf"`(attention\.)?{old}(\(.*?\))?`|attention\.{old}\b")
-    for path in [
-        *ROOT.glob("*.md"),
-        *ROOT.glob("book/**/*.*"),
-        *ROOT.glob("attention/*/*.py"),
-    ]:
-        told = path.name == "CHANGELOG.md" or marks_a_local(path, old)
-        if path.suffix in {".md", ".ipynb", ".py"} and not told:
-            found = marks.search(path.read_text("utf-8"))
-            assert not found, f"{path.relative_to(ROOT)}: {found[0]}"
-
-
-def marks_a_local(path, name):
-    """An exercise may ask for a function of this name: then it is the reader's."""
-    return f"def {name}(" in path.read_text("utf-8")
+    told = ROOT / "CHANGELOG.md"
+    places = (
+        "*.md",
+        "book/**/*.md",
+        "book/**/*.ipynb",
+        "book/**/*.py",
+        "attention/*/*.py",
+    )
+    for path in {path for place in places for path in ROOT.glob(place)} - {told}:
+        text = path.read_text("utf-8")
+        found = marks.search(text)
+        local = f"def {old}(" in text  # of an exercise: then it is the reader's
+        assert not found or local, f"{path.relative_to(ROOT)}: {found[0]}"
 
 
 def test_every_public_name_comes_from_a_chapter():

@@ -5,6 +5,8 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
+from packaging import version
 from published import ERRATA, NUMBERS, OURS, ROUNDING, equal, theirs
 
 BOOK = Path(__file__).parent.parent / "book"
@@ -16,14 +18,21 @@ NOT_IN_A_CHAPTER = {
     "gpt2-larger-untied": "the chapter counts these models with a tied head",
     "gpt2-millions": "the chapter prints all digits",
 }
+# What depends on which places PyTorch's dropout draws from a seed.
+DROPPED = {"companion-115", "companion-116"}
 
 
 def test_every_published_number_is_computed_and_no_other():
     assert OURS.keys() == NUMBERS.keys() | ERRATA.keys()
 
 
+OLDER = version.parse(torch.__version__) < version.parse("2.7")
+
+
 @pytest.mark.parametrize("name", NUMBERS)
 def test_the_package_gives_the_published_number(name):
+    if OLDER and name in DROPPED:
+        pytest.skip("before 2.7, PyTorch drops other places on some processors")
     assert equal(name)
 
 

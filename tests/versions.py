@@ -67,8 +67,8 @@ def lowest() -> str:
 
 def requirements(torch: str) -> list[str]:
     """The pins of what is needed, and this torch."""
-    pins = (ROOT / "requirements.txt").read_text("utf-8").splitlines()
-    named = {re.split("==", pin)[0].lower(): pin.split(";")[0].strip() for pin in pins}
+    lock = (ROOT / "requirements.txt").read_text("utf-8")
+    named = {p.partition("==")[0]: p for p in re.findall(r"(?m)^\S+==[^\s;]+", lock)}
     wanted = {"lowest": f"torch=={lowest()}.*", "newest": "torch"}
     one = wanted.get(torch, f"torch=={torch}.*")
     return [one, *(named[name] for name in NEEDED if name in named)]

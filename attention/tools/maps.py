@@ -201,7 +201,8 @@ def _draw_many(axes, table, mask, strength) -> None:
     inked = mask & (strength >= 5e-5)
     i, j = inked.nonzero(as_tuple=True)
     inks = torch.tensor([*map(colors.to_rgb, (_INK, _COLD))])[(table[inked] < 0).long()]
-    faces = torch.cat([inks, strength[inked, None].round(decimals=4)], dim=-1).tolist()
+    alphas = strength[inked].round(decimals=4)
+    faces = torch.cat([inks, alphas[:, None]], dim=-1).tolist()
     corners = torch.tensor([[0, 0], [1, 0], [1, 1], [0, 1], [0, 0]]) * 0.94 - 0.47
     square = path.Path(corners.tolist(), closed=True)
     look = {"facecolors": faces, "linewidths": 0, "clip_on": False}

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import subprocess
 from functools import cache
 
 import pytest
@@ -10,8 +11,15 @@ from fonts import only
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 from xdist.scheduler import LoadScopeScheduling
 
+
+def starts(program: str | None) -> bool:
+    """Ubuntu's package is a word of advice where its snap is not installed."""
+    asked = [program, "--version"]
+    return bool(program) and not subprocess.run(asked, capture_output=True).returncode
+
+
 FOUND = map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))
-CHROMIUM = next(filter(None, FOUND), None)
+CHROMIUM = next(filter(starts, FOUND), None)
 BUILD_BOOKS = ("test_address.py", "test_small_book.py")  # long: no worker ends with one
 VISIT_PAGES = ("test_access.py", "test_figures.py", "test_pages.py")
 expect.set_options(timeout=60_000)  # what is true at once takes no time
@@ -26,7 +34,7 @@ def absent(what: str) -> None:
 def start(tmp_path_factory):
     """Start the browser of a machine with these fonts (None: with all of this one)."""
     if CHROMIUM is None:
-        absent("Chromium is not installed: the pages are not looked at in a browser")
+        absent("Chromium is not installed, or does not start: no page is looked at")
 
     @cache
     def start(fonts: str | None) -> Browser:

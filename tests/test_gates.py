@@ -1,0 +1,135 @@
+"""A gate says what is missing, where, and gives an example of how it can be."""
+
+import copy
+
+import pytest
+import test_book
+import test_conformance
+import test_exercises
+from examples import said
+from test_book import Chapter
+
+NAME = "core/masks"
+FILE = f"book/{NAME}.ipynb"
+
+
+def broken(cell_id: str, **changes) -> Chapter:
+    """A chapter in which a cell is changed."""
+    chapter = copy.deepcopy(Chapter(NAME))
+    (cell,) = (cell for cell in chapter.cells if cell["id"] == cell_id)
+    for key, change in changes.items():
+        cell[key] = change(cell[key]) if callable(change) else change
+    hidden = {"hide-input", "exercise", "solution"}
+    chapter.shown = [
+        cell for cell in chapter.code if not hidden & set(test_book.tangle.tags(cell))
+    ]
+    return chapter
+
+
+def padded(chapter: Chapter) -> Chapter:
+    for cell in chapter.shown:
+        cell["source"] += "\nx = 1" * 6
+    return chapter
+
+
+def without(*tags: str):
+    return lambda metadata: {**metadata, "tags": [*tags]}
+
+
+WHOLE = {"mystnb": {"figure": {"name": "fig-x", "caption": "A map."}}}
+TOLD = {
+    "a figure without a caption": (
+        test_book.test_every_figure_says_what_it_shows_and_what_to_conclude,
+        broken("map", metadata={}),
+        (FILE, "cell", "(map)", "must have a caption", '"name": "fig-near"'),
+    ),
+    "a caption that concludes nothing": (
+        test_book.test_every_figure_says_what_it_shows_and_what_to_conclude,
+        broken("map", metadata=lambda old: {"mystnb": old["mystnb"] | WHOLE["mystnb"]}),
+        (FILE, "(map)", "what to conclude, like", "fig-near", "not 'A map.'"),
+    ),
+    "a name made by a machine": (
+        test_book.test_cells_have_readable_names_of_their_own,
+        broken("harm", id="3f2a9b7c"),
+        (FILE, "cell", "(3f2a9b7c)", "id of words, like by-hand-text"),
+    ),
+    "a cell that was not run": (
+        test_book.test_every_code_cell_was_executed_in_order,
+        broken("harm", execution_count=None),
+        (FILE, "(harm)", "run as number 4, not None", f"CHAPTERS={NAME}"),
+    ),
+    "long cells": (
+        test_book.test_code_cells_are_short,
+        padded(broken("harm")),
+        (FILE, "at most 5 lines, not", "has", "hide-input"),
+    ),
+    "more code than words": (
+        test_book.test_prose_and_code_keep_their_balance,
+        padded(broken("harm")),
+        (FILE, "8 to 20 words for each line", "words", "lines", "hide-input"),
+    ),
+    "a stub that passes": (
+        test_book.test_an_exercise_fails_until_it_is_solved,
+        broken("ex-window", outputs=[]),
+        (FILE, "(ex-window)", "stub must fail its check", "not yet", "not ''"),
+    ),
+    "two exercises": (
+        test_book.test_an_exercise_fails_until_it_is_solved,
+        broken("ex-window", metadata=without()),
+        (FILE, "at least 3 cells tagged `exercise`", "(2, 3)", "like ex-window"),
+    ),
+    "a solution in view": (
+        test_book.test_an_exercise_fails_until_it_is_solved,
+        broken("sol-window", metadata=without("solution")),
+        (FILE, "(sol-window)", "must be folded, by the tag `hide-cell`"),
+    ),
+    "no sources": (
+        test_book.test_a_chapter_ends_in_exercises_and_sources,
+        broken("sources", source="## Literature"),
+        (FILE, "must end with `## Exercises` and `## Sources`", "Literature"),
+    ),
+    "a line that does not fit": (
+        test_book.test_lines_of_code_fit_the_page,
+        broken("harm", source="x" * 89),
+        (FILE, "(harm)", "at most 88 characters, not 89"),
+    ),
+}
+
+
+@pytest.mark.parametrize(("gate", "chapter", "fields"), TOLD.values(), ids=[*TOLD])
+def test_a_gate_says_what_is_missing_where_and_how_it_can_be(gate, chapter, fields):
+    gate(Chapter(NAME))
+    with pytest.raises(AssertionError, match=said(*fields)):
+        gate(chapter)
+
+
+def test_an_exercise_without_answers_is_told_with_its_file_and_an_example(monkeypatch):
+    monkeypatch.setattr(test_exercises, "answers", lambda *asked: [])
+    fields = (
+        "tests/exercises/masks.py",
+        "class window_mask, class wrong",
+        "at least 3",
+    )
+    with pytest.raises(AssertionError, match=said(*fields, "refuse", "like those in")):
+        test_exercises.test_every_exercise_has_three_wrong_answers_and_two_right_ones(
+            NAME, "window_mask"
+        )
+
+
+def test_a_name_that_does_not_exist_is_told_with_what_to_do(monkeypatch):
+    texts = test_book.texts
+    more = ["`no_such_name` is."]
+    monkeypatch.setattr(test_book, "texts", lambda name: texts(name) + more)
+    fields = (f"book/{NAME}", "backticks must exist", "no_such_name", "Mend", "WORDS")
+    with pytest.raises(AssertionError, match=said(*fields)):
+        test_book.test_every_name_in_backticks_exists(NAME)
+
+
+def test_what_attends_is_told_that_a_reason_will_not_do(monkeypatch):
+    fields = ("names.py", "OTHERS holds `attend`", "entry in MECHANISMS", "Mechanism(")
+    with pytest.raises(AssertionError, match=said(*fields)):
+        test_conformance.test_what_is_said_not_to_attend_does_not_look_like_it("attend")
+    monkeypatch.setitem(test_conformance.OTHERS, "no_such_name", "it is gone")
+    fields = ("['no_such_name']", "must leave OTHERS", "names.py", "no such name")
+    with pytest.raises(AssertionError, match=said(*fields)):
+        test_conformance.test_no_reason_is_left_over()

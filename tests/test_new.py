@@ -1,0 +1,128 @@
+"""What `make new` writes passes every test; what it refuses leaves no trace."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from examples import said
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "book"))
+
+import execute  # noqa: E402
+import new  # noqa: E402
+import tangle  # noqa: E402
+
+LEFT_OUT = [".git", ".venv", "_build", "__pycache__", ".*_cache", ".hypothesis"]
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory) -> Path:
+    tree = tmp_path_factory.mktemp("copy") / "book"
+    ignore = shutil.ignore_patterns(*LEFT_OUT, "benchmarks", "site")
+    return shutil.copytree(ROOT, tree, ignore=ignore)
+
+
+@pytest.fixture
+def untouched(copy):
+    """After the test, the tree holds what it held before."""
+    before = held(copy)
+    yield copy
+    assert held(copy) == before
+
+
+def held(tree: Path) -> dict[Path, bytes | None]:
+    """All folders and files, with what these hold; bytecode comes and goes."""
+    paths = (path for path in tree.rglob("*") if "__pycache__" not in path.parts)
+    return {path: path.read_bytes() if path.is_file() else None for path in paths}
+
+
+REFUSED = {
+    "no part": ("rotary", "", said("CHAPTER", "<part>/<chapter>", "got 'rotary'")),
+    "no name": ("", "", said("CHAPTER", "<part>/<chapter>", "got ''")),
+    "too deep": ("a/b/c", "", said("CHAPTER", "<part>/<chapter>", "got 'a/b/c'")),
+    "outside": ("../x", "", said("CHAPTER", "<part>/<chapter>", "got '../x'")),
+    "a keyword": ("position/class", "", said("CHAPTER", "Python can import", "class")),
+    "a part like that": ("for/rotary", "", said("CHAPTER", "can import", "for")),
+    "a dash": ("position/al-ibi", "", said("CHAPTER", "can import", "al-ibi")),
+    "capitals": ("position/Alibi", "", said("CHAPTER", "small letters", "Alibi")),
+    "the reference": ("reference/x", "", said("CHAPTER", "expected", "got reference")),
+    "a chapter": ("core/causal", "", said("CHAPTER", "book/core/causal.ipynb")),
+    "its path": ("book/core/masks.ipynb", "", said("there is book/core/masks.ipynb")),
+    "its answers": ("speed/causal", "", said("there is tests/exercises/causal.py")),
+    "a public name": ("core/attend", "", said("core/attend", "exports `attend` again")),
+    "two lines": ("position/rotary", "a\nb", said("TITLE", "one line", "a\\nb")),
+    "no words": ("position/rotary", "  ", said("TITLE", "plain words")),
+    "what hides torch": ("position/torch", "", said("position/torch", "cell")),
+}
+
+
+@pytest.mark.parametrize(
+    ("chapter", "title", "message"), REFUSED.values(), ids=[*REFUSED]
+)
+def test_what_cannot_be_a_chapter_is_refused_in_a_sentence(
+    chapter, title, message, untouched, capsys
+):
+    assert new.main(untouched, chapter, title) == 1
+    told = capsys.readouterr().err
+    assert "refused: " in told
+    assert re.search(message, told), told
+
+
+@pytest.mark.parametrize("fault", [KeyboardInterrupt, tangle.Refusal, OSError])
+def test_a_run_that_fails_or_is_stopped_leaves_nothing_half_written(
+    fault, untouched, monkeypatch
+):
+    def fail(*arguments):
+        assert (untouched / "book/position/rotary.ipynb").exists()
+        raise fault("as asked")
+
+    monkeypatch.setattr(execute, "run", fail)
+    if fault is KeyboardInterrupt:
+        with pytest.raises(KeyboardInterrupt):
+            new.main(untouched, "position/rotary")
+    else:
+        assert new.main(untouched, "position/rotary") == 1
+
+
+def test_a_chapter_stands_at_the_end_of_its_part_a_new_part_before_the_tools():
+    toc = (ROOT / "_toc.yml").read_text("utf-8")
+    core = new.listed(toc, "core/rotary", "")
+    assert core.replace("      - file: book/core/rotary\n", "") == toc
+    assert set(tangle.contents(ROOT)) < set(contents(core))
+    place = contents(core).index("core/rotary")
+    assert contents(core)[place - 1].startswith("core/")
+    assert not contents(core)[place + 1].startswith("core/")
+    position = contents(new.listed(toc, "position/rotary", "Position"))
+    assert position[position.index("position/rotary") + 1].startswith("tools/")
+
+
+def contents(toc: str) -> list[str]:
+    return [line.split("book/")[1] for line in toc.splitlines() if "book/" in line]
+
+
+@pytest.mark.parametrize("name", ["ab/of", "somewhere/relative_positions_in_buckets"])
+def test_the_skeleton_passes_every_test_as_it_is(name, copy, capsys):
+    """A short name and a long one: lines break elsewhere."""
+    assert new.main(copy, name, "Steps that count") == 0, capsys.readouterr().err
+    part, stem = name.split("/")
+    options = ["-q", "-p", "no:cacheprovider"]
+    shapes = "--jaxtyping-packages=attention,beartype.beartype"
+    gates = [f"tests/test_{each}.py" for each in ("book", "exercises", "reference")]
+    for command in (
+        ["book/tangle.py", "--check"],
+        ["-m", "ruff", "format", "--check", "."],
+        ["-m", "ruff", "check", "."],
+        ["-m", "pytest", *options, *gates, "-k", f"{name} or in_the_toc"],
+        ["-m", "pytest", *options, f"tests/{part}/test_{stem}.py", shapes],
+        ["-c", "from conformance.names import *; assert not unaccounted()"],
+        ["-m", "pytest", *options, "--nbval", f"book/{name}.ipynb"],
+    ):
+        alone = os.environ | {"PYTHONPATH": f"{copy}:{copy / 'tests'}"}
+        run = [sys.executable, *command]
+        done = subprocess.run(run, cwd=copy, env=alone, capture_output=True, text=True)
+        assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}{done.stderr}"
