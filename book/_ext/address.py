@@ -1,36 +1,39 @@
-"""What a page says of itself to those who have not opened it: searches and previews.
+"""Where the pages lie, and what they say of themselves to searches and previews.
 
-Each page gets a description, its lead sentence. Where the build is told the address
-that it will have, `BOOK_ADDRESS=https://owner.github.io/name/ make book`, each page
-also states its own, with a picture for previews, and all pages are listed beside them.
+The home page lies at the site's own address, as `index.html`, wherever its source lies.
+
+Where the build is told the address that the site will have,
+`BOOK_ADDRESS=https://owner.github.io/name/ make book`, each page states its own, with a
+description and a picture by sphinxext-opengraph, and all pages are listed beside them.
+(sphinx-sitemap would list the home page at the place of its source.)
 
 The page for addresses that lead nowhere is shown at any depth, so it brings its style
-along and its links start from the top of the site.
+along and its links start from the top of the site. (sphinx-notfound-page would ask for
+the site's files, which do not lie there when the site is opened in a folder.)
 """
 
 import os
-from html import escape
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from docutils import nodes
-from social_picture import SIZE, draw, first_map
 from sphinx.application import Sphinx
+from sphinx.builders.html import StandaloneHTMLBuilder
 from sphinx.config import Config
-from sphinx.util.display import status_iterator
 
-PICTURES = "_static/social"
-DOOR = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<title>{title}</title>
-{meta}
-<meta http-equiv="refresh" content="0; url={page}">
-</head>
-<body><p><a href="{page}">{title}</a></p></body>
-</html>
-"""
+MARK, INK = "book/_static/favicon.png", "#4a52c4"
+
+
+class Book(StandaloneHTMLBuilder):
+    """Pages in HTML, the home page on top."""
+
+    def get_target_uri(self, docname: str, typ: str | None = None) -> str:
+        return super().get_target_uri(self.placed(docname), typ)
+
+    def get_outfilename(self, pagename: str) -> str:
+        return super().get_outfilename(self.placed(pagename))
+
+    def placed(self, page: str) -> str:
+        return "index" if page == self.config.root_doc else page
 
 
 def address() -> str:
@@ -41,86 +44,44 @@ def address() -> str:
 
 def set_base(app: Sphinx, config: Config) -> None:
     config.html_baseurl = address()
+    if address():
+        config.ogp_site_url = address()
+        config.ogp_social_cards = {"image_mini": MARK, "line_color": INK}
 
 
-def picture(page: str) -> str:
-    return f"{PICTURES}/{page.replace('/', '-')}.png"
+def canonical(app: Sphinx, page: str) -> str:
+    """A page's address on the site; the home page has that of the site itself."""
+    end = "" if page == app.config.root_doc else app.builder.get_target_uri(page)
+    return address() + end
 
 
-def lead(doctree: nodes.document) -> str:
-    """The page in a sentence: its quoted lead, or its first paragraph."""
-    for kind in (nodes.block_quote, nodes.paragraph):
-        if found := doctree.next_node(kind):
-            return " ".join(found.astext().split())
-    return ""
-
-
-def tags(app: Sphinx, page: str) -> str:
-    """The page's description and preview, as HTML for its head."""
-    home, book = page == app.config.root_doc, app.config.project
-    words = lead(app.env.get_doctree(page))
-    properties = {
-        "og:site_name": book,
-        "og:type": "website" if home else "article",
-        "og:title": app.env.titles[page].astext(),
-        "og:description": words,
-    }
-    if site := address():
-        properties |= {
-            "og:url": site + app.builder.get_target_uri(page),
-            "og:image": site + picture(page),
-            "og:image:width": SIZE[0],
-            "og:image:height": SIZE[1],
-            "og:image:alt": "The page's title, beside an attention map",
-        }
-    lines = [f'<meta name="description" content="{escape(words)}" />']
-    lines += [
-        f'<meta property="{name}" content="{escape(str(value))}" />'
-        for name, value in properties.items()
-    ]
-    if site:
-        lines.append('<meta name="twitter:card" content="summary_large_image" />')
-    return "\n".join(lines)
-
-
-def describe_page(app, pagename, templatename, context, doctree) -> None:
-    if doctree is not None:
-        context["metatags"] = f"{context.get('metatags', '')}\n{tags(app, pagename)}\n"
+def state_address(app: Sphinx, page: str, template, context: dict, doctree) -> None:
+    if address():
+        context["pageurl"] = canonical(app, page)
+        context["meta"] = (context.get("meta") or {}) | {"og:url": context["pageurl"]}
 
 
 def publish(app: Sphinx, error: Exception | None) -> None:
     """Write what lies beside the pages."""
     if error or app.builder.format != "html":
         return
-    out, site, root = Path(app.outdir), address(), app.config.root_doc
-    pages = told(app)
-    (out / "404.html").write_text(nowhere(app), encoding="utf-8")
-    door = {"title": escape(app.config.project), "meta": tags(app, root)}
-    page = app.builder.get_target_uri(root)
-    (out / "index.html").write_text(DOOR.format(page=page, **door), encoding="utf-8")
-    if not site:
-        return
-    links = [
-        f"<url><loc>{site}{app.builder.get_target_uri(p)}</loc></url>" for p in pages
+    out, site, pages = Path(app.outdir), address(), told(app)
+    top = urlsplit(site).path or "/"
+    titles = [
+        (top + canonical(app, page).removeprefix(site), app.env.titles[page].astext())
+        for page in pages
     ]
-    head = '<?xml version="1.0" encoding="utf-8"?>'
-    space = 'xmlns="http://www.sitemaps.org/schemas/sitemap/0.9"'
-    urls = "\n".join([head, f"<urlset {space}>", *links, "</urlset>", ""])
-    (out / "sitemap.xml").write_text(urls, encoding="utf-8")
-    if urlsplit(site).path == "/":  # elsewhere nobody reads it
+    words = {"book": app.config.project, "top": top, "pages": titles}
+    nowhere = app.builder.templates.render("404.html", words)
+    (out / "404.html").write_text(nowhere, encoding="utf-8")
+    if site:
+        links = (f"<url><loc>{canonical(app, page)}</loc></url>" for page in pages)
+        space = 'xmlns="http://www.sitemaps.org/schemas/sitemap/0.9"'
+        urls = "\n".join([f"<urlset {space}>", *links, "</urlset>", ""])
+        (out / "sitemap.xml").write_text(urls, encoding="utf-8")
+    if top == "/" and site:  # elsewhere nobody reads it
         robots = f"User-agent: *\nAllow: /\nSitemap: {site}sitemap.xml\n"
         (out / "robots.txt").write_text(robots, encoding="utf-8")
-    (out / PICTURES).mkdir(parents=True, exist_ok=True)
-    first = next(filter(None, (first_map(chapter(app, p)) for p in pages)), [])
-    for page in status_iterator(pages, "drawing pictures... ", length=len(pages)):
-        title, words = app.env.titles[page].astext(), lead(app.env.get_doctree(page))
-        cells = first_map(chapter(app, page)) or first
-        image = draw(title, words, cells, "" if page == root else app.config.project)
-        image.save(out / picture(page), optimize=True)
-
-
-def chapter(app: Sphinx, page: str) -> Path:
-    return Path(app.srcdir, f"{page}.ipynb")
 
 
 def told(app: Sphinx) -> list[str]:
@@ -132,19 +93,11 @@ def told(app: Sphinx) -> list[str]:
     return pages
 
 
-def nowhere(app: Sphinx) -> str:
-    """The page for addresses that lead nowhere."""
-    top = urlsplit(address()).path or "/"
-    pages = [
-        (top + app.builder.get_target_uri(page), app.env.titles[page].astext())
-        for page in told(app)
-    ]
-    words = {"book": app.config.project, "top": top, "pages": pages}
-    return app.builder.templates.render("404.html", words)
-
-
 def setup(app: Sphinx) -> dict:
+    app.add_builder(Book, override=True)
+    if address():
+        app.setup_extension("sphinxext.opengraph")
     app.connect("config-inited", set_base)
-    app.connect("html-page-context", describe_page)
-    app.connect("build-finished", publish, priority=400)  # before a plain front door
+    app.connect("html-page-context", state_address, priority=400)  # before opengraph
+    app.connect("build-finished", publish)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -33,7 +33,6 @@ STYLES, SCRIPT = "site.css", "site.js"
 THEME_STYLES = ["basic.css", "styles/pydata-sphinx-theme.css"]
 # In their place stands `controls.js`; those that the theme links itself are not here.
 REPLACED = {
-    "documentation_options.js",
     "doctools.js",
     "sphinx_highlight.js",
     "scripts/sphinx-book-theme.js",

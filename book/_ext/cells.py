@@ -1,13 +1,10 @@
-"""Warnings name a notebook's cell, two faults of a cell are warnings, imports fold.
+"""Warnings name a notebook's cell, and two faults of a cell are warnings.
 
 MyST-NB counts 10000 lines a cell: `masks.ipynb:70004` is told as `masks.ipynb: cell
 padding, line 3`. A picture without alt text and a line of code that the page would cut
 are told like a broken link; the book is built with warnings as errors.
-
-A long cell that only imports says nothing of the chapter's idea: it is folded.
 """
 
-import ast
 import json
 import logging
 import re
@@ -22,11 +19,6 @@ logger = getLogger(__name__)
 CELL = 10_000
 FIRST = 2  # what MyST-NB calls a cell's first line
 WIDTH = 88
-IMPORTS = 5  # lines that may stand in the open
-PROMPTS = {
-    "code_prompt_show": "Show the imports",
-    "code_prompt_hide": "Hide the imports",
-}
 
 
 class NameCell(logging.Filter):
@@ -63,27 +55,6 @@ def long_lines(app: Sphinx, docname: str, source: list[str]) -> None:
                 )
 
 
-def fold_imports(app: Sphinx, docname: str, source: list[str]) -> None:
-    """Fold each cell that only imports, where it is long."""
-    if not app.env.doc2path(docname).endswith(".ipynb"):
-        return
-    notebook = json.loads(source[0])
-    for cell in notebook["cells"]:
-        code = "".join(cell["source"]) if cell["cell_type"] == "code" else ""
-        if len(code.splitlines()) > IMPORTS and only_imports(code):
-            cell["metadata"].setdefault("tags", []).append("hide-input")
-            cell["metadata"].setdefault("mystnb", {}).update(PROMPTS)
-    source[0] = json.dumps(notebook)
-
-
-def only_imports(code: str) -> bool:
-    try:
-        lines = ast.parse(code).body
-    except SyntaxError:  # a magic
-        return False
-    return all(isinstance(line, (ast.Import, ast.ImportFrom)) for line in lines)
-
-
 def undescribed(app: Sphinx, doctree: nodes.document) -> None:
     """Tell of each picture that says nothing to those who do not see it."""
     for picture in doctree.findall(nodes.image):
@@ -103,7 +74,6 @@ def origin(node: nodes.Node) -> str | None:
 
 def setup(app: Sphinx) -> dict:
     app.connect("source-read", long_lines)
-    app.connect("source-read", fold_imports)
     app.connect("doctree-read", undescribed)
     for handler in logging.getLogger("sphinx").handlers:
         for index, found in enumerate(handler.filters):

@@ -4,13 +4,12 @@ It reads the chapters, where both are written. A task is the paragraph above a c
 the tag `exercise`; it begins with its name in bold and may tell how hard it is.
 """
 
-import json
 import re
 from pathlib import Path
 
 from docutils import nodes
 from docutils.statemachine import StringList
-from overview import parts
+from overview import cells, parts
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
@@ -38,9 +37,9 @@ class Exercises(SphinxDirective):
 def tasks(root: Path, page: str) -> list[tuple[str, str]]:
     """Name and level of each exercise, as the text before its cell has them."""
     prose, found = "", []
-    for cell in json.loads((root / f"{page}.ipynb").read_text("utf-8"))["cells"]:
+    for cell in cells(root, page):
         if cell["cell_type"] == "markdown":
-            prose += "".join(cell["source"]) + "\n"
+            prose += cell["source"] + "\n"
         elif "exercise" in cell["metadata"].get("tags", []):
             found.append(TASK.findall(prose)[-1])
     return found
@@ -57,8 +56,8 @@ def give_addresses(app: Sphinx, doctree: nodes.document) -> None:
     labels = app.env.get_domain("std").anonlabels
     for kind in (0, 1):
         tag = ("tag_exercise", "tag_solution")[kind]
-        cells = [c for c in doctree.findall(nodes.container) if tag in c["classes"]]
-        for number, cell in enumerate(cells, start=1):
+        found = [c for c in doctree.findall(nodes.container) if tag in c["classes"]]
+        for number, cell in enumerate(found, start=1):
             name = address(app.env.docname, number)[kind]
             place = task_of(cell) if kind == 0 else cell
             place["ids"].append(name)

@@ -6,11 +6,15 @@ The picture is the stored output of the first map's cell, on white paper: GitHub
 it on a dark page too.
 """
 
-import json
 import re
+import sys
 from pathlib import Path
 
 BOOK = Path(__file__).parents[1]
+sys.path.insert(0, str(BOOK))
+
+import tangle  # noqa: E402
+
 CHAPTER = BOOK / "idea" / "attention_map.ipynb"
 PICTURE = BOOK / "_static" / "first-map.svg"
 NAME = "fig-first-map"
@@ -19,7 +23,7 @@ PAPER = '<rect width="100%" height="100%" rx="4" fill="#ffffff"/>'
 
 def stored() -> tuple[str, str]:
     """The map as its chapter stores it, and what it shows in words."""
-    for cell in json.loads(CHAPTER.read_text(encoding="utf-8"))["cells"]:
+    for cell in tangle.load(CHAPTER)["cells"]:
         figure = cell["metadata"].get("mystnb", {}).get("figure", {})
         if figure.get("name") == NAME and cell["outputs"]:
             data = cell["outputs"][-1]["data"]

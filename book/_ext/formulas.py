@@ -97,6 +97,18 @@ def visit_block(self: HTML5Translator, node: nodes.math_block) -> None:
     raise nodes.SkipNode
 
 
+def number(app: Sphinx, doctree: nodes.document) -> None:
+    """Give every displayed formula of a page a number, in order, and an address."""
+    domain, page = app.env.get_domain("math"), app.env.docname
+    for count, node in enumerate(doctree.findall(nodes.math_block), start=1):
+        if not node.get("label"):
+            node["label"] = f"{page}-{count}"
+            node["ids"].append(f"equation-{count}")
+            node["docname"] = page
+        node["number"] = count
+        domain.equations[node["label"]] = (page, count)
+
+
 def formula(node: nodes.Element, *, block: bool) -> str:
     """The node's MathML, or a warning and its TeX."""
     try:
@@ -190,6 +202,7 @@ def add_styles(app: Sphinx, page: str, template: str, context: dict, doctree) ->
 
 def setup(app: Sphinx) -> dict:
     app.add_html_math_renderer("mathml", (visit_inline, None), (visit_block, None))
+    app.connect("doctree-read", number)
     app.connect("html-page-context", add_styles)
     app.connect("build-finished", write_fonts)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

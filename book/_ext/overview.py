@@ -7,21 +7,57 @@ map in a stored output, names and imports in its module.
 """
 
 import ast
-import json
+import re
+import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
-import yaml
 from docutils import nodes
 from docutils.statemachine import StringList
-from social_picture import Square, first_map
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import tangle
+
 INK = "#5a62d8"  # of weights: a picture with other inks is no map
 DOT = '<circle cx="50" cy="50" r="9"/>'
+FEWEST = 9  # squares that make a map
+
+Square = tuple[float, float, float, float, str, float]
+PATH = re.compile(
+    r'<path d="M ([\d.]+) ([\d.]+) L [\d. ]+ L ([\d.]+) ([\d.]+) L [\d. ]+ z "'
+    r' clip-path="([^"]*)" style="fill: (#[0-9a-f]{6})(?:; opacity: ([\d.]+))?"'
+)
+
+
+@cache
+def cells(root: Path, page: str) -> list[dict]:
+    """The cells of a chapter, each source as one string."""
+    return tangle.load(root / f"{page}.ipynb", root)["cells"]
+
+
+def filled(svg: str) -> list[Square]:
+    """The filled cells of the first map that matplotlib drew: corners, ink, opacity."""
+    maps = {}  # by the frame that cuts them off
+    for *corners, frame, ink, opacity in PATH.findall(" ".join(svg.split())):
+        square = (*map(float, corners), ink, float(opacity or 1))
+        maps.setdefault(frame, []).append(square)
+    return next((found for found in maps.values() if len(found) >= FEWEST), [])
+
+
+def first_map(root: Path, page: str) -> list[Square]:
+    """The squares of the first map that a chapter stores; none without one."""
+    return next(filter(None, map(filled, pictures(root, page))), [])
+
+
+def pictures(root: Path, page: str) -> Iterator[str]:
+    for cell in cells(root, page):
+        for output in cell.get("outputs", []):
+            yield "".join(output.get("data", {}).get("image/svg+xml", ""))
 
 
 class Overview(SphinxDirective):
@@ -40,7 +76,7 @@ class Overview(SphinxDirective):
     def station(self, root: Path, page: str) -> nodes.list_item:
         """A chapter on the path."""
         self.env.note_dependency(str(root / f"{page}.ipynb"))
-        drawn = glyph(first_map(root / f"{page}.ipynb"))
+        drawn = glyph(first_map(root, page))
         item = nodes.list_item("", nodes.raw("", drawn, format="html"))
         text = entry(root, page).lines()
         self.state.nested_parse(StringList(text, "_toc.yml"), 0, item)
@@ -77,19 +113,19 @@ class Entry:
         return [f"{{doc}}`/{self.page}`", "", self.lead, "", " · ".join(said)]
 
 
-def parts(root: Path) -> Iterator[tuple[str, list[str]]]:
+def parts(root: Path) -> list[tuple[str, list[str]]]:
     """Each part with its chapters: the notebooks of the book but for its reference."""
-    for part in yaml.safe_load((root / "_toc.yml").read_text("utf-8"))["parts"]:
-        pages = [page["file"] for page in part["chapters"]]
-        pages = [page for page in pages if not page.startswith("book/reference/")]
-        if pages := [page for page in pages if (root / f"{page}.ipynb").exists()]:
-            yield part["caption"], pages
+    found = defaultdict(list)
+    for name, caption in tangle.contents(root).items():
+        page = f"book/{name}"
+        if not name.startswith("reference/") and (root / f"{page}.ipynb").exists():
+            found[caption].append(page)
+    return list(found.items())
 
 
 def entry(root: Path, page: str) -> Entry:
     """A chapter's lead sentence, and what its module adds and imports."""
-    cell = json.loads((root / f"{page}.ipynb").read_text(encoding="utf-8"))["cells"][0]
-    lines = "".join(cell["source"]).splitlines()
+    lines = cells(root, page)[0]["source"].splitlines()
     lead = " ".join(line.lstrip("> ") for line in lines if line.startswith(">"))
     module = root / f"{page.replace('book/', 'attention/', 1)}.py"
     names, public = exported(module), exported(root / "attention" / "__init__.py")

@@ -1,28 +1,25 @@
 """The API page, and the links between it and the cells that write the package.
 
 The chapters are the source, as they are for `book/tangle.py`: no module is imported.
-On the page that holds `% api` stands, for every public name of `attention`, its
-signature as written, its docstring and a link to its cell. The cell carries a label
-that leads back.
+On the page that holds `% api` stands, for every public name of `attention`, and for
+those named behind the mark, its signature as written, its docstring, an example that
+runs and a link to its cell. The cell carries a label that leads back.
 """
 
 import ast
 import re
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from docutils import nodes
-from overview import address, exported
+from overview import address, cells, exported, statements, tangle
 from sphinx.application import Sphinx
 from sphinx.errors import SphinxError
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-import tangle
-
 PAGE = "book/reference/api"
-MARK = "% api"
+MARK = re.compile(r"(?m)^% api *(.*)$")
+EXAMPLES = "book/reference/examples.md"
 WIDTH = 80  # characters of a signature in one line
 Defined = ast.FunctionDef | ast.ClassDef
 
@@ -40,12 +37,25 @@ class Cell:
         return f"{self.page}/{self.name}"
 
 
+def inlined(node: Defined, module: list[ast.stmt]) -> Defined:
+    """The definition with the value of each private constant among its defaults."""
+    values = {}
+    for line in module:
+        match line:
+            case ast.Assign(targets=[ast.Name(id=name)]) if name.startswith("_"):
+                values[name] = line.value
+    for part in ast.walk(node):
+        if isinstance(part, ast.arguments):
+            for given in (part.defaults, part.kw_defaults):
+                given[:] = [values.get(getattr(each, "id", ""), each) for each in given]
+    return node
+
+
 def exported_cells(root: Path, page: str) -> list[Cell]:
     """The cells of a chapter that the package is made of; none for other pages."""
-    path = root / f"{page}.ipynb"
-    cells = tangle.load(path, root)["cells"] if path.exists() else []
-    cells = [cell for cell in cells if "export" in tangle.tags(cell)]
-    return [Cell(page, cell["id"], definitions(cell["source"])) for cell in cells]
+    found = cells(root, page) if (root / f"{page}.ipynb").exists() else []
+    found = [cell for cell in found if "export" in tangle.tags(cell)]
+    return [Cell(page, cell["id"], definitions(cell["source"])) for cell in found]
 
 
 def definitions(source: str) -> dict[str, ast.stmt]:
@@ -60,8 +70,16 @@ def definitions(source: str) -> dict[str, ast.stmt]:
     return {name: node for name, node in found.items() if not name.startswith("_")}
 
 
-def public_names(root: Path) -> list[str]:
-    return exported(root / "attention" / "__init__.py")
+def told_names(root: Path) -> list[str]:
+    """The names that have an entry."""
+    page = (root / f"{PAGE}.md").read_text("utf-8")
+    return exported(root / "attention" / "__init__.py") + MARK.search(page)[1].split()
+
+
+def examples(root: Path) -> dict[str, str]:
+    """A session for each name, as `examples.md` has them; a test runs them."""
+    page = (root / EXAMPLES).read_text("utf-8")
+    return dict(re.findall(r"(?ms)^## `(\w+)`\n+(```pycon\n.*?^```)$", page))
 
 
 # The page
@@ -73,44 +91,48 @@ def fill_page(app: Sphinx, docname: str, source: list[str]) -> None:
         root = Path(app.srcdir)
         for page in tangle.contents(root):
             app.env.note_dependency(str(root / "book" / f"{page}.ipynb"))
-        source[0] = source[0].replace(MARK, markdown(root))
+        app.env.note_dependency(str(root / EXAMPLES))
+        source[0] = MARK.sub(lambda _: markdown(root), source[0])
 
 
 def markdown(root: Path) -> str:
     """The reference: all names at a glance, then one section a chapter."""
-    public, lines = public_names(root), []
+    public, lines = told_names(root), []
     links = (f"[`{name}`](#{address(name, public)})" for name in public)
     glance = "\N{NO-BREAK SPACE}· ".join(links)
     for page in tangle.contents(root):
         lines += chapter(root, page, public)
     missing = [name for name in public if f"({address(name, public)})=" not in lines]
     if missing:
-        raise SphinxError(f"no exported cell defines {missing} of attention.__all__")
+        raise SphinxError(f"no exported cell defines {missing} of the API page")
     return "\n".join([glance, "", *lines])
 
 
 def chapter(root: Path, page: str, public: list[str]) -> Iterator[str]:
     """A chapter's public names, each an entry, after a line on its module."""
-    cells = exported_cells(root, f"book/{page}")
-    if not cells:
+    writes = exported_cells(root, f"book/{page}")
+    if not writes:
         return
     yield f"(module-{page.replace('/', '-')})="
     yield from (f"## {tangle.read_chapter(root, page).title}", "")
     found = [
-        (name, node, cell) for cell in cells for name, node in cell.defines.items()
+        (name, node, cell) for cell in writes for name, node in cell.defines.items()
     ]
     others = [f"{{ref}}`{n} <{cell.label}>`" for n, _, cell in found if n not in public]
     module = f"`attention.{page.replace('/', '.')}`"
     holds = f", which also holds {', '.join(others)}" if others else ""
     yield from (f"{{doc}}`The chapter </book/{page}>` writes {module}{holds}.", "")
+    shown, source = examples(root), statements(root / f"attention/{page}.py")
     for name, node, cell in found:
         if name in public:
+            if name not in shown:
+                raise SphinxError(f"{EXAMPLES} has no example of {name}")
             yield f"({address(name, public)})="
-            yield from entry(name, node, cell)
+            yield from entry(name, inlined(node, source), cell, shown[name])
 
 
-def entry(name: str, node: Defined, cell: Cell) -> Iterator[str]:
-    """A name: its signature and what it does; of a class, its methods too."""
+def entry(name: str, node: Defined, cell: Cell, example: str) -> Iterator[str]:
+    """A name: its signature, what it does, an example; of a class, its methods too."""
     yield from (f"### `{name}`", "")
     initial = node
     if isinstance(node, ast.ClassDef):  # of a protocol, how it is called
@@ -122,7 +144,7 @@ def entry(name: str, node: Defined, cell: Cell) -> Iterator[str]:
             if isinstance(part, ast.FunctionDef) and not part.name.startswith("_"):
                 yield from block(signature(f".{part.name}", part))
                 yield from (ast.get_docstring(part) or "", "")
-    yield from (f"{{ref}}`Source of {name} <{cell.label}>`", "")
+    yield from (example, "", f"{{ref}}`Source of {name} <{cell.label}>`", "")
 
 
 def method(node: ast.ClassDef, name: str) -> ast.FunctionDef | None:
@@ -171,14 +193,15 @@ def parameter(arg: ast.arg, value: ast.expr | None = None) -> str:
     if arg.annotation:
         text += f": {written(arg.annotation)}"
     if value is not None:
-        text += f" = {written(value)}" if arg.annotation else f"={written(value)}"
+        default = ast.unparse(value).replace("'", '"')
+        text += f" = {default}" if arg.annotation else f"={default}"
     return text
 
 
 def written(node: ast.expr) -> str:
     """An expression as the book writes it, but for what only the tools need."""
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
-        return node.value if "." in node.value else f'"{node.value}"'  # a type's name
+        return node.value  # a type's name
     text = re.sub(r"'([^'\"]*)'", r'"\1"', ast.unparse(node))
     return re.sub(r'(Tensor, ") ', r"\1", text)  # ruff wants a space before one axis
 
@@ -202,7 +225,7 @@ def label_cells(app: Sphinx, doctree: nodes.document, docname: str) -> None:
     """Say in its corner that a cell is in the package, and as which name."""
     if app.builder.format != "html":
         return
-    public = public_names(Path(app.srcdir))
+    public = told_names(Path(app.srcdir))
     for container in tagged(doctree):
         names = [name for name in container["defines"] if name in public]
         module = docname.removeprefix("book/").replace("/", "-")

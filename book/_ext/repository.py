@@ -5,10 +5,8 @@ The chapter itself is always there to download. Where the build is told of a rep
 it the site names none.
 """
 
-import json
 import os
 from html import escape
-from pathlib import Path
 
 from docutils import nodes
 from sphinx.application import Sphinx
@@ -63,15 +61,6 @@ def add_links(app: Sphinx, doctree: nodes.document, docname: str) -> None:
     lead.parent.insert(lead.parent.index(lead) + 1, nodes.raw("", html, format="html"))
 
 
-def write_scripts(app: Sphinx, error: Exception | None) -> None:
-    """Lay beside each chapter a script that holds it: see `save_from_folder`."""
-    if error is None and app.builder.format == "html":
-        for path in Path(app.outdir, "_sources").rglob("*.ipynb"):
-            name, notebook = json.dumps(path.name), json.dumps(path.read_text("utf-8"))
-            script = path.with_name(f"{path.name}.js")
-            script.write_text(f"take_along({name}, {notebook});\n", encoding="utf-8")
-
-
 def add_footer(app: Sphinx, config: Config) -> None:
     """At the foot of every page, where the source lies and mistakes are told."""
     if address := repository():
@@ -84,5 +73,4 @@ def add_footer(app: Sphinx, config: Config) -> None:
 def setup(app: Sphinx) -> dict:
     app.connect("config-inited", add_footer)
     app.connect("doctree-resolved", add_links)
-    app.connect("build-finished", write_scripts)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -6,13 +6,12 @@ definition as its title, and the glossary names the chapters that introduce a te
 those that set it in bold, or else the first that links it.
 """
 
-import json
 import re
 from collections import defaultdict
 from pathlib import Path
 
 from docutils import nodes
-from overview import parts
+from overview import cells, parts
 from sphinx import addnodes
 from sphinx.application import Sphinx
 
@@ -42,10 +41,9 @@ def introduced(app: Sphinx) -> dict[str, list[str]]:
     linked, bold = defaultdict(list), defaultdict(list)
     for _, pages in parts(Path(app.srcdir)):
         for page in pages:
-            path = Path(app.srcdir, f"{page}.ipynb")
-            app.env.note_dependency(str(path))
-            for cell in json.loads(path.read_text("utf-8"))["cells"]:
-                for word, name in LINK.findall("".join(cell["source"])):
+            app.env.note_dependency(f"{app.srcdir}/{page}.ipynb")
+            for cell in cells(Path(app.srcdir), page):
+                for word, name in LINK.findall(cell["source"]):
                     linked[name].append(page)
                     bold[name] += [page] * word.startswith("**")
     return {name: bold[name] or pages[:1] for name, pages in linked.items()}

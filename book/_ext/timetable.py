@@ -4,13 +4,12 @@ Minutes follow from the chapter's length, without its exercises; the sections ar
 that its *Sources* name beside the companion's key.
 """
 
-import json
 import re
 from pathlib import Path
 
 from docutils import nodes
 from docutils.statemachine import StringList
-from overview import parts
+from overview import cells, parts
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
@@ -28,21 +27,20 @@ class Timetable(SphinxDirective):
         for caption, pages in parts(root):
             rows.append(f"| **{caption}** | | |")
             for page in pages:
-                path = root / f"{page}.ipynb"
-                self.env.note_dependency(str(path))
-                cells = json.loads(path.read_text("utf-8"))["cells"]
-                told = " | ".join((str(minutes(cells)), sections(cells)))
+                self.env.note_dependency(str(root / f"{page}.ipynb"))
+                found = cells(root, page)
+                told = " | ".join((str(minutes(found)), sections(found)))
                 rows.append(f"| {{doc}}`/{page}` | {told} |")
         place = nodes.container()
         self.state.nested_parse(StringList(rows, "_toc.yml"), 0, place)
         return place.children
 
 
-def minutes(cells: list[dict]) -> int:
+def minutes(chapter: list[dict]) -> int:
     """How long a chapter takes to read, up to its exercises, in steps of five."""
     words = lines = 0
-    for cell in cells:
-        text = "".join(cell["source"])
+    for cell in chapter:
+        text = cell["source"]
         if text.startswith("## Exercises"):
             break
         if cell["cell_type"] == "markdown":
@@ -52,9 +50,9 @@ def minutes(cells: list[dict]) -> int:
     return max(5, 5 * round((words / WORDS + lines / LINES) / 5))
 
 
-def sections(cells: list[dict]) -> str:
+def sections(chapter: list[dict]) -> str:
     """The companion's sections that a chapter goes with, as its sources name them."""
-    found = SECTIONS.findall("".join(cells[-1]["source"]))
+    found = SECTIONS.findall(chapter[-1]["source"])
     return ", ".join(dict.fromkeys(re.findall(r"\d+(?:\.\d+)+", " ".join(found))))
 
 

@@ -1,49 +1,16 @@
-/* Copy buttons on code, tab stops on what scrolls, light paper, the chapter to take along
-   where there is no server, and the page below its first screen. */
+/* Tab stops on what scrolls, light paper, and the page below its first screen. */
 
-const PROMPT = /^(>>>|\.\.\.|\$) ?/;
-
-/* Of a session, what was typed; of other code, all of it. */
-function typed(text) {
-  const lines = text.trimEnd().split("\n");
-  if (!PROMPT.test(lines[0])) return lines.join("\n");
-  const asked = lines.filter((line) => PROMPT.test(line));
-  return asked.map((line) => line.replace(PROMPT, "")).join("\n");
-}
-
-const voice = document.createElement("div");
-voice.className = "visually-hidden";
-voice.setAttribute("role", "status");
-
-function say(button, words) {
-  button.textContent = voice.textContent = words;
-  setTimeout(() => {
-    button.textContent = "Copy";
-    voice.textContent = "";
-  }, 2000);
-}
-
-async function copy(button, block) {
-  try {
-    await navigator.clipboard.writeText(typed(block.textContent));
-    say(button, "Copied");
-  } catch {
-    getSelection().selectAllChildren(block);
-    say(button, "Selected: press Ctrl+C");
-  }
-}
-
-function add_copy_buttons() {
-  const outputs = ".cell_output *, .highlight-myst-ansi *";
-  for (const block of document.querySelectorAll(`.highlight > pre:not(${outputs})`)) {
-    const button = document.createElement("button");
-    button.type = "button";
-    button.className = "copy";
-    button.textContent = "Copy";
-    button.addEventListener("click", () => copy(button, block));
-    block.before(button);
-  }
-  document.querySelector("main:has(.copy)")?.append(voice);
+/* Who hears a page is told of what the tooltip of a copy button shows. */
+function tell_copies() {
+  const voice = document.createElement("div");
+  voice.className = "visually-hidden";
+  voice.setAttribute("role", "status");
+  document.querySelector("main").append(voice);
+  const told = ({ target }) => (voice.textContent = target.dataset.tooltip);
+  new MutationObserver((changes) => changes.forEach(told)).observe(document.body, {
+    attributeFilter: ["data-tooltip"],
+    subtree: true,
+  });
 }
 
 /* What is wider than the screen scrolls by itself, by keyboard too. A table grows when
@@ -65,24 +32,6 @@ function name_table(box, wide) {
   const words = heads.map((head) => head.textContent.trim()).join(", ");
   box.role = wide ? "group" : null;
   box.ariaLabel = wide ? `Wide table: ${words}` : null;
-}
-
-/* In a folder a browser shows a notebook instead of saving it, and may not read it. But
-   it may run it: beside each lies a script that hands it over. */
-function save_from_folder(event) {
-  event.preventDefault();
-  const link = event.currentTarget;
-  const script = document.createElement("script");
-  script.src = `${link.href}.js`;
-  document.head.append(script);
-}
-
-function take_along(name, notebook) {
-  const link = document.createElement("a");
-  link.href = URL.createObjectURL(new Blob([notebook], { type: "application/json" }));
-  link.download = name;
-  link.click();
-  URL.revokeObjectURL(link.href);
 }
 
 /* What waits below the first screen (see `book.css`) is laid out part by part, so that a
@@ -120,10 +69,7 @@ addEventListener("beforeprint", () => {
 addEventListener("afterprint", () => (root.dataset.theme = scheme));
 
 addEventListener("DOMContentLoaded", () => {
-  add_copy_buttons();
+  tell_copies();
   for (const box of document.querySelectorAll(`${SCROLLS}, ${TABLE} > table`))
     scrolling.observe(box);
-  if (location.protocol === "file:")
-    for (const link of document.querySelectorAll(".take-along a[download]"))
-      link.addEventListener("click", save_from_folder);
 });

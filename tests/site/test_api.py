@@ -1,8 +1,10 @@
 """The API page knows every public name, and it and the cells lead to each other."""
 
 import ast
+import doctest
 import json
 import re
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -16,6 +18,23 @@ SITE = ROOT / "_build" / "html"
 API = SITE / "book" / "reference" / "api.html"
 TOLD = re.findall(r"\bfile: *(\S+)", (ROOT / "_toc.yml").read_text())
 CHAPTERS = [page for page in TOLD if (ROOT / f"{page}.ipynb").exists()]
+
+
+sys.path.insert(0, str(ROOT / "book/_ext"))
+
+import reference  # noqa: E402
+
+TOLD_NAMES = reference.told_names(ROOT)
+EXAMPLES = reference.examples(ROOT)
+DEFINED = {
+    node.name: ast.get_docstring(node)
+    for module in (ROOT / "attention").rglob("*.py")
+    for node in ast.parse(module.read_text("utf-8")).body
+    if getattr(node, "name", None) in TOLD_NAMES
+}
+BEFORE = re.search(
+    r"```pycon\n(.*?)```", (ROOT / f"{reference.PAGE}.md").read_text(), re.S
+)
 
 
 @cache
@@ -38,7 +57,47 @@ def entries(api: BeautifulSoup) -> dict[str, BeautifulSoup]:
 
 
 def test_every_public_name_has_an_entry_and_every_entry_a_name(entries):
-    assert sorted(entries) == sorted(attention.__all__)
+    assert sorted(entries) == sorted(TOLD_NAMES)
+    assert set(attention.__all__) <= set(TOLD_NAMES)
+
+
+def test_an_entry_holds_its_own_example_and_no_example_is_left_over(entries):
+    assert sorted(EXAMPLES) == sorted(entries)
+    for name, section in entries.items():
+        if name in attention.__all__:
+            assert name.lower() in EXAMPLES[name].lower(), name
+        shown = section.select_one(".highlight-pycon pre").get_text().strip()
+        assert (
+            shown == EXAMPLES[name].removeprefix("```pycon").removesuffix("```").strip()
+        )
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_an_example_runs_and_gives_what_it_says(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    session = BEFORE[1] + EXAMPLES[name].partition("\n")[2].removesuffix("```")
+    test = doctest.DocTestParser().get_doctest(session, {}, name, None, None)
+    told = []
+    doctest.DocTestRunner(verbose=False).run(test, out=told.append)
+    assert "".join(told) == ""
+
+
+def test_a_default_is_a_value_and_a_string_has_its_quotes(entries):
+    signatures = {name: section.pre.get_text() for name, section in entries.items()}
+    for name, text in signatures.items():
+        assert not re.search(r"= ?_\w", text), name
+    assert (
+        'caption: str = "Rows are queries, columns are keys."' in signatures["explore"]
+    )
+    assert 'direction: str = "enpt"' in signatures["load_translator"]
+
+
+def test_a_private_default_is_told_by_its_value():
+    module = ast.parse(
+        '_TILE = 64\n\ndef f(a, *, tile: int = _TILE, kind="a.b"): ...'
+    ).body
+    node = reference.inlined(module[1], module)
+    assert reference.signature("f", node) == 'f(a, *, tile: int = 64, kind="a.b")'
 
 
 def test_all_names_at_a_glance_look_alike(browser, read):
@@ -46,7 +105,7 @@ def test_all_names_at_a_glance_look_alike(browser, read):
     read(page, API.as_uri())
     inks = "codes => [...new Set(codes.map(e => getComputedStyle(e).color))]"
     names = page.locator('article a[href^="#api-"] code')
-    assert names.count() == len(attention.__all__)
+    assert names.count() == len(TOLD_NAMES)
     assert len(names.evaluate_all(inks)) == 1
     source = page.get_by_role("link", name="Source of softmax")
     assert names.evaluate_all(inks) == source.evaluate_all(inks)
@@ -66,7 +125,7 @@ def test_an_entry_leads_to_the_cell_that_defines_its_name(entries):
 def test_an_entry_shows_how_its_name_is_called_and_what_it_does(entries):
     for name, section in entries.items():
         assert section.pre.get_text().startswith(f"{name}("), name
-        words = getattr(attention, name).__doc__.split("\n")[0]
+        words = DEFINED[name].split("\n")[0]
         shown = section.select_one("div.highlight-python + p").get_text()
         assert shown.split()[0] == words.replace("`", "").split()[0], name
 

@@ -15,9 +15,8 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "book" / "_ext"))
 
 import overview  # noqa: E402
-import social_picture  # noqa: E402
 
-HOME = ROOT / "_build" / "html" / "book" / "index.html"
+HOME = ROOT / "_build" / "html" / "index.html"
 TOLD = re.findall(r"\bfile: *(\S+)", (ROOT / "_toc.yml").read_text("utf-8"))
 PARTS = list(overview.parts(ROOT))
 CHAPTERS = [page for _, pages in PARTS for page in pages]
@@ -36,7 +35,7 @@ def stations(home: Tag) -> dict[str, Tag]:
 
 def page_of(link: Tag) -> str:
     path = (HOME.parent / link["href"].partition("#")[0]).resolve()
-    return str(path.relative_to(HOME.parents[1]).with_suffix(""))
+    return str(path.relative_to(HOME.parent).with_suffix(""))
 
 
 def words(element: Tag) -> str:
@@ -104,7 +103,7 @@ def test_a_public_name_stands_where_its_chapter_does(stations):
 
 @pytest.mark.parametrize("page", CHAPTERS)
 def test_a_chapter_shows_its_first_map_and_a_dot_where_it_draws_none(page, stations):
-    cells = social_picture.first_map(ROOT / f"{page}.ipynb")
+    cells = overview.first_map(ROOT, page)
     is_map = {cell[4] for cell in cells} == {overview.INK}
     glyph = stations[page].select_one("svg.glyph")
     assert glyph["aria-hidden"] == "true"  # the words beside it say what it is

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 SITE = ROOT / "_build" / "html"
-TOLD = re.findall(r"\b(?:root|file): *(\S+)", (ROOT / "_toc.yml").read_text())
+TOLD = re.findall(r"\bfile: *(\S+)", (ROOT / "_toc.yml").read_text())
 
 
 class Anchors(HTMLParser):
@@ -33,7 +33,7 @@ def anchors() -> dict[Path, Anchors]:
     return {page: Anchors(page) for page in SITE.rglob("*.html")}
 
 
-@pytest.mark.parametrize("name", [*TOLD, "search", "genindex"])
+@pytest.mark.parametrize("name", ["index", *TOLD, "search", "genindex"])
 def test_every_link_inside_the_book_leads_somewhere(name: str, anchors):
     page = SITE / f"{name}.html"
     broken = []
@@ -50,11 +50,13 @@ def test_every_link_inside_the_book_leads_somewhere(name: str, anchors):
 
 
 def test_every_page_has_the_books_icon(anchors):
-    for name in [*TOLD, "search", "genindex"]:
+    for name in ["index", *TOLD, "search", "genindex"]:
         page = anchors[SITE / f"{name}.html"]
         assert [Path(icon).name for icon in page.icons] == ["favicon.svg"], name
 
 
-def test_the_front_door_leads_to_the_first_page():
-    door = (SITE / "index.html").read_text()
-    assert f"{TOLD[0]}.html" in door
+def test_the_home_page_lies_at_the_sites_own_address_and_nowhere_else():
+    pages = {page: page.read_text("utf-8") for page in SITE.rglob("*.html")}
+    homes = [page for page, text in pages.items() if 'id="home-path"' in text]
+    assert homes == [SITE / "index.html"]
+    assert "http-equiv" not in pages[homes[0]]

@@ -9,7 +9,8 @@ from playwright.sync_api import Browser, Page
 ROOT = Path(__file__).parents[2]
 SITE = ROOT / "_build" / "html"
 TOLD = re.findall(r"\b(?:root|file): *(\S+)", (ROOT / "_toc.yml").read_text())
-PAGES = [*TOLD, "search", "genindex", "404"]
+HOME, *REST = TOLD
+PAGES = ["index", *REST, "search", "genindex", "404"]  # by where they lie
 CHAPTERS = [page for page in TOLD if (ROOT / f"{page}.ipynb").exists()]
 VIEWS = [(width, theme) for width in (390, 1280) for theme in ("light", "dark")]
 PATIENCE = 120_000  # ms for what a busy machine does at last
