@@ -53,53 +53,69 @@ class summarise:
             return answers.mean(dim=1, keepdim=True)
 
 
-class train:
+class by_thought:
     class right:
-        def another_recipe(places, tokens):
+        def keys_reversed(places):
+            module = CrossAttention(5, 5, 1, d_context=8).requires_grad_(False)
+            module.W_query.weight.copy_(5 * places)
+            module.W_key.weight.zero_()
+            module.W_key.weight[:, 3:] = 5 * places.flip(1)
+            return module
+
+        def by_loading(places):
+            module = CrossAttention(5, 10, 1, d_context=8, qkv_bias=True)
+            state = {
+                name: torch.zeros_like(t) for name, t in module.state_dict().items()
+            }
+            for i in range(5):
+                state["W_query.weight"][4 - i, i] = 30.0
+                state["W_key.weight"][i, 3 + i] = 1.0
+            module.load_state_dict(state)
+            return module
+
+        def trained(places):
             torch.manual_seed(5)
-            module = CrossAttention(5, 12, 1, d_context=8).to(tokens.device)
-            readout = nn.Linear(12, 3).to(tokens.device)
+            module = CrossAttention(5, 12, 1, d_context=8)
+            readout = nn.Linear(12, 3)
             parameters = [*module.parameters(), *readout.parameters()]
             optimizer = torch.optim.AdamW(parameters, lr=0.02)
-            asking = places.expand(len(tokens), -1, -1)
-            context_input = torch.cat([tokens, asking], dim=-1)
+            tokens, asking = torch.randn(64, 5, 3), places.expand(64, -1, -1)
             for _ in range(600):
-                result = readout(module(asking, context_input))
+                result = readout(module(asking, torch.cat([tokens, asking], dim=-1)))
                 optimizer.zero_grad()
                 nn.functional.mse_loss(result, tokens.flip(1)).backward()
                 optimizer.step()
             return module
 
-        def by_thought(places, tokens):
-            module = CrossAttention(5, 5, 1, d_context=8).to(tokens.device)
-            module.requires_grad_(False)
-            module.W_query.weight.copy_(20 * torch.eye(5).flip(0))
-            module.W_key.weight.zero_()
-            module.W_key.weight[:, 3:] = torch.eye(5)
-            return module
-
     class wrong:
-        def untrained(places, tokens):
-            return CrossAttention(5, 16, 1, d_context=8).to(tokens.device)
+        def untrained(places):
+            return CrossAttention(5, 16, 1, d_context=8)
 
-        def not_reversed(places, tokens):
-            module = CrossAttention(5, 5, 1, d_context=8).to(tokens.device)
-            module.requires_grad_(False)
-            module.W_query.weight.copy_(20 * torch.eye(5))
+        def not_reversed(places):
+            module = CrossAttention(5, 5, 1, d_context=8).requires_grad_(False)
+            module.W_query.weight.copy_(20 * places)
             module.W_key.weight.zero_()
-            module.W_key.weight[:, 3:] = torch.eye(5)
+            module.W_key.weight[:, 3:] = places
             return module
 
-        def too_few_steps(places, tokens):
-            torch.manual_seed(123)
-            module = CrossAttention(5, 16, 1, d_context=8).to(tokens.device)
-            readout = nn.Linear(16, 3).to(tokens.device)
-            parameters = [*module.parameters(), *readout.parameters()]
-            optimizer = torch.optim.Adam(parameters, lr=0.02)
-            asking = places.expand(len(tokens), -1, -1)
-            for _ in range(10):
-                optimizer.zero_grad()
-                result = readout(module(asking, torch.cat([tokens, asking], dim=-1)))
-                (result - tokens.flip(1)).pow(2).mean().backward()
-                optimizer.step()
+        def too_even(places):
+            module = CrossAttention(5, 5, 1, d_context=8).requires_grad_(False)
+            module.W_query.weight.copy_(places.flip(0))
+            module.W_key.weight.zero_()
+            module.W_key.weight[:, 3:] = places
+            return module
+
+        def the_tokens_disturb(places):
+            module = CrossAttention(5, 5, 1, d_context=8).requires_grad_(False)
+            module.W_query.weight.copy_(20 * places.flip(0))
+            module.W_key.weight[:, :3] = 1
+            module.W_key.weight[:, 3:] = places
+            module.W_key.weight[0, :3] = 3
+            return module
+
+        def places_first(places):
+            module = CrossAttention(5, 5, 1, d_context=8).requires_grad_(False)
+            module.W_query.weight.copy_(20 * places.flip(0))
+            module.W_key.weight.zero_()
+            module.W_key.weight[:, :5] = places
             return module
