@@ -35,6 +35,7 @@ def stations(home: Tag) -> dict[str, Tag]:
 
 def page_of(link: Tag) -> str:
     path = (HOME.parent / link["href"].partition("#")[0]).resolve()
+    path = HOME if path == HOME.parent else path
     return str(path.relative_to(HOME.parent).with_suffix(""))
 
 

@@ -13,7 +13,7 @@ import yaml
 
 ROOT = Path(__file__).parents[2]
 CONFIG = yaml.safe_load((ROOT / "_config.yml").read_text())
-USED = ["cells", "formulas", "inline_svg"]  # of the local extensions
+USED = ["cells", "citations", "formulas", "inline_svg"]  # of the local extensions
 SQUARE = (
     '<svg xmlns="http://www.w3.org/2000/svg" width="9pt" height="9pt">'
     '<rect width="9" height="9"/></svg>'
