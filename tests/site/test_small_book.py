@@ -96,7 +96,7 @@ def write(folder: Path, cells: dict[str, list[str]], alt: str = "A square.") -> 
     """A book of a home page and one page, with the settings of this one."""
     pages = folder / "book"
     ignored = shutil.ignore_patterns("__pycache__")
-    for name in ("_ext", "_static"):
+    for name in ("_ext", "_static", "_templates"):
         shutil.copytree(ROOT / "book" / name, pages / name, ignore=ignored)
     (pages / "references.bib").write_text(
         "@article{vaswani2017, author={A}, title={B}, journal={C}, year={2017}}"
