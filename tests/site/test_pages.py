@@ -9,9 +9,9 @@ from urllib.parse import unquote, urlsplit
 import pytest
 from visits import PAGES, ROOT, SITE, VIEWS, Visit
 
-# Compressed, with formulas, fonts and icons; some pages hold large explorers.
+# Compressed, with formulas, fonts and icons; one page holds two large explorers.
 MOST_REQUESTS, MOST_BYTES = 8, 110_000
-WITH_EXPLORERS = {"book/core/multi_head": 116_000, "book/reading/translator": 130_000}
+WITH_EXPLORERS = {"book/reading/translator": 130_000}
 INDEX = "search-index.js"  # grows with the book, and only the search page asks for it
 
 
