@@ -286,6 +286,16 @@ def test_the_names_of_figures_are_unique_in_the_book():
     assert not odd, f"{odd}: a figure must have a name like fig-near"
 
 
+def test_a_solution_is_folded_under_a_line_that_says_so(notebook):
+    for cell in notebook.code:
+        if "solution" in cell["metadata"].get("tags", []):
+            told = cell["metadata"].get("mystnb", {}).get("code_prompt_show")
+            must = '"mystnb": {"code_prompt_show": "Show the solution", …}'
+            assert told == "Show the solution", (
+                f"{notebook.at(cell)}: the metadata of a solution must hold {must}"
+            )
+
+
 def test_cells_have_readable_names_of_their_own(notebook):
     for cell in notebook.cells:
         by_machine = re.fullmatch(r"[0-9a-f]{8}(-.*)?", cell["id"])

@@ -1,7 +1,7 @@
 """How a map is drawn
 
 An attention map in two forms, a picture and a sentence: both are made from the same
-checked numbers, so neither can say what the other does not.
+checked numbers, so neither can contradict the other.
 
 Written by `book/tools/maps.ipynb`: read and change it there.
 """
