@@ -24,6 +24,12 @@ from attention.core.scaled_dot_product import (
 )
 from attention.history.additive import AdditiveAttention, additive_score
 from attention.idea.simple import simple_self_attention, softmax
+from attention.position.relative import (
+    RelativeBias,
+    alibi,
+    alibi_slopes,
+    relative_bucket,
+)
 from attention.reading.translator import attention_entropy, load_translator
 from attention.speed.flash import flash_attend
 from attention.speed.flash_triton import triton_attend
@@ -39,9 +45,12 @@ __all__ = [
     "CausalAttention",
     "CrossAttention",
     "MultiHeadAttention",
+    "RelativeBias",
     "SelfAttention",
     "StackedHeads",
     "additive_score",
+    "alibi",
+    "alibi_slopes",
     "and_masks",
     "attend",
     "attention_entropy",
@@ -60,6 +69,7 @@ __all__ = [
     "merge_states",
     "padding_mask",
     "prefix",
+    "relative_bucket",
     "show_weights",
     "simple_self_attention",
     "softmax",

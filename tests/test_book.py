@@ -32,6 +32,8 @@ UNCHECKED = {
     ("core/multi_head", "talk-after"): "trained: `talk-shares` checks what it shows",
     ("core/multi_head", "talk-explore"): "trained, too: it shows the same maps",
     ("idea/simple", "timing"): "times differ from run to run",
+    ("position/relative", "learned"): "trained; the cell `learned-check` checks it",
+    ("position/relative", "longer"): "trained, too: `longer-check` has the bounds",
     ("speed/choosing", "devices"): "it asks the devices of one machine",
     ("speed/choosing", "linears"): "times and errors of one processor",
     ("speed/choosing", "speed"): "times differ from run to run",

@@ -19,6 +19,7 @@ CHECKPOINT = "moves weights, and computes nothing"
 SHOW = "shows what was computed"
 
 COUNTS = "counts, and mixes no values"
+BIAS = "makes a bias of positions, and mixes no values"
 
 OTHERS = {
     "Explorer": SHOW,
@@ -27,6 +28,11 @@ OTHERS = {
     "Cache": "the promise of caches, which mix no values",
     "TwoPasses": "keeps what two passes share, and mixes no values",
     "additive_score": SCORES,
+    "alibi": BIAS,
+    "alibi_slopes": BIAS,
+    "distances": BIAS,
+    "relative_bucket": BIAS,
+    "relative_shift": BIAS,
     "all_finite": CHECK,
     "and_masks": MASK,
     "as_maps": CHECK,
@@ -116,6 +122,7 @@ ELSEWHERE = {
 AROUND = {
     "DecoderLayer": "CrossAttention",
     "EncoderLayer": "CrossAttention",
+    "RelativeBias": "none: it makes a bias of positions",
     "SimplerSimpleRecurrentUnit": "none: a state goes from step to step",
     "Translator": "EncoderLayer and DecoderLayer",
 }
