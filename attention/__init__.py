@@ -24,6 +24,7 @@ from attention.core.scaled_dot_product import (
 )
 from attention.history.additive import AdditiveAttention, additive_score
 from attention.idea.simple import simple_self_attention, softmax
+from attention.position.absolute import LearnedPositions, sinusoidal
 from attention.position.relative import (
     RelativeBias,
     alibi,
@@ -44,6 +45,7 @@ __all__ = [
     "Attention",
     "CausalAttention",
     "CrossAttention",
+    "LearnedPositions",
     "MultiHeadAttention",
     "RelativeBias",
     "SelfAttention",
@@ -72,6 +74,7 @@ __all__ = [
     "relative_bucket",
     "show_weights",
     "simple_self_attention",
+    "sinusoidal",
     "softmax",
     "triton_attend",
     "weights_of",

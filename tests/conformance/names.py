@@ -84,6 +84,7 @@ OTHERS = {
     "readable": CHECK,
     "share": SHOW,
     "show_weights": SHOW,
+    "sinusoidal": "makes vectors of places, and mixes no values",
     "softmax": "makes weights of scores, and mixes no values",
     "spread": MASK,
     "step": SHOW,
@@ -122,6 +123,7 @@ ELSEWHERE = {
 AROUND = {
     "DecoderLayer": "CrossAttention",
     "EncoderLayer": "CrossAttention",
+    "LearnedPositions": "none: it adds a vector to each token",
     "RelativeBias": "none: it makes a bias of positions",
     "SimplerSimpleRecurrentUnit": "none: a state goes from step to step",
     "Translator": "EncoderLayer and DecoderLayer",
