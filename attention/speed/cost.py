@@ -40,28 +40,28 @@ def attention_cost(
 
 
 class Ledger(TorchDispatchMode):
-    """Bytes that the operations in a `with` block move and hold.
+    """Bytes that the calls in a `with` block move and hold.
 
-    `moved` has, by operation, the bytes of its inputs and outputs; `peak` is the most
-    that was held at once of what the block made. Space that an operation takes for
-    itself and gives back is not seen. Use a new one for each block.
+    `moved` has, by function, the bytes of its inputs and outputs; `peak` is the most
+    that was held at once of what the block made. Space that a call takes for itself
+    and gives back is not seen. Use a new one for each block.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.moved, self.held, self.peak = Counter(), 0, 0
 
-    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         given = _tensors((args, kwargs))
-        result = operation(*args, **(kwargs or {}))
+        result = function(*args, **(kwargs or {}))
         known = {tensor.untyped_storage().data_ptr() for tensor in given}
         new = {
             storage.data_ptr(): storage
             for storage in map(Tensor.untyped_storage, _tensors(result))
             if storage.data_ptr() not in known
         }
-        if new or operation._schema.is_mutable:  # all else is a view
-            name = operation.overloadpacket.__name__
+        if new or function._schema.is_mutable:  # all else is a view
+            name = function.overloadpacket.__name__
             self.moved[name] += sum(t.nbytes for t in given + _tensors(result))
         for storage in new.values():
             self._hold(storage.nbytes())

@@ -47,16 +47,19 @@ class longest:
             from math import exp, log
 
             doublings = log(budget / once) / log(twice / once)
-            return int(exp(log(length) + doublings * log(2)) + 1e-6)
+            return int(exp(log(length) + doublings * log(2)))
 
         def by_search(once, twice, length, budget):
             power = log2(twice / once)
             low, high = 1, 10**9
             while high - low > 1:
                 middle = (low + high) // 2
-                fits = once * (middle / length) ** power <= budget * (1 + 1e-12)
+                fits = once * (middle / length) ** power <= budget
                 low, high = (middle, high) if fits else (low, middle)
             return low
+
+        def in_one_line(once, twice, length, budget):
+            return int(length * (budget / once) ** (1 / log2(twice / once)))
 
     class wrong:
         def as_if_linear(once, twice, length, budget):
@@ -75,6 +78,9 @@ class longest:
             while once * (twice / once) <= budget:
                 once, twice, length = twice, twice * twice / once, 2 * length
             return length
+
+        def to_the_nearest(once, twice, length, budget):
+            return round(length * (budget / once) ** (1 / log2(twice / once)))
 
         def rounded_up(once, twice, length, budget):
             power = log2(twice / once)

@@ -113,16 +113,6 @@ class waste:
 
 class values_gradient:
     class right:
-        def scaled_once_up_front(queries, keys, do, lse):
-            gradient, length = torch.zeros_like(do), len(queries)
-            queries = queries * queries.shape[-1] ** -0.5
-            for rows, columns in tiles(length, length, causal=True, tile=(2, 2)):
-                for some in columns:
-                    weights = (queries[rows] @ keys[some].T - lse[rows, None]).exp()
-                    weights = weights.tril(rows.start - some.start)
-                    gradient[some] += weights.T @ do[rows]
-            return gradient
-
         def scaled_in_the_tile(queries, keys, do, lse):
             gradient, length, scale = (
                 torch.zeros_like(do),
@@ -137,7 +127,63 @@ class values_gradient:
                     gradient[some].addmm_(weights.mT, do[rows])
             return gradient
 
+        def in_place(queries, keys, do, lse):
+            gradient, length = torch.zeros_like(do), len(queries)
+            for rows, columns in tiles(length, length, causal=True, tile=(2, 2)):
+                for some in columns:
+                    weights = queries[rows] @ keys[some].T
+                    weights.div_(queries.shape[-1] ** 0.5).sub_(lse[rows, None])
+                    weights.exp_().tril_(rows.start - some.start)
+                    gradient[some] += weights.T @ do[rows]
+            return gradient
+
+        def one_score_at_a_time(queries, keys, do, lse):
+            gradient, scale = torch.zeros_like(do), keys.shape[1] ** -0.5
+            for i in range(len(queries)):
+                for j in range(i + 1):
+                    score = scale * (queries[i] * keys[j]).sum()
+                    gradient[j] += (score - lse[i]).exp() * do[i]
+            return gradient
+
     class wrong:
+        def all_queries_scaled(queries, keys, do, lse):
+            gradient, length = torch.zeros_like(do), len(queries)
+            queries = queries * queries.shape[-1] ** -0.5
+            for rows, columns in tiles(length, length, causal=True, tile=(2, 2)):
+                for some in columns:
+                    weights = (queries[rows] @ keys[some].T - lse[rows, None]).exp()
+                    weights = weights.tril(rows.start - some.start)
+                    gradient[some] += weights.T @ do[rows]
+            return gradient
+
+        def four_by_four(queries, keys, do, lse):
+            gradient, length = torch.zeros_like(do), len(queries)
+            for rows, columns in tiles(length, length, causal=True, tile=(4, 4)):
+                for some in columns:
+                    scores = queries[rows] @ keys[some].T / queries.shape[-1] ** 0.5
+                    weights = (scores - lse[rows, None]).exp()
+                    weights = weights.tril(rows.start - some.start)
+                    gradient[some] += weights.T @ do[rows]
+            return gradient
+
+        def eight_by_four_in_place(queries, keys, do, lse):
+            gradient, length = torch.zeros_like(do), len(queries)
+            for rows, columns in tiles(length, length, causal=True, tile=(8, 4)):
+                for some in columns:
+                    weights = queries[rows] @ keys[some].T
+                    weights.div_(queries.shape[-1] ** 0.5).sub_(lse[rows, None])
+                    weights.exp_().tril_(rows.start - some.start)
+                    gradient[some].addmm_(weights.T, do[rows])
+            return gradient
+
+        def whole_rows_in_place(queries, keys, do, lse):
+            gradient = torch.zeros_like(do)
+            for i, query in enumerate(queries):
+                weights = keys[: i + 1] @ query
+                weights.div_(len(query) ** 0.5).sub_(lse[i]).exp_()
+                gradient[: i + 1].addr_(weights, do[i])
+            return gradient
+
         def the_whole_table(queries, keys, do, lse):
             scores = queries @ keys.T / queries.shape[-1] ** 0.5
             return (scores - lse[:, None]).exp().tril().T @ do

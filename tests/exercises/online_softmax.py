@@ -79,15 +79,16 @@ class remove:
 class merge_all:
     class right:
         def by_the_largest(contexts, logsumexps):
-            largest = logsumexps.amax(dim=0)
+            largest = logsumexps.amax(dim=0).clamp(min=-1e30)
             powers = (logsumexps - largest).exp()
             total = powers.sum(dim=0)
-            context = (powers[..., None] * contexts).sum(dim=0) / total[:, None]
-            return context, largest + total.log()
+            context = (powers[..., None] * contexts).sum(dim=0)
+            return context / total.clamp(min=1e-30)[:, None], largest + total.log()
 
         def by_the_logsumexp(contexts, logsumexps):
             found = torch.logsumexp(logsumexps, 0)
-            return ((logsumexps - found).exp().unsqueeze(-1) * contexts).sum(0), found
+            shares = (logsumexps - found).exp().nan_to_num()
+            return (shares.unsqueeze(-1) * contexts).sum(0), found
 
     class wrong:
         def the_mean(contexts, logsumexps):
@@ -105,6 +106,21 @@ class merge_all:
             powers = logsumexps.exp()
             context = (powers[..., None] * contexts).sum(dim=0)
             return context / powers.sum(dim=0)[:, None], logsumexps.logsumexp(dim=0)
+
+        def logsumexp_overflows(contexts, logsumexps):
+            shares = softmax(logsumexps.T)
+            context = torch.einsum("ip,pie->ie", shares, contexts)
+            return context, logsumexps.exp().sum(0).log()
+
+        def nan_for_no_keys(contexts, logsumexps):
+            shares = torch.softmax(logsumexps, dim=0)
+            context = (shares[..., None] * contexts).sum(dim=0)
+            return context, logsumexps.logsumexp(dim=0)
+
+        def zero_for_no_keys(contexts, logsumexps):
+            shares = softmax(logsumexps.T)
+            context = torch.einsum("ip,pie->ie", shares, contexts)
+            return context, logsumexps.logsumexp(dim=0).nan_to_num(neginf=0.0)
 
         def logsumexps_added(contexts, logsumexps):
             shares = logsumexps.softmax(dim=0)

@@ -65,6 +65,12 @@ class by_word:
             rows, columns = F.one_hot(rows).to(weights), F.one_hot(columns).to(weights)
             return rows.T @ weights @ (columns / columns.sum(dim=0))
 
+        def halves_the_first_word(weights, rows, columns):
+            rows, columns = F.one_hot(rows).to(weights), F.one_hot(columns).to(weights)
+            table = rows.T @ weights @ columns
+            table[0] /= 2
+            return table
+
         def the_first_piece(weights, rows, columns):
             first = [int((rows == i).int().argmax()) for i in range(rows.max() + 1)]
             return weights[first] @ F.one_hot(columns).to(weights)

@@ -162,6 +162,25 @@ def test_a_bias_of_minus_infinity_blinds_a_query():
     assert context.isfinite().all()
 
 
+def test_scores_of_minus_infinity_blind_a_query_except_on_the_shorter_way():
+    queries, keys, values = some_tensors()
+    queries[:, :, 2], keys = -torch.inf, torch.ones_like(keys)
+    learned = queries.clone().requires_grad_()
+    mask, bias = torch.ones(5, 7, dtype=torch.bool), torch.zeros(5, 7)
+    merged, _ = flash_attend(queries, keys, values, return_lse=True)
+    for context in (
+        attention_weights(queries, keys) @ values,
+        merged,
+        flash_attend(learned, keys, values),
+        flash_attend(queries, keys, values, tile=(2, 3)),
+        flash_attend(queries, keys, values, mask),
+        flash_attend(queries, keys, values, bias=bias),
+    ):
+        assert (context[:, :, 2] == 0).all()
+    for form in (flash_attend, attend):
+        assert form(queries, keys, values)[:, :, 2].isnan().all()
+
+
 def test_a_blind_query_gets_zeros_and_teaches_nothing():
     tensors = [t.requires_grad_() for t in some_tensors()]
     bias = torch.randn(5, 7, requires_grad=True)
