@@ -24,6 +24,24 @@ from attention.core.scaled_dot_product import (
 )
 from attention.history.additive import AdditiveAttention, additive_score
 from attention.idea.simple import simple_self_attention, softmax
+from attention.position.longer import (
+    DynamicNTKScaling,
+    LinearScaling,
+    Llama3Scaling,
+    MultimodalRotary,
+    NTKScaling,
+    YaRN,
+    picture_places,
+)
+from attention.position.rotary import (
+    ProcessHeads,
+    ProportionalScaling,
+    QKNorm,
+    Rotary,
+    convert_pairing,
+    rotary_frequencies,
+    rotate,
+)
 from attention.reading.translator import attention_entropy, load_translator
 from attention.speed.flash import flash_attend
 from attention.speed.flash_triton import triton_attend
@@ -38,9 +56,19 @@ __all__ = [
     "Attention",
     "CausalAttention",
     "CrossAttention",
+    "DynamicNTKScaling",
+    "LinearScaling",
+    "Llama3Scaling",
     "MultiHeadAttention",
+    "MultimodalRotary",
+    "NTKScaling",
+    "ProcessHeads",
+    "ProportionalScaling",
+    "QKNorm",
+    "Rotary",
     "SelfAttention",
     "StackedHeads",
+    "YaRN",
     "additive_score",
     "and_masks",
     "attend",
@@ -48,6 +76,7 @@ __all__ = [
     "attention_weights",
     "causal",
     "causal_mask",
+    "convert_pairing",
     "convert_state_dict",
     "describe_weights",
     "document_mask",
@@ -59,7 +88,10 @@ __all__ = [
     "load_weights",
     "merge_states",
     "padding_mask",
+    "picture_places",
     "prefix",
+    "rotary_frequencies",
+    "rotate",
     "show_weights",
     "simple_self_attention",
     "softmax",

@@ -19,8 +19,28 @@ CHECKPOINT = "moves weights, and computes nothing"
 SHOW = "shows what was computed"
 
 COUNTS = "counts, and mixes no values"
+TURNS = "turns queries and keys, and mixes no values"
 
 OTHERS = {
+    "DynamicNTKScaling": TURNS,
+    "LinearScaling": TURNS,
+    "Llama3Scaling": TURNS,
+    "NTKScaling": TURNS,
+    "ProportionalScaling": TURNS,
+    "Scaling": TURNS,
+    "YaRN": TURNS,
+    "check_factor": CHECK,
+    "check_placed": CHECK,
+    "check_rotary": CHECK,
+    "check_speeds": CHECK,
+    "check_turn": CHECK,
+    "check_turns": CHECK,
+    "convert_pairing": CHECKPOINT,
+    "ntk_base": TURNS,
+    "picture_places": COUNTS,
+    "rotary_frequencies": TURNS,
+    "rotate": TURNS,
+    "yarn_factor": TURNS,
     "Explorer": SHOW,
     "Layout": CHECKPOINT,
     "Ledger": COUNTS,
@@ -116,6 +136,10 @@ ELSEWHERE = {
 AROUND = {
     "DecoderLayer": "CrossAttention",
     "EncoderLayer": "CrossAttention",
+    "MultimodalRotary": f"none: {TURNS}",
+    "ProcessHeads": f"none: {TURNS}",
+    "QKNorm": f"none: {TURNS}",
+    "Rotary": f"none: {TURNS}",
     "SimplerSimpleRecurrentUnit": "none: a state goes from step to step",
     "Translator": "EncoderLayer and DecoderLayer",
 }

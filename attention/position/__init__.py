@@ -1,0 +1,1 @@
+"""Position: one module for each chapter of `book/position`."""
