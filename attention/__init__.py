@@ -25,11 +25,29 @@ from attention.core.scaled_dot_product import (
 from attention.history.additive import AdditiveAttention, additive_score
 from attention.idea.simple import simple_self_attention, softmax
 from attention.position.absolute import LearnedPositions, sinusoidal
+from attention.position.longer import (
+    DynamicNTKScaling,
+    LinearScaling,
+    Llama3Scaling,
+    MultimodalRotary,
+    NTKScaling,
+    YaRN,
+    picture_places,
+)
 from attention.position.relative import (
     RelativeBias,
     alibi,
     alibi_slopes,
     relative_bucket,
+)
+from attention.position.rotary import (
+    ProcessHeads,
+    ProportionalScaling,
+    QKNorm,
+    Rotary,
+    convert_pairing,
+    rotary_frequencies,
+    rotate,
 )
 from attention.reading.translator import attention_entropy, load_translator
 from attention.speed.flash import flash_attend
@@ -45,11 +63,21 @@ __all__ = [
     "Attention",
     "CausalAttention",
     "CrossAttention",
+    "DynamicNTKScaling",
     "LearnedPositions",
+    "LinearScaling",
+    "Llama3Scaling",
     "MultiHeadAttention",
+    "MultimodalRotary",
+    "NTKScaling",
+    "ProcessHeads",
+    "ProportionalScaling",
+    "QKNorm",
     "RelativeBias",
+    "Rotary",
     "SelfAttention",
     "StackedHeads",
+    "YaRN",
     "additive_score",
     "alibi",
     "alibi_slopes",
@@ -59,6 +87,7 @@ __all__ = [
     "attention_weights",
     "causal",
     "causal_mask",
+    "convert_pairing",
     "convert_state_dict",
     "describe_weights",
     "document_mask",
@@ -70,8 +99,11 @@ __all__ = [
     "load_weights",
     "merge_states",
     "padding_mask",
+    "picture_places",
     "prefix",
     "relative_bucket",
+    "rotary_frequencies",
+    "rotate",
     "show_weights",
     "simple_self_attention",
     "sinusoidal",

@@ -147,7 +147,8 @@ def italics() -> dict[str, str]:
     for code in range(0x1D434, 0x1D7CC):
         name = unicodedata.name(chr(code), "")
         if re.match(r"MATHEMATICAL ITALIC", name):
-            found[unicodedata.normalize("NFKC", chr(code))] = chr(code)
+            plain = unicodedata.normalize("NFKC", chr(code))
+            found.setdefault(plain, chr(code))  # later come variants, as of θ, π and φ
     return found
 
 

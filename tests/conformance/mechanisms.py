@@ -12,6 +12,7 @@ from attention import (
     CausalAttention,
     CrossAttention,
     MultiHeadAttention,
+    Rotary,
     SelfAttention,
     StackedHeads,
     attend,
@@ -233,6 +234,12 @@ def turned(queries, keys, positions):
     return turn(queries), turn(keys)
 
 
+def rotary(sizes, dropout=0.0):
+    """Two numbers of each head turn by their position."""
+    process = Rotary(sizes.head_dim, rotary_dim=2)
+    return with_slots(process_heads=process)(sizes, dropout)
+
+
 def by_distance(query_positions, key_positions):
     return -0.5 * (query_positions[..., :, None] - key_positions[..., None, :]).abs()
 
@@ -383,6 +390,12 @@ MECHANISMS = [
         make=with_slots(process_heads=turned, masks=(window(3),)),
         window=3,
         excused={"protocol": TABLES},
+        **LAYER,
+    ),
+    Mechanism(
+        name="Attention rotary",
+        make=rotary,
+        fits=lambda sizes: replace(sizes, head_dim=sizes.head_dim + 1),
         **LAYER,
     ),
     Mechanism(

@@ -20,8 +20,28 @@ SHOW = "shows what was computed"
 
 COUNTS = "counts, and mixes no values"
 BIAS = "makes a bias of positions, and mixes no values"
+TURNS = "turns queries and keys, and mixes no values"
 
 OTHERS = {
+    "DynamicNTKScaling": TURNS,
+    "LinearScaling": TURNS,
+    "Llama3Scaling": TURNS,
+    "NTKScaling": TURNS,
+    "ProportionalScaling": TURNS,
+    "Scaling": TURNS,
+    "YaRN": TURNS,
+    "check_factor": CHECK,
+    "check_placed": CHECK,
+    "check_rotary": CHECK,
+    "check_speeds": CHECK,
+    "check_turn": CHECK,
+    "check_turns": CHECK,
+    "convert_pairing": CHECKPOINT,
+    "ntk_base": TURNS,
+    "picture_places": COUNTS,
+    "rotary_frequencies": TURNS,
+    "rotate": TURNS,
+    "yarn_factor": TURNS,
     "Explorer": SHOW,
     "Layout": CHECKPOINT,
     "Ledger": COUNTS,
@@ -125,6 +145,10 @@ AROUND = {
     "EncoderLayer": "CrossAttention",
     "LearnedPositions": "none: it adds a vector to each token",
     "RelativeBias": "none: it makes a bias of positions",
+    "MultimodalRotary": f"none: {TURNS}",
+    "ProcessHeads": f"none: {TURNS}",
+    "QKNorm": f"none: {TURNS}",
+    "Rotary": f"none: {TURNS}",
     "SimplerSimpleRecurrentUnit": "none: a state goes from step to step",
     "Translator": "EncoderLayer and DecoderLayer",
 }
