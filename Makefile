@@ -20,7 +20,7 @@ NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 # A word of the command line as the shell shall see it, whatever it holds.
 quoted = '$(subst ','\'',$(1))'
 
-.PHONY: help book test new execute tangle serve lab lint clean bench mutants licences lock versions
+.PHONY: help book test new execute tangle serve lab lint clean bench mutants licences lock peers versions
 .PHONY: check check-tangle unit chapters site pages
 
 help: ## List the verbs
@@ -92,6 +92,11 @@ lock: $(READY) ## Write requirements.txt from requirements.in (ARGS=--upgrade fo
 	@$(VENV)/bin/uv pip compile --quiet --universal --python-version 3.11 \
 		--fork-strategy fewest --generate-hashes $(ARGS) \
 		--output-file requirements.txt requirements.in
+
+peers: $(READY) ## Compare layers with those of transformers, which this installs
+	@$(PY) -m pip install -qq --disable-pip-version-check \
+		--no-build-isolation --editable ".[peers]"
+	@OMP_NUM_THREADS=1 $(PY) -m pytest tests/position --quiet -k peers -rs
 
 licences: $(READY) ## List the licence of every package that is installed
 	@$(PY) tests/licences.py
