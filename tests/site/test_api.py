@@ -127,6 +127,7 @@ def test_an_entry_shows_how_its_name_is_called_and_what_it_does(entries):
         assert section.pre.get_text().startswith(f"{name}("), name
         words = DEFINED[name].split("\n")[0]
         shown = section.select_one("div.highlight-python + p").get_text()
+        shown = shown.replace("’", "'")
         assert shown.split()[0] == words.replace("`", "").split()[0], name
 
 
