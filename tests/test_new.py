@@ -55,8 +55,8 @@ REFUSED = {
     "its path": ("book/core/masks.ipynb", "", said("there is book/core/masks.ipynb")),
     "its answers": ("speed/causal", "", said("there is tests/exercises/causal.py")),
     "a public name": ("core/attend", "", said("core/attend", "exports `attend` again")),
-    "two lines": ("position/rotary", "a\nb", said("TITLE", "one line", "a\\nb")),
-    "no words": ("position/rotary", "  ", said("TITLE", "plain words")),
+    "two lines": ("nowhere/turning", "a\nb", said("TITLE", "one line", "a\\nb")),
+    "no words": ("nowhere/turning", "  ", said("TITLE", "plain words")),
     "what hides torch": ("position/torch", "", said("position/torch", "cell")),
 }
 
@@ -78,15 +78,15 @@ def test_a_run_that_fails_or_is_stopped_leaves_nothing_half_written(
     fault, untouched, monkeypatch
 ):
     def fail(*arguments):
-        assert (untouched / "book/position/rotary.ipynb").exists()
+        assert (untouched / "book/nowhere/turning.ipynb").exists()
         raise fault("as asked")
 
     monkeypatch.setattr(execute, "run", fail)
     if fault is KeyboardInterrupt:
         with pytest.raises(KeyboardInterrupt):
-            new.main(untouched, "position/rotary")
+            new.main(untouched, "nowhere/turning")
     else:
-        assert new.main(untouched, "position/rotary") == 1
+        assert new.main(untouched, "nowhere/turning") == 1
 
 
 def test_a_chapter_stands_at_the_end_of_its_part_a_new_part_before_the_tools():
@@ -97,8 +97,8 @@ def test_a_chapter_stands_at_the_end_of_its_part_a_new_part_before_the_tools():
     place = contents(core).index("core/rotary")
     assert contents(core)[place - 1].startswith("core/")
     assert not contents(core)[place + 1].startswith("core/")
-    position = contents(new.listed(toc, "position/rotary", "Position"))
-    assert position[position.index("position/rotary") + 1].startswith("tools/")
+    position = contents(new.listed(toc, "nowhere/turning", "Nowhere"))
+    assert position[position.index("nowhere/turning") + 1].startswith("tools/")
 
 
 def contents(toc: str) -> list[str]:

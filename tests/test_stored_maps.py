@@ -25,6 +25,7 @@ import tangle  # noqa: E402
 OWN_WORDS = {
     "history/additive map": "it names the place of each digit: most stand there twice",
     "history/additive unseen-map": "likewise",
+    "position/order looks": "its maps are of two models, and it names them so",
     "speed/flash order": "its cells are tiles, in the order of their turn",
     "tools/maps signed-map": "scores: their ink has a scale of its own",
     "speed/flash_triton programs-picture": "its cells are tiles",
