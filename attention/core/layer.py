@@ -60,7 +60,8 @@ def window(size: int) -> Callable[[Tensor, Tensor], Tensor]:
 
 
 def _within(query_positions: Tensor, key_positions: Tensor, *, size: int) -> Tensor:
-    back = query_positions.unsqueeze(-1) - key_positions.unsqueeze(-2)
+    # In 64 bits: of whole numbers without a sign, a difference below 0 would wrap.
+    back = query_positions.long().unsqueeze(-1) - key_positions.long().unsqueeze(-2)
     return (back >= 0) & (back < size)
 
 

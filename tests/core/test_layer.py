@@ -699,3 +699,10 @@ def test_under_autocast_all_slots_work():
             mixed = layer(x)
     assert mixed.dtype == torch.bfloat16
     torch.testing.assert_close(mixed.float(), exact, rtol=0.0, atol=0.05)  # 8 bits
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int32])
+def test_a_window_of_positions_in_few_bits_is_the_same(dtype):
+    places = torch.arange(7)
+    narrow = places.to(dtype)
+    assert torch.equal(window(256)(narrow, narrow), window(256)(places, places))

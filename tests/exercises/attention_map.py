@@ -34,6 +34,21 @@ class most_watched:
         def the_least(weights, tokens):
             return tokens[weights.sum(dim=0).argmin()]
 
+        def who_is_seen_by_most(weights, tokens):
+            return tokens[(weights > 0).sum(dim=0).argmax()]
+
+        def the_favourite_of_most(weights, tokens):
+            return tokens[weights.argmax(dim=1).mode().values]
+
+        def the_least_weight_of_each(weights, tokens):
+            return tokens[weights.amin(dim=0).argmax()]
+
+        def the_middle_weight_of_each(weights, tokens):
+            return tokens[weights.median(dim=0).values.argmax()]
+
+        def by_squares(weights, tokens):
+            return tokens[weights.square().sum(dim=0).argmax()]
+
         def by_the_others_alone(weights, tokens):
             return tokens[(weights - weights.diagonal().diag()).sum(dim=0).argmax()]
 

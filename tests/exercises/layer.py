@@ -177,6 +177,21 @@ class Rolling:
 
             return Kept()
 
+        def around_a_growing_one(size):
+            class Kept:
+                def __init__(self):
+                    self.length, self.inner = 0, Growing()
+
+                def extend(self, keys, values, positions):
+                    self.length += positions.shape[-1]
+                    given = self.inner.extend(keys, values, positions)
+                    self.inner = Growing()
+                    last = [each[..., -size:, :] for each in given[:2]]
+                    self.inner.extend(*last, given[2][..., -size:])
+                    return given
+
+            return Kept()
+
     class wrong:
         def gives_what_it_keeps(size):
             class Kept(Growing):
@@ -207,9 +222,61 @@ class Rolling:
             class Kept(Growing):
                 def extend(self, keys, values, positions):
                     count = self.length + keys.shape[-2]
-                    given, few = super().extend(keys, values, positions), size - 2
+                    given, few = super().extend(keys, values, positions), size - 1
                     self.keys, self.values = (t[..., -few:, :] for t in given[:2])
                     self.positions, self.length = given[2][..., -few:], count
+                    return given
+
+            return Kept()
+
+        def always_four(size):
+            class Kept(Growing):
+                def extend(self, keys, values, positions):
+                    count = self.length + keys.shape[-2]
+                    given = super().extend(keys, values, positions)
+                    self.keys, self.values = (t[..., -4:, :] for t in given[:2])
+                    self.positions, self.length = given[2][..., -4:], count
+                    return given
+
+            return Kept()
+
+        def gives_few_and_keeps_all(size):
+            class Kept(Growing):
+                def extend(self, keys, values, positions):
+                    count = size + keys.shape[-2]
+                    keys, values, positions = super().extend(keys, values, positions)
+                    keys, values = keys[..., -count:, :], values[..., -count:, :]
+                    return keys, values, positions[..., -count:]
+
+            return Kept()
+
+        def keeps_all_in_lists(size):
+            class Kept:
+                def __init__(self):
+                    self.length, self.past = 0, []
+
+                def extend(self, *new):
+                    self.length += new[2].shape[-1]
+                    self.past.append(new)
+                    count = size + new[2].shape[-1]
+                    keys, values, positions = zip(*self.past, strict=True)
+                    keys, values = torch.cat(keys, -2), torch.cat(values, -2)
+                    positions = torch.cat(positions, -1)[..., -count:]
+                    return keys[..., -count:, :], values[..., -count:, :], positions
+
+            return Kept()
+
+        def forgets_when_the_next_come(size):
+            class Kept(Growing):
+                def extend(self, *new):
+                    gone_by = self.length + new[2].shape[-1]
+                    if self.length > 0:
+                        self.keys, self.values = (
+                            t[..., -size:, :] for t in (self.keys, self.values)
+                        )
+                        self.positions = self.positions[..., -size:]
+                    given = super().extend(*new)
+                    self.length = gone_by
                     return given
 
             return Kept()

@@ -68,6 +68,12 @@ class silence:
             start = head * module.head_dim
             module.W_value.weight[start : start + module.head_dim] = 0
 
+        def with_a_bias_alone(module, head):
+            rows = slice(head * module.head_dim, (head + 1) * module.head_dim)
+            if module.W_value.bias is not None:
+                module.W_value.bias[rows] = 0
+                module.W_value.weight[rows] = 0
+
         def in_a_copy(module, head):
             from copy import deepcopy
 

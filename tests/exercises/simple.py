@@ -113,7 +113,32 @@ class sees_order:
                         return True
             return False
 
+        def by_a_swap_and_a_turn(attention, x):
+            """Those two make up every order."""
+            swapped = [1, 0, *range(2, len(x))]
+            turned = [*range(1, len(x)), 0]
+            return not all(
+                torch.allclose(attention(x[order]), attention(x)[order])
+                for order in (swapped, turned)
+            )
+
     class wrong:
+        def one_swap(attention, x):
+            order = [1, 0, 2, 3, 4, 5]
+            return not torch.allclose(attention(x[order]), attention(x)[order])
+
+        def the_ends_exchanged(attention, x):
+            order = [5, 1, 2, 3, 4, 0]
+            return not torch.allclose(attention(x[order]), attention(x)[order])
+
+        def third_and_last_exchanged(attention, x):
+            order = [0, 1, 5, 3, 4, 2]
+            return not torch.allclose(attention(x[order]), attention(x)[order])
+
+        def one_order_of_all(attention, x):
+            order = [2, 0, 1, 4, 5, 3]
+            return not torch.allclose(attention(x[order]), attention(x)[order])
+
         def forgets_to_permute_the_result(attention, x):
             order = torch.tensor([2, 0, 1, 4, 5, 3])
             return not torch.allclose(attention(x[order]), attention(x))
