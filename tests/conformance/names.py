@@ -129,6 +129,11 @@ OTHERS = {
     "visible_token": SHOW,
     "well_formed": SHOW,
     "window": MASK,
+    "KVCache": "remembers keys and values, and mixes none",
+    "check_piece": CHECK,
+    "check_room": CHECK,
+    "check_rollback": CHECK,
+    "kv_cache": "counts steps, and mixes no values",
 }
 
 # What attends, and cannot be asked so many questions.
