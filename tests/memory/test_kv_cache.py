@@ -9,8 +9,9 @@ import pytest
 import torch
 from caches import some_piece
 from examples import said
+from torch.nn.functional import scaled_dot_product_attention
 
-from attention import KVCache
+from attention import KVCache, Rotary, attend
 from attention.memory.kv_cache import check_piece
 
 
@@ -77,3 +78,39 @@ def test_positions_in_few_bits_do_not_wrap(as_importer):
     keys, values, _ = some_piece(2)
     with pytest.raises(ValueError, match=said("positions", "less", "got", "[4, 3]")):
         check_piece(keys, values, torch.tensor([4, 3], dtype=torch.uint8))
+
+
+# By hand
+
+
+def rows_of_five():
+    """Five tokens, turned by their positions."""
+    torch.manual_seed(0)
+    queries, keys, values = torch.randn(3, 5, 4)
+    queries, keys = Rotary(4)(queries, keys, torch.arange(5))
+    return queries[None], keys[None], values[None]
+
+
+@torch.no_grad()
+def test_the_rows_of_two_steps_are_those_of_the_whole_pass():
+    must = [[-0.5589, 0.7727, 0.7802, 0.9492], [-0.2318, 0.7365, -0.0531, 0.0564]]
+    queries, keys, values = rows_of_five()
+    cache = KVCache()
+    cache.extend(keys[:, :3], values[:, :3], torch.arange(3))
+    for t in (3, 4):
+        now = slice(t, t + 1)
+        held = cache.extend(keys[:, now], values[:, now], torch.tensor([t]))
+        row = attend(queries[:, now], *held[:2], causal=True)[0, 0]
+        torch.testing.assert_close(row, torch.tensor(must[t - 3]), rtol=0, atol=6e-5)
+
+
+def test_two_queries_of_four_keys_in_either_corner():
+    upper = [[-0.6136, 0.0316, -0.4927, 0.2484], [-0.3082, 0.055, -0.1641, 0.3043]]
+    lower = [[0.2231, 0.3283, 0.2958, 0.3083], [-0.2882, 0.121, -0.1828, 0.2726]]
+    torch.manual_seed(0)
+    queries, keys, values = (torch.randn(1, 1, n, 4) for n in (2, 4, 4))
+    theirs = scaled_dot_product_attention(queries, keys, values, is_causal=True)
+    ours = attend(queries, keys, values, causal=True)
+    by_mask = attend(queries, keys, values, torch.ones(2, 4, dtype=torch.bool).tril())
+    for got, must in ((theirs, upper), (by_mask, upper), (ours, lower)):
+        torch.testing.assert_close(got[0, 0], torch.tensor(must), rtol=0, atol=6e-5)
