@@ -26,6 +26,7 @@ from attention.history.additive import AdditiveAttention, additive_score
 from attention.idea.simple import simple_self_attention, softmax
 from attention.memory.grouped_query import pool_heads
 from attention.memory.kv_cache import KVCache
+from attention.memory.latent import LatentAttention, cache_bytes
 from attention.position.absolute import LearnedPositions, sinusoidal
 from attention.position.longer import (
     DynamicNTKScaling,
@@ -67,6 +68,7 @@ __all__ = [
     "CrossAttention",
     "DynamicNTKScaling",
     "KVCache",
+    "LatentAttention",
     "LearnedPositions",
     "LinearScaling",
     "Llama3Scaling",
@@ -88,6 +90,7 @@ __all__ = [
     "attend",
     "attention_entropy",
     "attention_weights",
+    "cache_bytes",
     "causal",
     "causal_mask",
     "convert_pairing",

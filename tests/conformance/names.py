@@ -137,6 +137,13 @@ OTHERS = {
     "check_piece": CHECK,
     "check_room": CHECK,
     "check_rollback": CHECK,
+    "RMSNorm": "normalises vectors, and mixes no values",
+    "cache_bytes": COUNTS,
+    "check_absorbable": CHECK,
+    "check_latent": CHECK,
+    "latent_operations": COUNTS,
+    "takes_scale": CHECK,
+    "with_scale": "settles the scale of a form, and mixes no values",
 }
 
 # What attends, and cannot be asked so many questions.
