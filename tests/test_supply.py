@@ -121,7 +121,7 @@ def test_what_is_pinned_is_what_is_installed_and_an_edited_pin_is_seen():
 
 
 @pytest.mark.parametrize(
-    "file, fewest", [("requirements.txt", 101), ("benchmarks/requirements.txt", 5)]
+    ("file", "fewest"), [("requirements.txt", 101), ("benchmarks/requirements.txt", 5)]
 )
 def test_every_package_but_torch_is_held_by_the_hashes_of_its_files(file, fewest):
     lock = (ROOT / file).read_text("utf-8")
