@@ -24,6 +24,7 @@ from attention.core.scaled_dot_product import (
 )
 from attention.history.additive import AdditiveAttention, additive_score
 from attention.idea.simple import simple_self_attention, softmax
+from attention.memory.kv_cache import KVCache
 from attention.position.absolute import LearnedPositions, sinusoidal
 from attention.position.longer import (
     DynamicNTKScaling,
@@ -64,6 +65,7 @@ __all__ = [
     "CausalAttention",
     "CrossAttention",
     "DynamicNTKScaling",
+    "KVCache",
     "LearnedPositions",
     "LinearScaling",
     "Llama3Scaling",

@@ -129,6 +129,10 @@ OTHERS = {
     "visible_token": SHOW,
     "well_formed": SHOW,
     "window": MASK,
+    "KVCache": "remembers keys and values, and mixes none",
+    "check_piece": CHECK,
+    "check_room": CHECK,
+    "check_rollback": CHECK,
 }
 
 # What attends, and cannot be asked so many questions.

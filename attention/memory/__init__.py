@@ -1,0 +1,1 @@
+"""Memory: one module for each chapter of `book/memory`."""
