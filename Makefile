@@ -47,7 +47,7 @@ check: $(READY) ## Check one chapter in half a minute (CHAPTER=core/causal)
 	@$(PY) -m pytest tests/site --quiet -k "[book/$(CHAPTER)]"
 	@echo "$(CHAPTER) is checked; 'make test' checks it among the others."
 
-new: $(READY) ## Begin a chapter (CHAPTER=memory/kv_cache TITLE="The KV cache")
+new: $(READY) ## Begin a chapter (CHAPTER=beyond/gated TITLE="Gated attention")
 	@$(PY) book/new.py $(call quoted,$(CHAPTER)) $(call quoted,$(TITLE)) \
 		$(call quoted,$(CAPTION))
 
