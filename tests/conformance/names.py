@@ -23,6 +23,10 @@ BIAS = "makes a bias of positions, and mixes no values"
 TURNS = "turns queries and keys, and mixes no values"
 
 OTHERS = {
+    "BLUE": SHOW,
+    "BROWN": SHOW,
+    "GREY": SHOW,
+    "TEAL": SHOW,
     "DynamicNTKScaling": TURNS,
     "LinearScaling": TURNS,
     "Llama3Scaling": TURNS,
