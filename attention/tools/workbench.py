@@ -224,7 +224,11 @@ def grade(check: Callable[[Callable], None], answer: Callable) -> None:
     try:
         check(answer)
     except Exception as error:  # a half-written answer may fail in any way
-        print(f"not yet: {str(error) or type(error).__name__}")
+        said = str(error) or type(error).__name__
+        no_such = isinstance(error, AttributeError) and error.name
+        if no_such and hasattr(torch.Tensor, error.name):
+            said = f"expected a torch.Tensor, got {type(error.obj).__name__}: {said}"
+        print(f"not yet: {said}")
     else:
         print(f"{answer.__name__}: passed")
 
