@@ -1,7 +1,8 @@
 """A cache of keys and values
 
-One sentence that says what this chapter adds; it becomes the docstring of the
-module.
+Keys and values of the past are kept and not computed again, in memory that is
+allocated ahead; a text that is written token by token says what the whole says, and
+what was rejected is taken back.
 
 Written by `book/memory/kv_cache.ipynb`: read and change it there.
 """
@@ -13,17 +14,7 @@ from torch import Tensor
 from attention.tools.checks import check_positions, check_sizes, readable
 from attention.tools.workbench import check_tensor, expected
 
-__all__ = ["KVCache", "check_piece", "check_rollback", "check_room", "kv_cache"]
-
-
-def kv_cache(length: int) -> Int[Tensor, "length length"]:
-    """Steps from each query back to each key: 0 for its own, negative for later ones.
-
-    ValueError for a length that is not a whole number of at least 1.
-    """
-    check_sizes(length=length)
-    places = torch.arange(length)
-    return places[:, None] - places
+__all__ = ["KVCache", "check_piece", "check_rollback", "check_room"]
 
 
 def check_piece(

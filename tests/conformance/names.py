@@ -144,7 +144,6 @@ OTHERS = {
     "check_piece": CHECK,
     "check_room": CHECK,
     "check_rollback": CHECK,
-    "kv_cache": "counts steps, and mixes no values",
 }
 
 # What attends, and cannot be asked so many questions.

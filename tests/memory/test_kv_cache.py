@@ -9,8 +9,9 @@ import pytest
 import torch
 from caches import some_piece
 from examples import said
+from torch.nn.functional import scaled_dot_product_attention
 
-from attention import KVCache
+from attention import Attention, KVCache, Rotary, attend, window
 from attention.memory.kv_cache import check_piece
 
 
@@ -77,3 +78,80 @@ def test_positions_in_few_bits_do_not_wrap(as_importer):
     keys, values, _ = some_piece(2)
     with pytest.raises(ValueError, match=said("positions", "less", "got", "[4, 3]")):
         check_piece(keys, values, torch.tensor([4, 3], dtype=torch.uint8))
+
+
+# By hand
+
+
+def rows_of_five():
+    """Five tokens, turned by their positions."""
+    torch.manual_seed(0)
+    queries, keys, values = torch.randn(3, 5, 4)
+    queries, keys = Rotary(4)(queries, keys, torch.arange(5))
+    return queries[None], keys[None], values[None]
+
+
+@torch.no_grad()
+def test_the_rows_of_two_steps_are_those_of_the_whole_pass():
+    must = [[-0.5589, 0.7727, 0.7802, 0.9492], [-0.2318, 0.7365, -0.0531, 0.0564]]
+    queries, keys, values = rows_of_five()
+    cache = KVCache()
+    cache.extend(keys[:, :3], values[:, :3], torch.arange(3))
+    for t in (3, 4):
+        now = slice(t, t + 1)
+        held = cache.extend(keys[:, now], values[:, now], torch.tensor([t]))
+        row = attend(queries[:, now], *held[:2], causal=True)[0, 0]
+        torch.testing.assert_close(row, torch.tensor(must[t - 3]), rtol=0, atol=6e-5)
+
+
+def test_two_queries_of_four_keys_in_either_corner():
+    upper = [[-0.6136, 0.0316, -0.4927, 0.2484], [-0.3082, 0.055, -0.1641, 0.3043]]
+    lower = [[0.2231, 0.3283, 0.2958, 0.3083], [-0.2882, 0.121, -0.1828, 0.2726]]
+    torch.manual_seed(0)
+    queries, keys, values = (torch.randn(1, 1, n, 4) for n in (2, 4, 4))
+    theirs = scaled_dot_product_attention(queries, keys, values, is_causal=True)
+    ours = attend(queries, keys, values, causal=True)
+    by_mask = attend(queries, keys, values, torch.ones(2, 4, dtype=torch.bool).tril())
+    for got, must in ((theirs, upper), (by_mask, upper), (ours, lower)):
+        torch.testing.assert_close(got[0, 0], torch.tensor(must), rtol=0, atol=6e-5)
+
+
+# Mistakes that others made
+
+
+def text_and_layer(**slots):
+    torch.manual_seed(2357)
+    layer = Attention(16, 16, 2, process_heads=Rotary(8), **slots)
+    return layer.requires_grad_(False), torch.randn(2, 9, 16)
+
+
+@torch.no_grad()
+def test_a_new_token_is_not_aligned_with_the_first_key():
+    """PyTorch 108108 and 144858: there, one query sees the first key alone."""
+
+    def upper_left(queries, keys, values, mask=None, *, causal, dropout_p):
+        return scaled_dot_product_attention(queries, keys, values, is_causal=causal)
+
+    layer, x = text_and_layer()
+    wrong, _ = text_and_layer(attend=upper_left)
+    given = {}
+    for name, each in {"ours": layer, "theirs": wrong}.items():
+        cache = KVCache()
+        each(x[:, :8], cache=cache)
+        given[name] = each(x[:, 8:], cache=cache)
+    whole = layer(x)[:, 8:]
+    torch.testing.assert_close(given["ours"], whole)
+    first = layer.out_proj(layer.W_value(x[:, :1]))
+    torch.testing.assert_close(given["theirs"], first)
+    assert not torch.allclose(given["theirs"], whole, atol=0.1)
+
+
+@torch.no_grad()
+def test_a_window_holds_while_a_text_is_written():
+    """One query needs no causal mask, and a window even so."""
+    layer, x = text_and_layer(masks=(window(3),))
+    wide, _ = text_and_layer()
+    cache, whole = KVCache(), layer(x)
+    given = [layer(token, cache=cache) for token in x.split(1, dim=1)]
+    torch.testing.assert_close(torch.cat(given, dim=1), whole)
+    assert not torch.allclose(wide(x)[:, 3:], whole[:, 3:], atol=0.01)
