@@ -26,6 +26,7 @@ from attention.history.additive import AdditiveAttention, additive_score
 from attention.idea.simple import simple_self_attention, softmax
 from attention.memory.grouped_query import pool_heads
 from attention.memory.kv_cache import KVCache
+from attention.memory.paged import BlockPool, PagedCache
 from attention.position.absolute import LearnedPositions, sinusoidal
 from attention.position.longer import (
     DynamicNTKScaling,
@@ -63,6 +64,7 @@ __all__ = [
     "AdditiveAttention",
     "Attend",
     "Attention",
+    "BlockPool",
     "CausalAttention",
     "CrossAttention",
     "DynamicNTKScaling",
@@ -73,6 +75,7 @@ __all__ = [
     "MultiHeadAttention",
     "MultimodalRotary",
     "NTKScaling",
+    "PagedCache",
     "ProcessHeads",
     "ProportionalScaling",
     "QKNorm",
