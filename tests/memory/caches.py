@@ -6,12 +6,23 @@ the others.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from examples import said
 from torch import Tensor
 
-from attention import Attention, KVCache, Rotary, alibi, attend, causal, window
+from attention import (
+    Attention,
+    KVCache,
+    RollingCache,
+    Rotary,
+    alibi,
+    attend,
+    causal,
+    window,
+    window_and_sinks,
+)
 from attention.core.layer import Cache
 from attention.core.masks import and_masks
 
@@ -46,10 +57,24 @@ class Kept:
     gradients: bool = True
 
 
+def rolling(window: int, sinks: int, spare: int, rule: Callable) -> Kept:
+    """A ring: it goes back as long as all that its mask shows is still there."""
+
+    def oldest(cache):
+        dropped = cache._oldest > sinks
+        return cache._oldest + window - 1 if dropped else 0
+
+    make = partial(RollingCache, window, sinks, spare=spare)
+    return Kept(make, masks=(rule,), oldest=oldest, drops=True)
+
+
 CACHES: dict[str, Kept] = {
     "KVCache": Kept(KVCache),
     "KVCache, small blocks": Kept(lambda: KVCache(block=3)),
     "KVCache, a capacity": Kept(lambda: KVCache(500)),
+    "RollingCache": rolling(6, 0, 0, window(6)),
+    "RollingCache, some to spare": rolling(4, 0, 3, window(4)),
+    "RollingCache, sinks": rolling(4, 2, 1, window_and_sinks(4, 2)),
 }
 
 SLOTS = {  # of a layer with six heads, each 8 wide
