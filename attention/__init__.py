@@ -24,6 +24,7 @@ from attention.core.scaled_dot_product import (
 )
 from attention.history.additive import AdditiveAttention, additive_score
 from attention.idea.simple import simple_self_attention, softmax
+from attention.memory.bounded import RollingCache, window_and_sinks
 from attention.memory.grouped_query import pool_heads
 from attention.memory.kv_cache import KVCache
 from attention.memory.paged import BlockPool, PagedCache
@@ -80,6 +81,7 @@ __all__ = [
     "ProportionalScaling",
     "QKNorm",
     "RelativeBias",
+    "RollingCache",
     "Rotary",
     "SelfAttention",
     "StackedHeads",
@@ -118,6 +120,7 @@ __all__ = [
     "triton_attend",
     "weights_of",
     "window",
+    "window_and_sinks",
 ]
 
 
