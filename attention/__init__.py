@@ -25,6 +25,7 @@ from attention.core.scaled_dot_product import (
 from attention.history.additive import AdditiveAttention, additive_score
 from attention.idea.simple import simple_self_attention, softmax
 from attention.memory.kv_cache import KVCache
+from attention.memory.quantised import QuantizedCache
 from attention.position.absolute import LearnedPositions, sinusoidal
 from attention.position.longer import (
     DynamicNTKScaling,
@@ -75,6 +76,7 @@ __all__ = [
     "ProcessHeads",
     "ProportionalScaling",
     "QKNorm",
+    "QuantizedCache",
     "RelativeBias",
     "Rotary",
     "SelfAttention",

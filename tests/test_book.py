@@ -33,6 +33,7 @@ UNCHECKED = {
     ("core/multi_head", "talk-explore"): "trained, too: it shows the same maps",
     ("idea/simple", "timing"): "times differ from run to run",
     ("memory/kv_cache", "speed"): "times differ from run to run",
+    ("memory/quantised", "shares"): "trained: the cell `shares-check` has the bounds",
     ("position/absolute", "beyond"): "trained; the cell `beyond-check` has the bounds",
     ("position/order", "looks"): "trained; the cell `looks-check` has what holds",
     ("position/relative", "learned"): "trained; the cell `learned-check` checks it",

@@ -21,6 +21,7 @@ SHOW = "shows what was computed"
 COUNTS = "counts, and mixes no values"
 BIAS = "makes a bias of positions, and mixes no values"
 TURNS = "turns queries and keys, and mixes no values"
+ROUNDS = "rounds numbers one by one, and mixes none"
 
 OTHERS = {
     "DynamicNTKScaling": TURNS,
@@ -133,6 +134,11 @@ OTHERS = {
     "check_piece": CHECK,
     "check_room": CHECK,
     "check_rollback": CHECK,
+    "QuantizedCache": "remembers keys and values, and mixes none",
+    "check_bits": CHECK,
+    "check_numbers": CHECK,
+    "dequantize": ROUNDS,
+    "quantize": ROUNDS,
 }
 
 # What attends, and cannot be asked so many questions.

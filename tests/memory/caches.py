@@ -11,7 +11,16 @@ import torch
 from examples import said
 from torch import Tensor
 
-from attention import Attention, KVCache, Rotary, alibi, attend, causal, window
+from attention import (
+    Attention,
+    KVCache,
+    QuantizedCache,
+    Rotary,
+    alibi,
+    attend,
+    causal,
+    window,
+)
 from attention.core.layer import Cache
 from attention.core.masks import and_masks
 
@@ -33,7 +42,8 @@ class Kept:
     * `dtypes` that it takes;
     * `uneven`: whether keys and values may differ in width;
     * `drops`: whether it may hand back less than all that went by;
-    * `gradients`: whether they are right. If not, tensors that want some are refused.
+    * `gradients`: whether they are right. If not, they are refused, when they are asked
+      for or before.
     """
 
     make: Callable[[], Cache]
@@ -50,6 +60,13 @@ CACHES: dict[str, Kept] = {
     "KVCache": Kept(KVCache),
     "KVCache, small blocks": Kept(lambda: KVCache(block=3)),
     "KVCache, a capacity": Kept(lambda: KVCache(500)),
+    "QuantizedCache, nothing rounded": Kept(lambda: QuantizedCache(2, residual=500)),
+    "QuantizedCache, 8 bits": Kept(
+        lambda: QuantizedCache(8, group=3), error=0.05, gradients=False
+    ),
+    "QuantizedCache, 4 bits": Kept(
+        lambda: QuantizedCache(4, group=4, residual=2), error=0.8, gradients=False
+    ),
 }
 
 SLOTS = {  # of a layer with six heads, each 8 wide
@@ -129,7 +146,10 @@ def _other(tensor):
 FAULTS = {  # wrong beside an empty cache, too
     "keys of whole numbers": (_keys(Tensor.long), said("keys", "floats", "int64")),
     "values of whole numbers": (_values(Tensor.long), said("values", "floats")),
-    "keys without heads": (_keys(lambda t: t[0, 0]), said("keys", "num_kv_heads")),
+    "keys without heads": (
+        _keys(lambda t: t.flatten(0, -3)[0]),
+        said("keys", "num_kv_heads"),
+    ),
     "values on another device": (
         _values(lambda t: t.to("meta")),
         said("values", "cpu", "got", "meta"),
