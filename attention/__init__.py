@@ -26,6 +26,7 @@ from attention.history.additive import AdditiveAttention, additive_score
 from attention.idea.simple import simple_self_attention, softmax
 from attention.memory.kv_cache import KVCache
 from attention.memory.quantised import QuantizedCache
+from attention.memory.speculative import accept, tree_mask
 from attention.position.absolute import LearnedPositions, sinusoidal
 from attention.position.longer import (
     DynamicNTKScaling,
@@ -82,6 +83,7 @@ __all__ = [
     "SelfAttention",
     "StackedHeads",
     "YaRN",
+    "accept",
     "additive_score",
     "alibi",
     "alibi_slopes",
@@ -112,6 +114,7 @@ __all__ = [
     "simple_self_attention",
     "sinusoidal",
     "softmax",
+    "tree_mask",
     "triton_attend",
     "weights_of",
     "window",

@@ -34,6 +34,8 @@ UNCHECKED = {
     ("idea/simple", "timing"): "times differ from run to run",
     ("memory/kv_cache", "speed"): "times differ from run to run",
     ("memory/quantised", "shares"): "trained: the cell `shares-check` has the bounds",
+    ("memory/speculative", "measured"): "trained: `measured-check` has the bounds",
+    ("memory/speculative", "sure"): "trained, too: `rollback-check` compares it",
     ("position/absolute", "beyond"): "trained; the cell `beyond-check` has the bounds",
     ("position/order", "looks"): "trained; the cell `looks-check` has what holds",
     ("position/relative", "learned"): "trained; the cell `learned-check` checks it",
