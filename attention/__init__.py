@@ -25,6 +25,7 @@ from attention.core.scaled_dot_product import (
 from attention.history.additive import AdditiveAttention, additive_score
 from attention.idea.simple import simple_self_attention, softmax
 from attention.memory.kv_cache import KVCache
+from attention.memory.paged import BlockPool, PagedCache
 from attention.memory.quantised import QuantizedCache
 from attention.memory.speculative import accept, tree_mask
 from attention.position.absolute import LearnedPositions, sinusoidal
@@ -64,6 +65,7 @@ __all__ = [
     "AdditiveAttention",
     "Attend",
     "Attention",
+    "BlockPool",
     "CausalAttention",
     "CrossAttention",
     "DynamicNTKScaling",
@@ -74,6 +76,7 @@ __all__ = [
     "MultiHeadAttention",
     "MultimodalRotary",
     "NTKScaling",
+    "PagedCache",
     "ProcessHeads",
     "ProportionalScaling",
     "QKNorm",

@@ -131,6 +131,17 @@ OTHERS = {
     "visible_token": SHOW,
     "well_formed": SHOW,
     "window": MASK,
+    "BlockPool": "is where caches keep what they remember, and mixes none",
+    "PagedCache": "remembers keys and values, and mixes none",
+    "Request": "a text and a number, and mixes no values",
+    "Scheduler": "decides who is read next, and mixes no values",
+    "block_names": "names tokens, and mixes no values",
+    "blocks_for": COUNTS,
+    "publish_prefix": "names blocks, and mixes no values",
+    "reuse_prefix": "finds blocks, and mixes no values",
+    "slots_of": COUNTS,
+    "stack_tables": "lays tables side by side, and mixes no values",
+    "wasted_slots": COUNTS,
     "KVCache": "remembers keys and values, and mixes none",
     "check_piece": CHECK,
     "check_room": CHECK,
@@ -154,6 +165,9 @@ OTHERS = {
 ELSEWHERE = {
     "attend_tile": "one tile of flash_attend, from scores that are made already",
     "weights_of": "shows the weights of a form; `shown` asks all modules for them",
+    "paged_attend": "reads keys that lie in blocks, for one query of each text; "
+    "tests/memory/test_paged.py compares it with `attend`",
+    "triton_paged_attend": "the same, interpreted, in tests/memory/test_paged.py",
     "triton_attend": "interpreted, a call takes a tenth of a second; "
     "tests/speed/test_flash_triton.py asks it the same",
 }

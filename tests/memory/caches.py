@@ -13,7 +13,9 @@ from torch import Tensor
 
 from attention import (
     Attention,
+    BlockPool,
     KVCache,
+    PagedCache,
     QuantizedCache,
     Rotary,
     alibi,
@@ -67,6 +69,8 @@ CACHES: dict[str, Kept] = {
     "QuantizedCache, 4 bits": Kept(
         lambda: QuantizedCache(4, group=4, residual=2), error=0.8, gradients=False
     ),
+    "PagedCache": Kept(lambda: PagedCache(4)),
+    "PagedCache, in a pool": Kept(lambda: PagedCache(3, pool=BlockPool(3, 600))),
 }
 
 SLOTS = {  # of a layer with six heads, each 8 wide
