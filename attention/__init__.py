@@ -28,6 +28,8 @@ from attention.memory.bounded import RollingCache, window_and_sinks
 from attention.memory.grouped_query import pool_heads
 from attention.memory.kv_cache import KVCache
 from attention.memory.paged import BlockPool, PagedCache
+from attention.memory.quantised import QuantizedCache
+from attention.memory.speculative import accept, tree_mask
 from attention.position.absolute import LearnedPositions, sinusoidal
 from attention.position.longer import (
     DynamicNTKScaling,
@@ -80,12 +82,14 @@ __all__ = [
     "ProcessHeads",
     "ProportionalScaling",
     "QKNorm",
+    "QuantizedCache",
     "RelativeBias",
     "RollingCache",
     "Rotary",
     "SelfAttention",
     "StackedHeads",
     "YaRN",
+    "accept",
     "additive_score",
     "alibi",
     "alibi_slopes",
@@ -117,6 +121,7 @@ __all__ = [
     "simple_self_attention",
     "sinusoidal",
     "softmax",
+    "tree_mask",
     "triton_attend",
     "weights_of",
     "window",

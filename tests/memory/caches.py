@@ -17,6 +17,7 @@ from attention import (
     BlockPool,
     KVCache,
     PagedCache,
+    QuantizedCache,
     RollingCache,
     Rotary,
     alibi,
@@ -46,7 +47,8 @@ class Kept:
     * `dtypes` that it takes;
     * `uneven`: whether keys and values may differ in width;
     * `drops`: whether it may hand back less than all that went by;
-    * `gradients`: whether they are right. If not, tensors that want some are refused.
+    * `gradients`: whether they are right. If not, they are refused, when they are asked
+      for or before.
     """
 
     make: Callable[[], Cache]
@@ -74,6 +76,13 @@ CACHES: dict[str, Kept] = {
     "KVCache": Kept(KVCache),
     "KVCache, small blocks": Kept(lambda: KVCache(block=3)),
     "KVCache, a capacity": Kept(lambda: KVCache(500)),
+    "QuantizedCache, nothing rounded": Kept(lambda: QuantizedCache(2, residual=500)),
+    "QuantizedCache, 8 bits": Kept(
+        lambda: QuantizedCache(8, group=3), error=0.05, gradients=False
+    ),
+    "QuantizedCache, 4 bits": Kept(
+        lambda: QuantizedCache(4, group=4, residual=2), error=0.8, gradients=False
+    ),
     "PagedCache": Kept(lambda: PagedCache(4)),
     "PagedCache, in a pool": Kept(lambda: PagedCache(3, pool=BlockPool(3, 600))),
     "RollingCache": rolling(6, 0, 0, window(6)),
@@ -158,7 +167,10 @@ def _other(tensor):
 FAULTS = {  # wrong beside an empty cache, too
     "keys of whole numbers": (_keys(Tensor.long), said("keys", "floats", "int64")),
     "values of whole numbers": (_values(Tensor.long), said("values", "floats")),
-    "keys without heads": (_keys(lambda t: t[0, 0]), said("keys", "num_kv_heads")),
+    "keys without heads": (
+        _keys(lambda t: t.flatten(0, -3)[0]),
+        said("keys", "num_kv_heads"),
+    ),
     "values on another device": (
         _values(lambda t: t.to("meta")),
         said("values", "cpu", "got", "meta"),
