@@ -414,3 +414,8 @@ def test_the_factor_of_the_proportional_kind_divides_what_turns():
     slowed = ProportionalScaling(0.5, factor=4)(8, 1e4, torch.arange(5))
     assert torch.equal(slowed, plain / 4)
     assert plain.tolist() == [1.0, 0.1, 0.0, 0.0]
+
+
+def test_a_query_of_zeros_stays_one():
+    heads, places = torch.zeros(2, 1, 3, 6), torch.arange(3)
+    assert all((given == 0).all() for given in QKNorm(6)(*heads, places))
