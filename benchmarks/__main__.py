@@ -16,6 +16,7 @@ HERE = Path(__file__).parent
 SCRIPTS = {  # with the options that each knows
     "multi_head": {"--quick", "--device", "--rounds"},
     "flash": {"--quick", "--device", "--rounds"},
+    "decode": {"--quick", "--device", "--rounds"},
     "site": {"--quick"},
 }
 
