@@ -23,6 +23,10 @@ BIAS = "makes a bias of positions, and mixes no values"
 TURNS = "turns queries and keys, and mixes no values"
 
 OTHERS = {
+    "BLUE": SHOW,
+    "BROWN": SHOW,
+    "GREY": SHOW,
+    "TEAL": SHOW,
     "DynamicNTKScaling": TURNS,
     "LinearScaling": TURNS,
     "Llama3Scaling": TURNS,
@@ -37,6 +41,10 @@ OTHERS = {
     "check_turn": CHECK,
     "check_turns": CHECK,
     "convert_pairing": CHECKPOINT,
+    "check_poolable": CHECK,
+    "check_pooled": CHECK,
+    "mean_head": CHECKPOINT,
+    "pool_heads": CHECKPOINT,
     "ntk_base": TURNS,
     "picture_places": COUNTS,
     "rotary_frequencies": TURNS,
@@ -129,6 +137,17 @@ OTHERS = {
     "visible_token": SHOW,
     "well_formed": SHOW,
     "window": MASK,
+    "BlockPool": "is where caches keep what they remember, and mixes none",
+    "PagedCache": "remembers keys and values, and mixes none",
+    "Request": "a text and a number, and mixes no values",
+    "Scheduler": "decides who is read next, and mixes no values",
+    "block_names": "names tokens, and mixes no values",
+    "blocks_for": COUNTS,
+    "publish_prefix": "names blocks, and mixes no values",
+    "reuse_prefix": "finds blocks, and mixes no values",
+    "slots_of": COUNTS,
+    "stack_tables": "lays tables side by side, and mixes no values",
+    "wasted_slots": COUNTS,
     "KVCache": "remembers keys and values, and mixes none",
     "check_piece": CHECK,
     "check_room": CHECK,
@@ -139,6 +158,9 @@ OTHERS = {
 ELSEWHERE = {
     "attend_tile": "one tile of flash_attend, from scores that are made already",
     "weights_of": "shows the weights of a form; `shown` asks all modules for them",
+    "paged_attend": "reads keys that lie in blocks, for one query of each text; "
+    "tests/memory/test_paged.py compares it with `attend`",
+    "triton_paged_attend": "the same, interpreted, in tests/memory/test_paged.py",
     "triton_attend": "interpreted, a call takes a tenth of a second; "
     "tests/speed/test_flash_triton.py asks it the same",
 }

@@ -11,7 +11,17 @@ import torch
 from examples import said
 from torch import Tensor
 
-from attention import Attention, KVCache, Rotary, alibi, attend, causal, window
+from attention import (
+    Attention,
+    BlockPool,
+    KVCache,
+    PagedCache,
+    Rotary,
+    alibi,
+    attend,
+    causal,
+    window,
+)
 from attention.core.layer import Cache
 from attention.core.masks import and_masks
 
@@ -50,6 +60,8 @@ CACHES: dict[str, Kept] = {
     "KVCache": Kept(KVCache),
     "KVCache, small blocks": Kept(lambda: KVCache(block=3)),
     "KVCache, a capacity": Kept(lambda: KVCache(500)),
+    "PagedCache": Kept(lambda: PagedCache(4)),
+    "PagedCache, in a pool": Kept(lambda: PagedCache(3, pool=BlockPool(3, 600))),
 }
 
 SLOTS = {  # of a layer with six heads, each 8 wide
