@@ -21,8 +21,14 @@ SHOW = "shows what was computed"
 COUNTS = "counts, and mixes no values"
 BIAS = "makes a bias of positions, and mixes no values"
 TURNS = "turns queries and keys, and mixes no values"
+CHANCES = "compares probabilities of tokens, and mixes no values"
+ROUNDS = "rounds numbers one by one, and mixes none"
 
 OTHERS = {
+    "BLUE": SHOW,
+    "BROWN": SHOW,
+    "GREY": SHOW,
+    "TEAL": SHOW,
     "DynamicNTKScaling": TURNS,
     "LinearScaling": TURNS,
     "Llama3Scaling": TURNS,
@@ -132,7 +138,22 @@ OTHERS = {
     "Attend": "the protocol of forms, with no form of its own",
     "visible_token": SHOW,
     "well_formed": SHOW,
+    "RollingCache": "remembers keys and values, and mixes none",
+    "check_counts": CHECK,
+    "check_inside": CHECK,
     "window": MASK,
+    "BlockPool": "is where caches keep what they remember, and mixes none",
+    "PagedCache": "remembers keys and values, and mixes none",
+    "Request": "a text and a number, and mixes no values",
+    "Scheduler": "decides who is read next, and mixes no values",
+    "block_names": "names tokens, and mixes no values",
+    "blocks_for": COUNTS,
+    "publish_prefix": "names blocks, and mixes no values",
+    "reuse_prefix": "finds blocks, and mixes no values",
+    "slots_of": COUNTS,
+    "stack_tables": "lays tables side by side, and mixes no values",
+    "wasted_slots": COUNTS,
+    "window_and_sinks": MASK,
     "KVCache": "remembers keys and values, and mixes none",
     "check_piece": CHECK,
     "check_room": CHECK,
@@ -140,16 +161,31 @@ OTHERS = {
     "RMSNorm": "normalises vectors, and mixes no values",
     "cache_bytes": COUNTS,
     "check_absorbable": CHECK,
-    "check_latent": CHECK,
     "latent_operations": COUNTS,
     "takes_scale": CHECK,
     "with_scale": "settles the scale of a form, and mixes no values",
+    "QuantizedCache": "remembers keys and values, and mixes none",
+    "check_bits": CHECK,
+    "check_numbers": CHECK,
+    "dequantize": ROUNDS,
+    "quantize": ROUNDS,
+    "accept": "chooses tokens, and mixes no values",
+    "acceptance_rate": CHANCES,
+    "check_draft": CHECK,
+    "check_drafted": CHECK,
+    "check_probabilities": CHECK,
+    "expected_tokens": COUNTS,
+    "residual": CHANCES,
+    "tree_mask": MASK,
 }
 
 # What attends, and cannot be asked so many questions.
 ELSEWHERE = {
     "attend_tile": "one tile of flash_attend, from scores that are made already",
     "weights_of": "shows the weights of a form; `shown` asks all modules for them",
+    "paged_attend": "reads keys that lie in blocks, for one query of each text; "
+    "tests/memory/test_paged.py compares it with `attend`",
+    "triton_paged_attend": "the same, interpreted, in tests/memory/test_paged.py",
     "triton_attend": "interpreted, a call takes a tenth of a second; "
     "tests/speed/test_flash_triton.py asks it the same",
 }

@@ -11,7 +11,7 @@ from caches import some_piece
 from examples import said
 from torch.nn.functional import scaled_dot_product_attention
 
-from attention import KVCache, Rotary, attend
+from attention import Attention, KVCache, Rotary, attend, window
 from attention.memory.kv_cache import check_piece
 
 
@@ -114,3 +114,44 @@ def test_two_queries_of_four_keys_in_either_corner():
     by_mask = attend(queries, keys, values, torch.ones(2, 4, dtype=torch.bool).tril())
     for got, must in ((theirs, upper), (by_mask, upper), (ours, lower)):
         torch.testing.assert_close(got[0, 0], torch.tensor(must), rtol=0, atol=6e-5)
+
+
+# Mistakes that others made
+
+
+def text_and_layer(**slots):
+    torch.manual_seed(2357)
+    layer = Attention(16, 16, 2, process_heads=Rotary(8), **slots)
+    return layer.requires_grad_(False), torch.randn(2, 9, 16)
+
+
+@torch.no_grad()
+def test_a_new_token_is_not_aligned_with_the_first_key():
+    """PyTorch 108108 and 144858: there, one query sees the first key alone."""
+
+    def upper_left(queries, keys, values, mask=None, *, causal, dropout_p):
+        return scaled_dot_product_attention(queries, keys, values, is_causal=causal)
+
+    layer, x = text_and_layer()
+    wrong, _ = text_and_layer(attend=upper_left)
+    given = {}
+    for name, each in {"ours": layer, "theirs": wrong}.items():
+        cache = KVCache()
+        each(x[:, :8], cache=cache)
+        given[name] = each(x[:, 8:], cache=cache)
+    whole = layer(x)[:, 8:]
+    torch.testing.assert_close(given["ours"], whole)
+    first = layer.out_proj(layer.W_value(x[:, :1]))
+    torch.testing.assert_close(given["theirs"], first)
+    assert not torch.allclose(given["theirs"], whole, atol=0.1)
+
+
+@torch.no_grad()
+def test_a_window_holds_while_a_text_is_written():
+    """One query needs no causal mask, and a window even so."""
+    layer, x = text_and_layer(masks=(window(3),))
+    wide, _ = text_and_layer()
+    cache, whole = KVCache(), layer(x)
+    given = [layer(token, cache=cache) for token in x.split(1, dim=1)]
+    torch.testing.assert_close(torch.cat(given, dim=1), whole)
+    assert not torch.allclose(wide(x)[:, 3:], whole[:, 3:], atol=0.01)
