@@ -141,7 +141,10 @@ def _other(tensor):
 FAULTS = {  # wrong beside an empty cache, too
     "keys of whole numbers": (_keys(Tensor.long), said("keys", "floats", "int64")),
     "values of whole numbers": (_values(Tensor.long), said("values", "floats")),
-    "keys without heads": (_keys(lambda t: t[0, 0]), said("keys", "num_kv_heads")),
+    "keys without heads": (
+        _keys(lambda t: t.flatten(0, -3)[0]),
+        said("keys", "num_kv_heads"),
+    ),
     "values on another device": (
         _values(lambda t: t.to("meta")),
         said("values", "cpu", "got", "meta"),
