@@ -16,6 +16,7 @@ sys.path.insert(0, str(BENCHMARKS))
 import common  # noqa: E402
 import decode  # noqa: E402
 import flash  # noqa: E402
+import layer  # noqa: E402
 import multi_head  # noqa: E402
 
 SCRIPTS = {"multi_head": multi_head, "flash": flash}
@@ -51,12 +52,22 @@ def some_rows(script) -> list[common.Row]:
     return rows
 
 
-def test_the_report_is_what_its_numbers_say():
-    text = (BENCHMARKS / "multi_head.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize("script", [multi_head, layer])
+def test_the_report_is_what_its_numbers_say(script):
+    text = (BENCHMARKS / f"{script.__name__}.md").read_text(encoding="utf-8")
     rounds = int(re.search(r"the median of (\d+) rounds", text)[1])
     (described,) = re.findall(r"(?m)^.*The fused call picks.*$", text)
-    rows = rows_of("multi_head")
-    assert multi_head.report(rows, {"cpu": described}, rounds) == text
+    rows = rows_of(script.__name__)
+    assert script.report(rows, {"cpu": described}, rounds) == text
+
+
+@pytest.mark.parametrize("direction", common.PASSES)
+def test_a_layer_without_slots_is_timed_on_what_the_older_one_computes(direction):
+    steps = layer.prepare(multi_head.Cell("cpu", "float32", direction, 5))
+    assert [*steps] == layer.CONTENDERS
+    output, *gradient = steps[layer.OURS].results()
+    assert output.shape == (1, 5, layer.WIDTH)
+    assert len(gradient) == (direction != "forward")
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
