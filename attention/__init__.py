@@ -24,6 +24,7 @@ from attention.core.scaled_dot_product import (
 )
 from attention.history.additive import AdditiveAttention, additive_score
 from attention.idea.simple import simple_self_attention, softmax
+from attention.memory.grouped_query import pool_heads
 from attention.memory.kv_cache import KVCache
 from attention.memory.paged import BlockPool, PagedCache
 from attention.position.absolute import LearnedPositions, sinusoidal
@@ -105,6 +106,7 @@ __all__ = [
     "merge_states",
     "padding_mask",
     "picture_places",
+    "pool_heads",
     "prefix",
     "relative_bucket",
     "rotary_frequencies",

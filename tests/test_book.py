@@ -32,6 +32,7 @@ UNCHECKED = {
     ("core/multi_head", "talk-after"): "trained: `talk-shares` checks what it shows",
     ("core/multi_head", "talk-explore"): "trained, too: it shows the same maps",
     ("idea/simple", "timing"): "times differ from run to run",
+    ("memory/grouped_query", "courses-drawn"): "trained; `convert-check` checks it",
     ("memory/kv_cache", "speed"): "times differ from run to run",
     ("position/absolute", "beyond"): "trained; the cell `beyond-check` has the bounds",
     ("position/order", "looks"): "trained; the cell `looks-check` has what holds",

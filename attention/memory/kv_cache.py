@@ -1,7 +1,7 @@
 """A cache of keys and values
 
 Keys and values of the past are kept and not computed again, in memory that is
-allocated ahead; a text that is written token by token says what the whole says, and
+allocated ahead; a text that is read token by token gives what it gives whole, and
 what was rejected is taken back.
 
 Written by `book/memory/kv_cache.ipynb`: read and change it there.

@@ -23,6 +23,10 @@ BIAS = "makes a bias of positions, and mixes no values"
 TURNS = "turns queries and keys, and mixes no values"
 
 OTHERS = {
+    "BLUE": SHOW,
+    "BROWN": SHOW,
+    "GREY": SHOW,
+    "TEAL": SHOW,
     "DynamicNTKScaling": TURNS,
     "LinearScaling": TURNS,
     "Llama3Scaling": TURNS,
@@ -37,6 +41,10 @@ OTHERS = {
     "check_turn": CHECK,
     "check_turns": CHECK,
     "convert_pairing": CHECKPOINT,
+    "check_poolable": CHECK,
+    "check_pooled": CHECK,
+    "mean_head": CHECKPOINT,
+    "pool_heads": CHECKPOINT,
     "ntk_base": TURNS,
     "picture_places": COUNTS,
     "rotary_frequencies": TURNS,

@@ -990,7 +990,9 @@ class Sharing(RuleBasedStateMachine):
     @rule(data=st.data())
     def publish(self, data):
         cache, tokens = self.texts[self.chosen(data)]
-        publish_prefix(cache, torch.tensor(tokens, dtype=torch.long)) if tokens else None
+        publish_prefix(
+            cache, torch.tensor(tokens, dtype=torch.long)
+        ) if tokens else None
 
     @precondition(lambda self: self.texts)
     @rule(data=st.data())
