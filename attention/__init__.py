@@ -24,9 +24,12 @@ from attention.core.scaled_dot_product import (
 )
 from attention.history.additive import AdditiveAttention, additive_score
 from attention.idea.simple import simple_self_attention, softmax
+from attention.memory.bounded import RollingCache, window_and_sinks
 from attention.memory.grouped_query import pool_heads
 from attention.memory.kv_cache import KVCache
 from attention.memory.paged import BlockPool, PagedCache
+from attention.memory.quantised import QuantizedCache
+from attention.memory.speculative import accept, tree_mask
 from attention.position.absolute import LearnedPositions, sinusoidal
 from attention.position.longer import (
     DynamicNTKScaling,
@@ -79,11 +82,14 @@ __all__ = [
     "ProcessHeads",
     "ProportionalScaling",
     "QKNorm",
+    "QuantizedCache",
     "RelativeBias",
+    "RollingCache",
     "Rotary",
     "SelfAttention",
     "StackedHeads",
     "YaRN",
+    "accept",
     "additive_score",
     "alibi",
     "alibi_slopes",
@@ -115,9 +121,11 @@ __all__ = [
     "simple_self_attention",
     "sinusoidal",
     "softmax",
+    "tree_mask",
     "triton_attend",
     "weights_of",
     "window",
+    "window_and_sinks",
 ]
 
 

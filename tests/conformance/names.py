@@ -21,6 +21,8 @@ SHOW = "shows what was computed"
 COUNTS = "counts, and mixes no values"
 BIAS = "makes a bias of positions, and mixes no values"
 TURNS = "turns queries and keys, and mixes no values"
+CHANCES = "compares probabilities of tokens, and mixes no values"
+ROUNDS = "rounds numbers one by one, and mixes none"
 
 OTHERS = {
     "BLUE": SHOW,
@@ -136,6 +138,9 @@ OTHERS = {
     "Attend": "the protocol of forms, with no form of its own",
     "visible_token": SHOW,
     "well_formed": SHOW,
+    "RollingCache": "remembers keys and values, and mixes none",
+    "check_counts": CHECK,
+    "check_inside": CHECK,
     "window": MASK,
     "BlockPool": "is where caches keep what they remember, and mixes none",
     "PagedCache": "remembers keys and values, and mixes none",
@@ -148,10 +153,24 @@ OTHERS = {
     "slots_of": COUNTS,
     "stack_tables": "lays tables side by side, and mixes no values",
     "wasted_slots": COUNTS,
+    "window_and_sinks": MASK,
     "KVCache": "remembers keys and values, and mixes none",
     "check_piece": CHECK,
     "check_room": CHECK,
     "check_rollback": CHECK,
+    "QuantizedCache": "remembers keys and values, and mixes none",
+    "check_bits": CHECK,
+    "check_numbers": CHECK,
+    "dequantize": ROUNDS,
+    "quantize": ROUNDS,
+    "accept": "chooses tokens, and mixes no values",
+    "acceptance_rate": CHANCES,
+    "check_draft": CHECK,
+    "check_drafted": CHECK,
+    "check_probabilities": CHECK,
+    "expected_tokens": COUNTS,
+    "residual": CHANCES,
+    "tree_mask": MASK,
 }
 
 # What attends, and cannot be asked so many questions.

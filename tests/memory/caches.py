@@ -6,6 +6,7 @@ the others.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from examples import said
@@ -16,11 +17,14 @@ from attention import (
     BlockPool,
     KVCache,
     PagedCache,
+    QuantizedCache,
+    RollingCache,
     Rotary,
     alibi,
     attend,
     causal,
     window,
+    window_and_sinks,
 )
 from attention.core.layer import Cache
 from attention.core.masks import and_masks
@@ -43,7 +47,8 @@ class Kept:
     * `dtypes` that it takes;
     * `uneven`: whether keys and values may differ in width;
     * `drops`: whether it may hand back less than all that went by;
-    * `gradients`: whether they are right. If not, tensors that want some are refused.
+    * `gradients`: whether they are right. If not, they are refused, when they are asked
+      for or before.
     """
 
     make: Callable[[], Cache]
@@ -56,12 +61,33 @@ class Kept:
     gradients: bool = True
 
 
+def rolling(window: int, sinks: int, spare: int, rule: Callable) -> Kept:
+    """A ring: it goes back as long as all that its mask shows is still there."""
+
+    def oldest(cache):
+        dropped = cache._oldest > sinks
+        return cache._oldest + window - 1 if dropped else 0
+
+    make = partial(RollingCache, window, sinks, spare=spare)
+    return Kept(make, masks=(rule,), oldest=oldest, drops=True)
+
+
 CACHES: dict[str, Kept] = {
     "KVCache": Kept(KVCache),
     "KVCache, small blocks": Kept(lambda: KVCache(block=3)),
     "KVCache, a capacity": Kept(lambda: KVCache(500)),
+    "QuantizedCache, nothing rounded": Kept(lambda: QuantizedCache(2, residual=500)),
+    "QuantizedCache, 8 bits": Kept(
+        lambda: QuantizedCache(8, group=3), error=0.05, gradients=False
+    ),
+    "QuantizedCache, 4 bits": Kept(
+        lambda: QuantizedCache(4, group=4, residual=2), error=0.8, gradients=False
+    ),
     "PagedCache": Kept(lambda: PagedCache(4)),
     "PagedCache, in a pool": Kept(lambda: PagedCache(3, pool=BlockPool(3, 600))),
+    "RollingCache": rolling(6, 0, 0, window(6)),
+    "RollingCache, some to spare": rolling(4, 0, 3, window(4)),
+    "RollingCache, sinks": rolling(4, 2, 1, window_and_sinks(4, 2)),
 }
 
 SLOTS = {  # of a layer with six heads, each 8 wide
@@ -141,7 +167,10 @@ def _other(tensor):
 FAULTS = {  # wrong beside an empty cache, too
     "keys of whole numbers": (_keys(Tensor.long), said("keys", "floats", "int64")),
     "values of whole numbers": (_values(Tensor.long), said("values", "floats")),
-    "keys without heads": (_keys(lambda t: t[0, 0]), said("keys", "num_kv_heads")),
+    "keys without heads": (
+        _keys(lambda t: t.flatten(0, -3)[0]),
+        said("keys", "num_kv_heads"),
+    ),
     "values on another device": (
         _values(lambda t: t.to("meta")),
         said("values", "cpu", "got", "meta"),

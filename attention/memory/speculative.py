@@ -1,0 +1,165 @@
+"""Draft and verify
+
+A cheap model drafts a few tokens, the large one checks them all in one pass, and
+what is written has exactly the distribution of the large one.
+
+Written by `book/memory/speculative.ipynb`: read and change it there.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from attention.tools.checks import check_sizes
+from attention.tools.workbench import check_tensor, expected
+
+__all__ = [
+    "accept",
+    "acceptance_rate",
+    "check_draft",
+    "check_drafted",
+    "check_probabilities",
+    "expected_tokens",
+    "residual",
+    "tree_mask",
+]
+
+
+def residual(
+    target: Float[Tensor, "*batch vocabulary"],
+    draft: Float[Tensor, "*batch vocabulary"],
+) -> Float[Tensor, "*batch vocabulary"]:
+    """What is drawn from after a rejection: the target's surplus over the draft.
+
+    Leviathan et al. 2023, section 2.3. Where there is none, it is the target.
+    """
+    surplus = (target - draft).clamp(min=0)
+    total = surplus.sum(dim=-1, keepdim=True)
+    return torch.where(total > 0, surplus / total, target)
+
+
+def acceptance_rate(
+    target: Float[Tensor, "*batch vocabulary"],
+    draft: Float[Tensor, "*batch vocabulary"],
+) -> Float[Tensor, "*batch"]:
+    """How probable it is that a drafted token is accepted.
+
+    Leviathan et al. 2023, theorem 3.5.
+    """
+    return torch.minimum(target, draft).sum(dim=-1)
+
+
+def expected_tokens(rate: float, drafted: int) -> float:
+    """Tokens of a round, on average, if each of `drafted` is accepted at this rate.
+
+    Leviathan et al. 2023, equation 1.
+    """
+    check_drafted(rate, drafted)
+    return float(sum(rate**count for count in range(drafted + 1)))
+
+
+def accept(
+    target: Float[Tensor, "*batch places vocabulary"],
+    draft: Float[Tensor, "*batch drafted vocabulary"],
+    tokens: Int[Tensor, "*batch drafted"],
+    *,
+    generator: torch.Generator | None = None,
+) -> tuple[Int[Tensor, "*batch"], Int[Tensor, "*batch"]]:
+    """How many drafted tokens are accepted, and the token that follows them.
+
+    `target` has a row of probabilities for each drafted token and one after the last;
+    `draft` has those from which each of `tokens` was drawn. The tokens accepted and the
+    one that follows have exactly the target's distribution: Leviathan et al. 2023,
+    algorithm 1; Chen et al. 2023, algorithm 2. Rows in which one token has all
+    probability make it the rule of greedy decoding. ValueError for what are no
+    probabilities, and for tokens that the draft cannot have drawn.
+    """
+    check_draft(target, draft, tokens)
+    target, draft, tokens = _exact(target), _exact(draft), tokens.long()
+    p = target[..., :-1, :].gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+    q = draft.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+    drawn = torch.rand(q.shape, dtype=q.dtype, device=q.device, generator=generator)
+    kept = (drawn * q <= p) & (p > 0)
+    accepted = kept.long().cumprod(dim=-1).sum(dim=-1)
+    left = residual(target, torch.nn.functional.pad(draft, (0, 0, 0, 1)))
+    row = accepted[..., None, None].expand(*accepted.shape, 1, left.shape[-1])
+    left = left.gather(-2, row).flatten(0, -2)
+    following = torch.multinomial(left, 1, generator=generator)
+    return accepted, following.view(accepted.shape)
+
+
+def _exact(rows: Tensor) -> Tensor:
+    """Probabilities in 64 bits that sum to one."""
+    rows = rows.detach().double()
+    return rows / rows.sum(dim=-1, keepdim=True)
+
+
+def check_draft(target: Tensor, draft: Tensor, tokens: Tensor) -> None:
+    """ValueError unless `tokens` may come of `draft`, and `target` fits both."""
+    check_tensor(target=target, draft=draft, tokens=tokens)
+    if draft.ndim < 2:
+        raise expected("draft", "floats (..., drafted, vocabulary)", draft)
+    *batch, drafted, vocabulary = draft.shape
+    must = (*batch, drafted + 1, vocabulary)
+    if target.shape != must or target.device != draft.device:
+        told = f"floats {must} on {draft.device}, a row more than the draft"
+        raise expected("target", told, target)
+    check_probabilities(target=target, draft=draft)
+    kinds = tokens.is_floating_point(), tokens.is_complex(), tokens.dtype == torch.bool
+    if any(kinds) or tokens.shape != draft.shape[:-1] or tokens.device != draft.device:
+        told = f"whole numbers {(*batch, drafted)} on {draft.device}"
+        raise expected("tokens", told, tokens)
+    outside = tokens[(tokens < 0) | (tokens >= vocabulary)]
+    if outside.numel():
+        told = f"from 0 to {vocabulary - 1}, the last of the vocabulary"
+        raise expected("tokens", told, outside[0].item())
+    drawn = draft.gather(-1, tokens.long().unsqueeze(-1)).squeeze(-1)
+    if (drawn == 0).any():
+        told = f"{tokens[drawn == 0][0].item()}, whose draft probability is 0"
+        raise expected("tokens", "tokens that the draft may have drawn", told)
+
+
+def check_probabilities(**rows: Tensor) -> None:
+    """ValueError unless the last axis holds probabilities, but for rounding."""
+    for name, tensor in rows.items():
+        if not tensor.is_floating_point() or tensor.shape[-1] == 0:
+            raise expected(name, "floats (..., vocabulary), one token at least", tensor)
+        wrong = tensor[~(tensor >= 0)]
+        if wrong.numel():
+            raise expected(name, "probabilities of at least 0", wrong[0].item())
+        sums = tensor.double().sum(dim=-1)
+        near = max(1e-5, 4 * torch.finfo(tensor.dtype).eps)
+        wrong = sums[~((sums - 1).abs() <= near)]
+        if wrong.numel():
+            raise expected(name, "rows that sum to one", wrong[0].item())
+
+
+def check_drafted(rate: float, drafted: int) -> None:
+    """ValueError unless this is a rate, and a number of tokens."""
+    if not 0 <= rate <= 1:
+        raise expected("rate", "a probability, from 0 to 1", rate)
+    if drafted != 0:
+        check_sizes(drafted=drafted)
+
+
+def tree_mask(
+    parents: Sequence[int],
+) -> tuple[Bool[Tensor, "nodes nodes"], Int[Tensor, " nodes"]]:
+    """Which nodes of a token tree each may see, its ancestors and itself; and depths.
+
+    `parents` has the place of each node's parent, which stands before it, or -1 for a
+    root. Depths count from 0: added to the position of the roots they are positions.
+    Miao et al. 2024 (SpecInfer), section 4; Cai et al. 2024 (Medusa), section 2.1.
+    ValueError for a parent that does not stand before its child.
+    """
+    mask = torch.eye(len(parents), dtype=torch.bool)
+    for node, parent in enumerate(parents):
+        whole = isinstance(parent, int) and not isinstance(parent, bool)
+        if not whole or not -1 <= parent < node:
+            must = f"a whole number from -1 to {node - 1} for node {node}"
+            raise expected("parents", must, repr(parent))
+        if parent >= 0:
+            mask[node] |= mask[parent]
+    return mask, mask.sum(dim=-1) - 1
