@@ -7,7 +7,8 @@ functions of positions, each handed in and none a copy of the class.
 Written by `book/core/layer.ipynb`: read and change it there.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Protocol, runtime_checkable
 
@@ -40,6 +41,7 @@ __all__ = [
     "in_order",
     "positions_of",
     "prefix",
+    "set_back",
     "table_of",
     "window",
 ]
@@ -89,7 +91,8 @@ class Cache(Protocol):
     ones included; they may come in any order, but an empty cache gives back what it
     was given, in that order, unless it drops some. `length` counts the tokens that have
     gone by. A cache may also have `positions`, those of the keys that it holds, and
-    `truncate(length)`, which forgets all that came later.
+    `truncate(length)`, which forgets all that came later. One that cannot take back
+    all that it is given has `seen(new)`: how many keys it will give for `new` tokens.
     """
 
     length: int
@@ -169,18 +172,38 @@ def extended(
     """Keys, values and positions of all that `cache` holds with the new ones."""
     if mask is not None:
         check_tensor(mask=mask)
-    before = cache.length
+        if hasattr(cache, "seen"):
+            _check_width(mask, cache.seen(keys.shape[-2]))
     keys, values, positions = cache.extend(keys, values, positions)
     count = keys.shape[-2]
     if positions.shape[-1] != count:
         must = f"a position for each of its {count} keys"
         raise expected("cache", must, tuple(positions.shape))
-    if mask is not None and mask.shape[-1:] != (count,):
-        if hasattr(cache, "truncate"):
-            cache.truncate(before)
+    if mask is not None:
+        _check_width(mask, count)
+    return keys, values, positions
+
+
+def _check_width(mask: Tensor, count: int) -> None:
+    if mask.shape[-1:] != (count,):
         must = f"a last axis of {count}, for all keys in the cache"
         raise expected("mask", must, tuple(mask.shape))
-    return keys, values, positions
+
+
+def set_back(cache: Cache | None) -> AbstractContextManager[None]:
+    """Lets a call that is refused leave `cache` as it was, if it can be truncated."""
+    return nullcontext() if cache is None else _set_back(cache)
+
+
+@contextmanager
+def _set_back(cache: Cache) -> Iterator[None]:
+    before = getattr(cache, "length", None)
+    try:
+        yield
+    except Exception:
+        if hasattr(cache, "truncate") and cache.length != before:
+            cache.truncate(before)
+        raise
 
 
 class Attention(nn.Module):
@@ -257,8 +280,9 @@ class Attention(nn.Module):
         axis has all keys that are held. `cache` is extended. Positions count from 0, or
         go on after the cache, unless they are given.
         """
-        inputs, options = self._inputs(x, mask, positions, cache)
-        context = self.attend(*inputs, dropout_p=dropout_now(self), **options)
+        with set_back(cache):
+            inputs, options = self._inputs(x, mask, positions, cache)
+            context = self.attend(*inputs, dropout_p=dropout_now(self), **options)
         return self.out_proj(rearrange(context, "... h i d -> ... i (h d)"))
 
     def attention_weights(
@@ -273,8 +297,9 @@ class Attention(nn.Module):
 
         It extends `cache` as `forward` does: hand in a copy to look without a trace.
         """
-        inputs, options = self._inputs(x, mask, positions, cache)
-        return weights_of(self.attend, *inputs, **options)
+        with set_back(cache):
+            inputs, options = self._inputs(x, mask, positions, cache)
+            return weights_of(self.attend, *inputs, **options)
 
     def _inputs(self, x, mask, positions, cache) -> tuple[tuple, dict]:
         """What the form is called with: queries, keys, values and mask, and options."""

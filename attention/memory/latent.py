@@ -23,6 +23,7 @@ from attention.core.layer import (
     extended,
     in_order,
     positions_of,
+    set_back,
     table_of,
 )
 from attention.core.masks import and_masks
@@ -202,9 +203,10 @@ class LatentAttention(nn.Module):
         cache: Cache | None = None,
     ) -> Float[Tensor, "*batch length d_out"]:
         """Context vectors; arguments are those of `Attention.forward`."""
-        absorbed, inputs, options = self._inputs(x, mask, positions, cache)
-        form = self._form(absorbed)
-        context = form(*inputs, dropout_p=dropout_now(self), **options)
+        with set_back(cache):
+            absorbed, inputs, options = self._inputs(x, mask, positions, cache)
+            form = self._form(absorbed)
+            context = form(*inputs, dropout_p=dropout_now(self), **options)
         if absorbed:  # what was averaged are latents
             weight = self.W_value.weight.unflatten(0, (self.num_heads, -1))
             context = torch.einsum("...hic,hec->...hie", context, weight)
@@ -223,8 +225,9 @@ class LatentAttention(nn.Module):
 
         It extends `cache` as `forward` does: hand in a copy to look without a trace.
         """
-        absorbed, inputs, options = self._inputs(x, mask, positions, cache)
-        return weights_of(self._form(absorbed), *inputs, **options)
+        with set_back(cache):
+            absorbed, inputs, options = self._inputs(x, mask, positions, cache)
+            return weights_of(self._form(absorbed), *inputs, **options)
 
     def _form(self, absorbed: bool) -> Attend:
         """The form, whose scale does not change with the width of the latents."""

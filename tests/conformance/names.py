@@ -97,6 +97,7 @@ OTHERS = {
     "expected": CHECK,
     "explore": SHOW,
     "extended": "asks a cache, and mixes no values",
+    "set_back": "asks a cache, and mixes no values",
     "future_leak": "measures another mechanism",
     "grade": SHOW,
     "ignore_saved_mask": CHECKPOINT,

@@ -664,12 +664,12 @@ def some_kv(size):
     return KVCache()
 
 
-def test_padding_is_no_sink():
+@pytest.mark.parametrize("ends", [[], [1], [2], [1, 2, 3]])
+def test_padding_is_not_the_one_sink_either(ends):
     places = torch.tensor([[0, 0, 0, 1], [0, 1, 2, 3]])
-    keys = torch.randn(2, 1, 4, 2)
-    for ends in ([], [1], [2], [1, 2, 3]):
-        cache = RollingCache(3, 1)
-        pieces = keys.tensor_split(ends, dim=-2), places.tensor_split(ends, dim=-1)
-        with pytest.raises(ValueError, match=said("positions", "at least 1", "got")):
-            for piece, there in zip(*pieces, strict=True):
-                cache.extend(piece, piece, there)
+    keys, cache = torch.randn(2, 1, 4, 2), RollingCache(3, 1)
+    pieces = zip(
+        keys.tensor_split(ends, -2), places.tensor_split(ends, -1), strict=True
+    )
+    with pytest.raises(ValueError, match=said("positions", "at least 1", "got")):
+        all(cache.extend(piece, piece, there) for piece, there in pieces)
