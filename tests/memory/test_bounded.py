@@ -438,6 +438,15 @@ def test_inside_the_cache_is_as_if_the_rest_had_never_been(rotary, masks, spare)
     assert cache.positions.tolist() == [6, 7, 8, 9, 10]
 
 
+@pytest.mark.parametrize("batch", [(), (1, 2), (2, 1, 1)])
+def test_so_it_is_with_any_number_of_batch_axes(batch):
+    layer, x = some((causal,), process_heads=TURNED["halves"])
+    must = streamed_anew(layer, x, 3, 2)
+    x, must = (t[0] if batch == () else t.view(*batch, LENGTH, 10) for t in (x, must))
+    cache = RollingCache(3, 2, rotary=TURNED["halves"])
+    equal(in_pieces(layer, x, [*range(1, LENGTH)], cache), must)
+
+
 def test_so_it_is_with_a_bias_by_distance_and_no_rotary():
     layer, x = some((causal,), bias=alibi(6))
     cache = RollingCache(3, 2, inside=True)
