@@ -144,14 +144,15 @@ class BlockPool:
     def name(self, block: int, name: bytes) -> None:
         """Let a full block be found by what it says; the first of its kind is."""
         if name not in self.known:
-            self.forget(block)
             self.known[name], self.names[block] = block, name
 
     def forget(self, block: int) -> None:
         """What the block says will change: let nobody find it."""
         self.known.pop(self.names.pop(block, None), None)
 
-    def write(self, rows: list[list[int]], start: int, keys: Tensor, values: Tensor):
+    def write(
+        self, rows: list[list[int]], start: int, keys: Tensor, values: Tensor
+    ) -> None:
         """Store tokens (rows, num_kv_heads, new, width) at the places from `start`."""
         if not torch.is_grad_enabled():
             keys, values = keys.detach(), values.detach()
