@@ -47,7 +47,7 @@ check: $(READY) ## Check one chapter in half a minute (CHAPTER=core/causal)
 	@$(PY) -m pytest tests/site --quiet -k "[book/$(CHAPTER)]"
 	@echo "$(CHAPTER) is checked; 'make test' checks it among the others."
 
-new: $(READY) ## Begin a chapter (CHAPTER=memory/kv_cache TITLE="The KV cache")
+new: $(READY) ## Begin a chapter (CHAPTER=beyond/gated TITLE="Gated attention")
 	@$(PY) book/new.py $(call quoted,$(CHAPTER)) $(call quoted,$(TITLE)) \
 		$(call quoted,$(CAPTION))
 
@@ -88,9 +88,12 @@ mutants: $(READY) ## Ask whether the tests notice a change of the code (ARGS="FI
 versions: $(READY) ## Run the package's tests with another torch (TORCH=lowest, newest, 2.9)
 	@$(PY) tests/versions.py $(or $(TORCH),newest)
 
+LOCK := $(VENV)/bin/uv pip compile --quiet --universal --python-version 3.11 \
+	--generate-hashes
+
 lock: $(READY) ## Write requirements.txt from requirements.in (ARGS=--upgrade for newer ones)
-	@$(VENV)/bin/uv pip compile --quiet --universal --python-version 3.11 \
-		--fork-strategy fewest --generate-hashes $(ARGS) \
+	@$(LOCK) --fork-strategy fewest $(ARGS) --output-file requirements.txt requirements.in
+	@cd benchmarks && ../$(LOCK) --no-deps $(ARGS) \
 		--output-file requirements.txt requirements.in
 
 peers: $(READY) ## Compare layers with those of transformers, which this installs
@@ -141,5 +144,5 @@ $(READY): requirements.txt requirements-torch.txt pyproject.toml
 	@touch $@
 
 $(BENCH_READY): $(READY) benchmarks/requirements.txt
-	@$(INSTALL) -r benchmarks/requirements.txt
+	@$(INSTALL) --no-deps --require-hashes -r benchmarks/requirements.txt
 	@touch $@

@@ -24,6 +24,8 @@ from attention.core.scaled_dot_product import (
 )
 from attention.history.additive import AdditiveAttention, additive_score
 from attention.idea.simple import simple_self_attention, softmax
+from attention.memory.bounded import RollingCache, window_and_sinks
+from attention.memory.grouped_query import pool_heads
 from attention.memory.kv_cache import KVCache
 from attention.memory.paged import BlockPool, PagedCache
 from attention.memory.quantised import QuantizedCache
@@ -82,6 +84,7 @@ __all__ = [
     "QKNorm",
     "QuantizedCache",
     "RelativeBias",
+    "RollingCache",
     "Rotary",
     "SelfAttention",
     "StackedHeads",
@@ -109,6 +112,7 @@ __all__ = [
     "merge_states",
     "padding_mask",
     "picture_places",
+    "pool_heads",
     "prefix",
     "relative_bucket",
     "rotary_frequencies",
@@ -121,6 +125,7 @@ __all__ = [
     "triton_attend",
     "weights_of",
     "window",
+    "window_and_sinks",
 ]
 
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from attention import describe_weights, show_weights
 from attention.tools.maps import _told_apart
+from attention.tools.workbench import BLUE, BROWN, GREY, TEAL
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "book"))
@@ -30,6 +31,9 @@ OWN_WORDS = {
     "tools/maps signed-map": "scores: their ink has a scale of its own",
     "speed/flash_triton programs-picture": "its cells are tiles",
 }
+# A colour has one meaning through the book (tools/workbench). Pictures of scores that
+# pass from one to the other:
+BLENDED = {"position/rotary distance-drawn"}
 SVG = "{http://www.w3.org/2000/svg}"
 CELL = re.compile(
     r"fill: (?:#5a62d8(?:; (?:fill-)?opacity: ([\d.]+))?|(url)\(#h\w+\))$"
@@ -161,6 +165,13 @@ EXPLORERS = {
 def test_the_words_of_a_picture_follow_from_its_ink(place):
     page, words = PICTURES[place]
     assert words == describe_weights(**drawn(page))
+
+
+@pytest.mark.parametrize("place", sorted(FIGURES.keys() - BLENDED))
+def test_a_picture_has_no_colour_without_a_meaning(place):
+    found = set(re.findall(r"#[0-9a-f]{3,6}\b", FIGURES[place][0]))
+    drawn_in = {ink for ink in found if len(ink) in (4, 7)}
+    assert drawn_in <= {BLUE, BROWN, TEAL, GREY, "#000000", "#ffffff"}
 
 
 @pytest.mark.parametrize("place", EXPLORERS)

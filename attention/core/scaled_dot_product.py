@@ -219,11 +219,12 @@ def attend(
     float32 by PyTorch's kernels; a bias in float32 is added there. Memory grows
     linearly with length where a fused kernel runs (no mask, no dropout, equal widths,
     four axes). A nan gives nan wherever it is used. In a key or value that no query may
-    see it has no effect; nor, on a CPU, has one in a key for the queries that may not
-    see that key. Elsewhere it may spread to them. An infinity does the same, but a
-    CPU's kernel may give numbers for infinite queries or keys of 16 bits. RuntimeError
-    for a second derivative, or one in forward mode, of a fused kernel; ValueError for a
-    misfit.
+    see it has no effect. From a key that some may see it does not spread to the others
+    on a CPU; elsewhere it may. From a value that some may see it may spread to the
+    others, since 0 · nan = nan: with causal=True from the future to the past. An
+    infinity does the same, but a CPU's kernel may give numbers for infinite queries or
+    keys of 16 bits. RuntimeError for a second derivative, or one in forward mode, of a
+    fused kernel; ValueError for a misfit.
     """
     if not 0 <= dropout_p <= 1:
         raise expected("dropout_p", "a share from 0 to 1", dropout_p)

@@ -164,14 +164,14 @@ def alibi_slopes(
 ) -> Float[Tensor, " num_heads"]:
     """ALiBi's cost of a step, for each head: 2^(-8/n), its square, its cube, …
 
-    This is for n heads, a power of two. Otherwise n is the next smaller one, and slopes
-    between follow: every other one of those for 2n. Press et al. 2022, and their code.
+    This is for n heads, a power of two. Otherwise n is the next smaller one, and every
+    other slope of 2n heads follows, from the steepest. Press et al. 2022, their code.
     """
     check_sizes(num_heads=num_heads)
     n = 2 ** (num_heads.bit_length() - 1)
     series = [8 * k / n for k in range(1, n + 1)]
-    between = [8 * k / (2 * n) for k in range(1, 2 * n, 2)]
-    exponents = (series + between)[:num_heads]
+    further = [8 * k / (2 * n) for k in range(1, 2 * n, 2)]
+    exponents = (series + further)[:num_heads]
     return torch.tensor([2.0**-exponent for exponent in exponents], device=device)
 
 

@@ -17,6 +17,9 @@ from jaxtyping import Bool, Real
 from torch import Tensor
 
 from attention.tools.workbench import (
+    BLUE,
+    BROWN,
+    GREY,
     check_tensor,
     check_tokens,
     described,
@@ -166,8 +169,7 @@ def _strongest(
     return ", ".join(f"{query} → {key}" for query, key in looks)
 
 
-_INK, _COLD = "#5a62d8", "#b3541e"  # for values above and below zero
-_HATCH = {"facecolor": "none", "hatch": "///", "edgecolor": "#8a8f98", "linewidth": 0}
+_HATCH = {"facecolor": "none", "hatch": "///", "edgecolor": GREY, "linewidth": 0}
 
 
 def _draw_map(axes, table, mask, limit: float, many: bool = False) -> None:
@@ -189,7 +191,7 @@ def _draw_squares(axes, table, mask, strength) -> None:
     for i, j in product(*map(range, table.shape)):
         look = _HATCH
         if mask[i, j]:
-            ink = _INK if table[i, j] >= 0 else _COLD
+            ink = BLUE if table[i, j] >= 0 else BROWN
             look = {"facecolor": ink, "alpha": round(strength[i, j].item(), 4)}
         axes.add_patch(Rectangle((j + 0.03, i + 0.03), 0.94, 0.94, **look))
 
@@ -200,7 +202,7 @@ def _draw_many(axes, table, mask, strength) -> None:
 
     inked = mask & (strength >= 5e-5)
     i, j = inked.nonzero(as_tuple=True)
-    inks = torch.tensor([*map(colors.to_rgb, (_INK, _COLD))])[(table[inked] < 0).long()]
+    inks = torch.tensor([*map(colors.to_rgb, (BLUE, BROWN))])[(table[inked] < 0).long()]
     alphas = strength[inked].round(decimals=4)
     faces = torch.cat([inks, alphas[:, None]], dim=-1).tolist()
     corners = torch.tensor([[0, 0], [1, 0], [1, 1], [0, 1], [0, 0]]) * 0.94 - 0.47

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     import matplotlib.text
 
 __all__ = [
+    "BLUE",
+    "BROWN",
+    "GREY",
+    "TEAL",
     "canvas",
     "check_tensor",
     "check_tokens",
@@ -39,6 +43,9 @@ __all__ = [
     "visible_token",
     "well_formed",
 ]
+
+
+BLUE, BROWN, TEAL, GREY = "#5a62d8", "#b3541e", "#0f7b80", "#8a8f98"
 
 
 def described(
@@ -162,7 +169,7 @@ def draw_table(
     name: str,
     shape: Sequence[int],
     corner: tuple[int | float, int | float],
-    inks: Sequence[str] = ("#5a62d8",),
+    inks: Sequence[str] = (BLUE,),
     shade: Callable[[int, int], float] = lambda row, column: 0.2,
 ) -> None:
     """Draw a tensor as a table of cells whose upper left corner is `corner`."""
@@ -188,7 +195,7 @@ def draw_arrow(
     words: str = "",
 ) -> None:
     """Draw an arrow, with `words` over its middle."""
-    line = {"arrowstyle": "-|>", "color": "#808080", "shrinkA": 0, "shrinkB": 0}
+    line = {"arrowstyle": "-|>", "color": GREY, "shrinkA": 0, "shrinkB": 0}
     axes.annotate("", end, start, arrowprops=line)
     x, y = (start[0] + end[0]) / 2, (start[1] + end[1]) / 2
     axes.text(x, y - 0.2, words, ha="center", va="bottom", fontsize=9)
@@ -217,7 +224,11 @@ def grade(check: Callable[[Callable], None], answer: Callable) -> None:
     try:
         check(answer)
     except Exception as error:  # a half-written answer may fail in any way
-        print(f"not yet: {str(error) or type(error).__name__}")
+        said = str(error) or type(error).__name__
+        no_such = isinstance(error, AttributeError) and error.name
+        if no_such and hasattr(torch.Tensor, error.name):
+            said = f"expected a torch.Tensor, got {type(error.obj).__name__}: {said}"
+        print(f"not yet: {said}")
     else:
         print(f"{answer.__name__}: passed")
 

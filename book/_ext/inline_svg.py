@@ -1,7 +1,7 @@
 """SVG pictures become part of the page: they follow its theme and cost no request.
 
 A picture's default ink (black, or nothing said) turns into `currentColor`, so that it
-is light on a dark page. The book's two other inks stay where they fill an area that has
+is light on a dark page. The book's other inks stay where they fill an area that has
 no line of that ink around it, for it may carry white words; lines, marks and words in
 them become lighter on a dark page, as the style sheet says. What the picture shows in
 words, its alt text, becomes the label that a screen reader speaks. Notebooks stay as
@@ -16,7 +16,11 @@ from docutils import nodes
 from sphinx.application import Sphinx
 
 BLACK = re.compile(r"\b(fill|stroke): *(#000000|#000|black)(?![0-9a-z])")
-INKS = {"#5a62d8": "var(--picture-blue)", "#b3541e": "var(--picture-brown)"}
+INKS = {
+    "#5a62d8": "var(--picture-blue)",
+    "#b3541e": "var(--picture-brown)",
+    "#0f7b80": "var(--picture-teal)",
+}
 PLACES = ("d", "transform", "x", "y")
 FINE = re.compile(r"(?<![\d.])[1-9]\d*\.\d{2,}")  # finer than a tenth of a pixel
 LEGIBLE = 9.0  # the least height of words in CSS pixels; a picture scrolls before

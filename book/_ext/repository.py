@@ -45,7 +45,7 @@ def line(address: str, page: str, download: str) -> str:
         for label, link in launches(address, f"{page}.ipynb")
     ]
     if any("Colab" in link for link in links):
-        wants = f"%pip install 'building-attention[maps] @ git+{escape(address)}'"
+        wants = f"%pip install 'building-attention[chapters] @ git+{escape(address)}'"
         links.append(f"<span>in Colab, first run <code>{wants}</code></span>")
     return f'<p class="take-along">{" · ".join(links)}</p>'
 

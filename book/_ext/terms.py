@@ -3,7 +3,7 @@
 A chapter writes `[queries](#term-query)`: a link on the page, and in Jupyter, where a
 `{term}` role would show its source, still the word. On the page the link carries the
 definition as its title, and the glossary names the chapters that introduce a term:
-those that set it in bold, or else the first that links it.
+the first that links it, and those that set it in bold.
 """
 
 import re
@@ -46,7 +46,9 @@ def introduced(app: Sphinx) -> dict[str, list[str]]:
                 for word, name in LINK.findall(cell["source"]):
                     linked[name].append(page)
                     bold[name] += [page] * word.startswith("**")
-    return {name: bold[name] or pages[:1] for name, pages in linked.items()}
+    return {
+        name: [*dict.fromkeys(pages[:1] + bold[name])] for name, pages in linked.items()
+    }
 
 
 def chapter_link(page: str) -> addnodes.pending_xref:

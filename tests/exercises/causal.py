@@ -121,3 +121,32 @@ class drop_scores:
 
         def keeps_only_the_diagonal(scores, p):
             return torch.eye(len(scores)) if p else causal_weights.cpu()
+
+        def one_draw_for_each_key(scores, p):
+            lost = torch.arange(len(scores)) % 4 < 4 * p
+            keep = ~lost[torch.randperm(len(scores))].expand(scores.shape)
+            keep = (keep | torch.eye(len(scores)).bool()) & causal_mask(len(scores))
+            return softmax(scores.masked_fill(~keep, -torch.inf) / 2**0.5)
+
+        def whole_rows(scores, p):
+            lost = torch.arange(len(scores)) % 4 < 4 * p
+            keep = ~lost[:, None].expand(scores.shape)
+            keep = (keep | torch.eye(len(scores)).bool()) & causal_mask(len(scores))
+            return softmax(scores.masked_fill(~keep, -torch.inf) / 2**0.5)
+
+        def whole_diagonals(scores, p):
+            place = torch.arange(len(scores))
+            lost = (place[:, None] - place) % 4 < 4 * p
+            keep = (~lost | torch.eye(len(scores)).bool()) & causal_mask(len(scores))
+            return softmax(scores.masked_fill(~keep, -torch.inf) / 2**0.5)
+
+        def every_fourth_key(scores, p):
+            keep = torch.arange(len(scores)).expand(scores.shape) % 4 >= 4 * p
+            keep = (keep | torch.eye(len(scores)).bool()) & causal_mask(len(scores))
+            return softmax(scores.masked_fill(~keep, -torch.inf) / 2**0.5)
+
+        def the_same_at_each_call(scores, p):
+            torch.manual_seed(5)
+            keep = (torch.rand_like(scores) >= p) | torch.eye(len(scores)).bool()
+            keep = keep & causal_mask(len(scores))
+            return softmax(scores.masked_fill(~keep, -torch.inf) / 2**0.5)

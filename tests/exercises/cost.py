@@ -60,6 +60,14 @@ class least_seconds:
             compute, carry = operations / product_rate, moved / copy_rate
             return max(compute, carry), "memory" if moved >= operations else "processor"
 
+        def ten_bytes_a_second(operations, moved, product_rate, copy_rate):
+            compute, carry = operations / product_rate, moved / 10
+            return max(compute, carry), "memory" if carry > compute else "processor"
+
+        def a_hundred_operations_a_second(operations, moved, product_rate, copy_rate):
+            compute, carry = operations / 100, moved / copy_rate
+            return max(compute, carry), "memory" if carry > compute else "processor"
+
         def by_the_memory_alone(operations, moved, product_rate, copy_rate):
             carry = moved / copy_rate
             pace = "memory" if carry >= 1 else "processor"

@@ -105,3 +105,13 @@ class true_may_see:
             x, mask = torch.randn(3, 4), torch.eye(3, dtype=torch.bool)
             other = torch.cat([torch.randn(1, 4), x[1:]])
             return torch.allclose(attention(x, mask)[0], attention(other, mask)[0])
+
+        def whether_numbers_come_if_all_is_true(attention):
+            x, ones = torch.randn(3, 4), torch.ones(3, 3, dtype=torch.bool)
+            context = attention(x, ones)
+            return bool(context.isfinite().all() and (context != 0).any())
+
+        def whether_none_come_if_all_is_false(attention):
+            x, none = torch.randn(3, 4), torch.zeros(3, 3, dtype=torch.bool)
+            context = attention(x, none)
+            return bool(not context.isfinite().all() or (context == 0).all())

@@ -8,6 +8,9 @@ class mean_so_far:
             alike = torch.zeros(len(x), 1)
             return attention_weights(alike, alike, causal=True) @ x
 
+        def by_running_sums(x):
+            return x.cumsum(dim=0) / torch.arange(1, len(x) + 1)[:, None]
+
         def by_a_scale_of_zero(x):
             weights = attention_weights(x, x, causal=True, scale=0.0)
             return weights @ x
@@ -46,6 +49,9 @@ class occurrences:
             alike = torch.zeros(len(text), 1)
             weights = attention_weights(alike, alike, causal=True)
             return (weights @ (text == letter).float()) / weights[:, 0]
+
+        def by_running_sums(text, letter):
+            return (text == letter).cumsum(dim=0)
 
     class wrong:
         def shares(text, letter):

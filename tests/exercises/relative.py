@@ -57,6 +57,23 @@ class by_key:
 
             return bias
 
+        def batch_in_the_place_of_heads(num_heads):
+            def bias(query_positions, key_positions):
+                keys = key_positions.unsqueeze(-2)
+                row = alibi_slopes(num_heads)[:, None, None] * keys
+                return row.expand(*row.shape[:-2], query_positions.shape[-1], -1)
+
+            return bias
+
+        def heads_first(num_heads):
+            def bias(query_positions, key_positions):
+                batch, count = key_positions.shape[:-1], query_positions.shape[-1]
+                slopes = alibi_slopes(num_heads).view(-1, *(1,) * len(batch), 1, 1)
+                row = slopes * key_positions.unsqueeze(-2)
+                return row.expand(*row.shape[:-2], count, -1)
+
+            return bias
+
         def alibi_itself(num_heads):
             return alibi(num_heads)
 

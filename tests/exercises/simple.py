@@ -72,6 +72,16 @@ class changes_softmax:
             before, after = softmax(scores)[0], softmax(function(scores))[0]
             return not torch.allclose(before, after)
 
+        def the_second_alone(function):
+            scores = torch.tensor([1.0, 2.0, 3.0])
+            before, after = softmax(scores)[1], softmax(function(scores))[1]
+            return not torch.allclose(before, after)
+
+        def the_last_alone(function):
+            scores = torch.tensor([1.0, 2.0, 3.0])
+            before, after = softmax(scores)[2], softmax(function(scores))[2]
+            return not torch.allclose(before, after)
+
         def the_order_alone(function):
             scores = torch.tensor([1.0, 2.0, 3.0])
             return not torch.equal(function(scores).argsort(), scores.argsort())
@@ -148,6 +158,24 @@ class sees_order:
 
         def rolled_alone(attention, x):
             return not torch.allclose(attention(x.roll(1, 0)), attention(x).roll(1, 0))
+
+        def backwards_and_one_swap(attention, x):
+            orders = [5, 4, 3, 2, 1, 0], [1, 0, 2, 3, 4, 5]
+            return any(
+                not torch.allclose(attention(x[o]), attention(x)[o]) for o in orders
+            )
+
+        def backwards_and_the_middle_swapped(attention, x):
+            orders = [5, 4, 3, 2, 1, 0], [0, 1, 3, 2, 4, 5]
+            return any(
+                not torch.allclose(attention(x[o]), attention(x)[o]) for o in orders
+            )
+
+        def rolled_and_backwards(attention, x):
+            orders = [5, 4, 3, 2, 1, 0], [1, 2, 3, 4, 5, 0]
+            return any(
+                not torch.allclose(attention(x[o]), attention(x)[o]) for o in orders
+            )
 
         def the_mean_alone(attention, x):
             order = torch.tensor([2, 0, 1, 4, 5, 3])

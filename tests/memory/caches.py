@@ -6,6 +6,7 @@ the others.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from examples import said
@@ -17,11 +18,13 @@ from attention import (
     KVCache,
     PagedCache,
     QuantizedCache,
+    RollingCache,
     Rotary,
     alibi,
     attend,
     causal,
     window,
+    window_and_sinks,
 )
 from attention.core.layer import Cache
 from attention.core.masks import and_masks
@@ -58,6 +61,17 @@ class Kept:
     gradients: bool = True
 
 
+def rolling(window: int, sinks: int, spare: int, rule: Callable) -> Kept:
+    """A ring: it goes back as long as all that its mask shows is still there."""
+
+    def oldest(cache):
+        dropped = cache._oldest > sinks
+        return cache._oldest + window - 1 if dropped else 0
+
+    make = partial(RollingCache, window, sinks, spare=spare)
+    return Kept(make, masks=(rule,), oldest=oldest, drops=True)
+
+
 CACHES: dict[str, Kept] = {
     "KVCache": Kept(KVCache),
     "KVCache, small blocks": Kept(lambda: KVCache(block=3)),
@@ -71,6 +85,9 @@ CACHES: dict[str, Kept] = {
     ),
     "PagedCache": Kept(lambda: PagedCache(4)),
     "PagedCache, in a pool": Kept(lambda: PagedCache(3, pool=BlockPool(3, 600))),
+    "RollingCache": rolling(6, 0, 0, window(6)),
+    "RollingCache, some to spare": rolling(4, 0, 3, window(4)),
+    "RollingCache, sinks": rolling(4, 2, 1, window_and_sinks(4, 2)),
 }
 
 SLOTS = {  # of a layer with six heads, each 8 wide

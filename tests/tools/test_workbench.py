@@ -150,6 +150,12 @@ def test_grade_survives_a_half_written_answer(capsys):
     assert capsys.readouterr().out.startswith("not yet: 'int' object has no attribute")
 
 
+def test_grade_tells_of_a_list_in_the_place_of_a_tensor(capsys):
+    grade(lambda answer: answer().sum(dim=-1), lambda: [1.0, 2.0])
+    said = capsys.readouterr().out
+    assert said.startswith("not yet: expected a torch.Tensor, got list")
+
+
 def test_grade_names_an_error_that_says_nothing(capsys):
     def stub(x):
         raise NotImplementedError
