@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
+from attention.memory.bounded import check_counts
 from attention.memory.kv_cache import check_piece, check_rollback
 from attention.tools.checks import check_sizes, precise
 from attention.tools.workbench import check_tensor, expected
@@ -152,8 +153,7 @@ class QuantizedCache:
         if group * bits % 8:
             must = f"a multiple of {8 // bits}, to fill whole bytes with {bits=}"
             raise expected("group", must, group)
-        if not isinstance(residual, int) or isinstance(residual, bool) or residual < 0:
-            raise expected("residual", "a whole number of at least 0", repr(residual))
+        check_counts(residual=residual)
         self.bits, self.group, self.residual = bits, group, residual
         self._clear()
 
