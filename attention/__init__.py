@@ -27,6 +27,7 @@ from attention.idea.simple import simple_self_attention, softmax
 from attention.memory.bounded import RollingCache, window_and_sinks
 from attention.memory.grouped_query import pool_heads
 from attention.memory.kv_cache import KVCache
+from attention.memory.latent import LatentAttention, cache_bytes
 from attention.memory.paged import BlockPool, PagedCache
 from attention.memory.quantised import QuantizedCache
 from attention.memory.speculative import accept, tree_mask
@@ -72,6 +73,7 @@ __all__ = [
     "CrossAttention",
     "DynamicNTKScaling",
     "KVCache",
+    "LatentAttention",
     "LearnedPositions",
     "LinearScaling",
     "Llama3Scaling",
@@ -97,6 +99,7 @@ __all__ = [
     "attend",
     "attention_entropy",
     "attention_weights",
+    "cache_bytes",
     "causal",
     "causal_mask",
     "convert_pairing",

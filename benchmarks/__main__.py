@@ -15,7 +15,9 @@ from pathlib import Path
 HERE = Path(__file__).parent
 SCRIPTS = {  # with the options that each knows
     "multi_head": {"--quick", "--device", "--rounds"},
+    "layer": {"--quick", "--device", "--rounds"},
     "flash": {"--quick", "--device", "--rounds"},
+    "decode": {"--quick", "--device", "--rounds"},
     "site": {"--quick"},
 }
 

@@ -1,1 +1,391 @@
-"""Time decoding."""
+"""Time one step of writing, with a cache, beside recomputation and other caches.
+
+    python benchmarks/decode.py            a quarter of an hour; writes decode.md, .csv
+    python benchmarks/decode.py --quick    two minutes; prints, writes nothing
+
+A stack of attention layers has read a text and reads one token more. The limit is a
+sum over as many bytes as weights and cache have: what is read once at least. All
+contenders say the same, and are compared before any is timed.
+"""
+
+import time
+import warnings
+from collections.abc import Callable
+from functools import cache, partial
+
+import torch
+from common import (
+    CANNOT_RUN,
+    DTYPES,
+    PATIENCE_SECONDS,
+    Row,
+    arguments,
+    cells_of,
+    disturbance,
+    finish,
+    first_line,
+    picture,
+    progress,
+    results_of,
+    say,
+    times_table,
+)
+from harness import Patience, machine, time_side_by_side
+from torch import Tensor, nn
+
+from attention import Attention, KVCache
+
+WIDTH, HEADS, LAYERS = 768, 12, 8
+LENGTHS = [500, 1000, 2000]
+TOLERANCE = {"float32": 1e-4, "bfloat16": 0.15}  # relative, after all layers
+SHARES = {"float32": 0.75, "bfloat16": 0.90}  # of the limit's speed
+TIMES_FASTER = 100  # than a pass over 2,000 tokens
+OURS, COMPILED, CAT = "KVCache", "KVCache, compiled", "torch.cat"
+WHOLE, TORCH = "whole pass", "nn.MultiheadAttention"
+THEIRS, LIMIT = "transformers", "limit"
+
+
+class Growing:
+    """The smallest cache: each step moves all that is held."""
+
+    length = 0
+
+    def extend(self, *new: Tensor) -> tuple[Tensor, ...]:
+        if self.length > 0:
+            pairs = zip(self.held, new, (-2, -2, -1), strict=True)
+            new = tuple(torch.cat([old, more], axis) for old, more, axis in pairs)
+        self.held, self.length = new, new[2].shape[-1]
+        return new
+
+    def truncate(self, length: int) -> None:
+        keys, values, positions = self.held
+        self.held = keys[..., :length, :], values[..., :length, :], positions[:length]
+        self.length = length
+
+
+# The contenders. Each is made of the layers and a text, and is then called for the
+# vector of the text's last token.
+
+
+class Cached:
+    """A step with a cache of this kind for each layer."""
+
+    def __init__(self, make: Callable, layers: nn.ModuleList, text: Tensor):
+        self.layers, self.last = layers, text[:, -1:]
+        self.caches = [make() for _ in layers]
+        self.before = text.shape[1] - 1
+        self.place = torch.tensor([self.before], device=text.device)
+        positions = torch.arange(self.before, device=text.device)
+        self.read(text[:, :-1], positions)
+
+    def read(self, x: Tensor, positions: Tensor) -> Tensor:
+        for layer, memory in zip(self.layers, self.caches, strict=True):
+            x = layer(x, positions=positions, cache=memory)
+        return x
+
+    def __call__(self) -> Tensor:
+        for memory in self.caches:
+            memory.truncate(self.before)
+        return self.read(self.last, self.place)
+
+
+class Compiled(Cached):
+    """The same, where one query is attended to, and projected, by compiled code."""
+
+    def __init__(self, layers: nn.ModuleList, text: Tensor):
+        super().__init__(KVCache, layers, text)
+        self.layers = [self.compiled(layer) for layer in layers]
+
+    def compiled(self, layer: Attention) -> Attention:
+        sizes = (WIDTH, WIDTH, HEADS)
+        twin = Attention(*sizes, qkv_bias=True, attend=one_query).eval()
+        for name in ("W_query", "W_key", "W_value", "out_proj"):
+            setattr(twin, name, Row1(getattr(layer, name)))
+        return twin.requires_grad_(False)
+
+
+class Row1(nn.Module):
+    """A linear layer for a single row."""
+
+    def __init__(self, linear: nn.Linear):
+        super().__init__()
+        self.weight, self.bias = linear.weight, linear.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        return compiled_row()(x, self.weight, self.bias)
+
+
+@cache
+def compiled_row() -> Callable[..., Tensor]:
+    def row(x, weight, bias):
+        given = (x.float() * weight.float()).sum(dim=-1) + bias.float()
+        return given.to(x.dtype).unsqueeze(-2)
+
+    return torch.compile(row)
+
+
+@cache
+def compiled_query() -> Callable[..., Tensor]:
+    def attend(queries, keys, values, scale):
+        scores = (queries.float() * keys.float()).sum(dim=-1, keepdim=True) * scale
+        weights = scores.softmax(dim=-2)
+        return (weights * values.float()).sum(dim=-2, keepdim=True).to(values.dtype)
+
+    return torch.compile(attend, dynamic=True)
+
+
+def one_query(
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    mask: Tensor | None = None,
+    *,
+    causal: bool = False,
+    dropout_p: float = 0.0,
+) -> Tensor:
+    """Attention of one query that may see all keys, in one pass over each."""
+    if queries.shape[-2] != 1 or mask is not None:
+        raise ValueError("queries: expected one, and no mask, for this form")
+    return compiled_query()(queries, keys, values, queries.shape[-1] ** -0.5)
+
+
+class Whole:
+    """A pass over the whole text for its last token."""
+
+    def __init__(self, layers: nn.ModuleList, text: Tensor):
+        self.layers, self.text = layers, text
+
+    def __call__(self) -> Tensor:
+        x = self.text
+        for layer in self.layers:
+            x = layer(x)
+        return x[:, -1:]
+
+
+class TorchWhole(Whole):
+    """The same by PyTorch's own module."""
+
+    def __init__(self, layers: nn.ModuleList, text: Tensor):
+        super().__init__(nn.ModuleList(map(self.twin, layers)), text)
+        places = torch.arange(text.shape[1], device=text.device)
+        self.hidden = places > places[:, None]  # True: may not see
+
+    def twin(self, layer: Attention) -> nn.MultiheadAttention:
+        weight = layer.W_query.weight
+        options = {"device": weight.device, "dtype": weight.dtype}
+        twin = nn.MultiheadAttention(WIDTH, HEADS, batch_first=True, **options)
+        three = (layer.W_query, layer.W_key, layer.W_value)
+        twin.in_proj_weight.data = torch.cat([each.weight for each in three])
+        twin.in_proj_bias.data = torch.cat([each.bias for each in three])
+        twin.out_proj.load_state_dict(layer.out_proj.state_dict())
+        return twin.eval().requires_grad_(False)
+
+    def __call__(self) -> Tensor:
+        x, options = self.text, {"need_weights": False, "is_causal": True}
+        for layer in self.layers:
+            x, _ = layer(x, x, x, attn_mask=self.hidden, **options)
+        return x[:, -1:]
+
+
+class Theirs:
+    """A step of transformers' GPT-2 layers with their DynamicCache."""
+
+    def __init__(self, layers: nn.ModuleList, text: Tensor):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import transformers
+            from transformers.models.gpt2.modeling_gpt2 import GPT2Attention
+
+            sizes = {"n_embd": WIDTH, "n_head": HEADS, "n_layer": len(layers)}
+            config = transformers.GPT2Config(**sizes, attn_implementation="sdpa")
+            self.layers = [GPT2Attention(config, layer_idx=n).eval() for n in
+                           range(len(layers))]  # fmt: skip
+        for theirs, layer in zip(self.layers, layers, strict=True):
+            three = (layer.W_query, layer.W_key, layer.W_value)
+            theirs.requires_grad_(False).to(text)
+            theirs.c_attn.weight.copy_(torch.cat([w.weight for w in three]).T)
+            theirs.c_attn.bias.copy_(torch.cat([w.bias for w in three]))
+            theirs.c_proj.weight.copy_(layer.out_proj.weight.T)
+            theirs.c_proj.bias.copy_(layer.out_proj.bias)
+        self.cache, self.last = transformers.DynamicCache(config=config), text[:, -1:]
+        self.read(text[:, :-1])
+        self.drop = lambda: None
+
+    def read(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x, cache=self.cache)[0]
+        return x
+
+    def __call__(self) -> Tensor:
+        self.drop()
+        self.drop = partial(self.cache.crop, -1)  # what this call adds
+        return self.read(self.last)
+
+
+CONTENDERS: dict[str, Callable] = {
+    OURS: partial(Cached, KVCache),
+    COMPILED: Compiled,
+    CAT: partial(Cached, Growing),
+    THEIRS: Theirs,
+    WHOLE: Whole,
+    TORCH: TorchWhole,
+}
+
+
+# Time.
+
+
+def some_layers(device: str, dtype: str) -> nn.ModuleList:
+    torch.manual_seed(123)
+    layers = [Attention(WIDTH, WIDTH, HEADS, qkv_bias=True) for _ in range(LAYERS)]
+    layers = nn.ModuleList(layers).eval().requires_grad_(False)
+    for layer in layers:
+        layer.out_proj.weight.mul_(5)  # so that eight layers do not fade
+    return layers.to(device, DTYPES[dtype])
+
+
+def some_text(device: str, dtype: str, length: int) -> Tensor:
+    torch.manual_seed(length)
+    return torch.randn(1, length, WIDTH).to(device, DTYPES[dtype])
+
+
+def bytes_read(dtype: str, length: int) -> int:
+    """Weights and cache, once."""
+    numbers = LAYERS * (4 * WIDTH**2 + 4 * WIDTH + 2 * length * WIDTH)
+    return numbers * DTYPES[dtype].itemsize
+
+
+def ready(
+    device: str, dtype: str, length: int, contenders: dict[str, Callable]
+) -> dict[str, Callable]:
+    """The calls of all that can run, after they were found to say the same."""
+    layers, text = some_layers(device, dtype), some_text(device, dtype, length)
+    calls, must = {}, Whole(layers, text)()
+    for name, make in contenders.items():
+        try:
+            call = make(layers, text)
+            given = call(), call()  # a second call stands where the first did
+        except CANNOT_RUN as error:
+            if name in (OURS, WHOLE):
+                raise
+            explain(f"{name} cannot run on {device}: {first_line(error)}")
+            continue
+        for each in given:
+            compare(name, each, must, TOLERANCE[dtype])
+        calls[name] = call
+    return calls
+
+
+def compare(name: str, given: Tensor, must: Tensor, tolerance: float) -> None:
+    distance = (given.double() - must.double()).norm() / must.double().norm()
+    if not distance <= tolerance:  # NaN fails too
+        raise AssertionError(
+            f"{name} must say what the whole pass says, to {tolerance:g}; "
+            f"the relative error is {distance:.1e}"
+        )
+
+
+@cache
+def explain(why: str) -> None:
+    """Say it the first time."""
+    say(f"  {why}")
+
+
+@torch.no_grad()
+def time_cell(device: str, dtype: str, length: int, rounds: int) -> list[Row]:
+    """Rows of the CSV, one for each contender and one for the limit."""
+    calls = ready(device, dtype, length, CONTENDERS)
+    everything = torch.zeros(bytes_read(dtype, length) // 4, device=device)
+    calls[LIMIT] = everything.sum
+    calls[LIMIT]()
+    timings = time_side_by_side(calls, rounds, device, Patience(PATIENCE_SECONDS))
+    cell = {"device": device, "dtype": dtype, "direction": "step", "length": length}
+    return [
+        {
+            **cell,
+            "contender": name,
+            "milliseconds": round(timing.median * 1e3, 4),
+            "spread": round(timing.spread * 1e3, 4),
+            "share": round(1 / timing.ratio(timings[LIMIT]), 4),
+            "faster": round(timings[WHOLE].ratio(timing), 2),
+            "rounds": rounds,
+            "disturbed": timing.disturbed,
+        }
+        for name, timing in timings.items()
+    ]
+
+
+# The report.
+
+
+def report(rows: list[Row], machines: dict[str, str], rounds: int) -> str:
+    """The tables and what follows from them, in Markdown."""
+    parts = ["# A step with a cache", "Written by `benchmarks/decode.py`."]
+    for device, description in machines.items():
+        times, _ = results_of(rows, device)
+        parts += [
+            f"## {device}",
+            f"{description}.",
+            times_table(times, [*CONTENDERS, LIMIT], OURS, time_and_share),
+            f"Milliseconds for the next token, the median of {rounds} rounds; in "
+            "brackets the share of the limit's speed, the median of the rounds' "
+            f"ratios. Spread is the interquartile range of {OURS}. {LAYERS} layers, "
+            f"batch 1, width {WIDTH}, {HEADS} heads; length counts the new token. "
+            "The limit is a sum over as many bytes as weights and cache have.",
+            verdict(times),
+            picture("decode", device, OURS),
+        ]
+    return "\n\n".join(parts) + "\n"
+
+
+def time_and_share(row: Row) -> str:
+    """What the table has in a cell."""
+    return f"{row['milliseconds']:.1f} ({row['share']:.2f})"
+
+
+def verdict(rows: list[Row]) -> str:
+    """Where the goals are met, where not, and how disturbed the run was."""
+    words = []
+    for (dtype, length), group in cells_of(rows, "dtype", "length"):
+        by_name = {row["contender"]: row for row in group}
+        for name in (OURS, COMPILED):
+            if name not in by_name:
+                continue
+            row, goal = by_name[name], SHARES[dtype]
+            met = "meets" if row["share"] >= goal else "misses"
+            words.append(
+                f"In {dtype} at {length}, {name} {met} the goal: {row['share']:.2f} of "
+                f"the limit's speed, the goal is {goal:.2f}; it is "
+                f"{row['faster']:.0f} × as fast as the whole pass"
+                + (f", the goal is {TIMES_FASTER} ×." if length >= 2000 else ".")
+            )
+    return " ".join([*words, *disturbance(rows)])
+
+
+# The command.
+
+
+def main() -> None:
+    options = arguments(__doc__)
+    lengths = LENGTHS[:2] if options.quick else LENGTHS
+    machines = {device: machine(device) for device in options.devices}
+    rows: list[Row] = []
+    for device, description in machines.items():
+        say(f"{device}: {description}")
+        cells = [(dtype, length) for dtype in DTYPES for length in lengths]
+        for number, (dtype, length) in enumerate(cells, start=1):
+            start = time.perf_counter()
+            found = time_cell(device, dtype, length, options.rounds)
+            rows += found
+            ours = next(row for row in found if row["contender"] == OURS)
+            say(
+                f"{progress(number, len(cells))} {device} {dtype} {length}: "
+                f"{ours['milliseconds']:.1f} ms, {ours['share']:.2f} of the limit, "
+                f"{ours['faster']:.0f} × the whole pass "
+                f"({time.perf_counter() - start:.0f} s)"
+            )
+    finish("decode", OURS, report(rows, machines, options.rounds), rows, options)
+
+
+if __name__ == "__main__":
+    main()

@@ -293,7 +293,13 @@ def compare(
             )
 
 
-def time_cells(cells: list[Cell], rounds: int) -> list[Row]:
+def time_cells(
+    cells: list[Cell],
+    rounds: int,
+    prepare: Callable[[Cell], dict[str, Step]] = prepare,
+    ours: str = OURS,
+    batch: int = BATCH,
+) -> list[Row]:
     """Rows of the CSV, one for each contender of each cell."""
     rows = []
     for number, cell in enumerate(cells, start=1):
@@ -301,11 +307,11 @@ def time_cells(cells: list[Cell], rounds: int) -> list[Row]:
         timings = time_side_by_side(
             prepare(cell), rounds, cell.device, Patience(PATIENCE_SECONDS)
         )
-        fastest = fastest_peer(timings)
+        fastest = fastest_peer(timings, ours)
         rows += [
             {
                 **vars(cell),
-                "batch": BATCH,
+                "batch": batch,
                 "contender": name,
                 "milliseconds": round(timing.median * 1e3, 3),
                 "spread": round(timing.spread * 1e3, 3),
@@ -316,20 +322,20 @@ def time_cells(cells: list[Cell], rounds: int) -> list[Row]:
             }
             for name, timing in timings.items()
         ]
-        ratio = timings[OURS].ratio(timings[fastest])
+        ratio = timings[ours].ratio(timings[fastest])
         disturbed = sum(timing.disturbed for timing in timings.values())
         seconds = time.perf_counter() - start
         say(
             f"{progress(number, len(cells))} {cell}: "
-            f"{timings[OURS].median * 1e3:.1f} ms, {ratio:.2f} × {fastest}, "
+            f"{timings[ours].median * 1e3:.1f} ms, {ratio:.2f} × {fastest}, "
             f"{disturbed} samples disturbed ({seconds:.0f} s)"
         )
     return rows
 
 
-def fastest_peer(timings: dict[str, Timing]) -> str:
+def fastest_peer(timings: dict[str, Timing], ours: str) -> str:
     """The name of the fastest contender but ours."""
-    peers = {name: timing.median for name, timing in timings.items() if name != OURS}
+    peers = {name: timing.median for name, timing in timings.items() if name != ours}
     return min(peers, key=peers.__getitem__)
 
 
@@ -425,12 +431,12 @@ def time_and_ratio(row: Row) -> str:
     return f"{row['milliseconds']:.1f} ({row['ratio']:.2f})"
 
 
-def verdict(rows: list[Row]) -> str:
+def verdict(rows: list[Row], ours: str = OURS, goal: float = GOAL) -> str:
     """In how many cells the goal is met, and where it is not."""
-    mine = [row for row in rows if row["contender"] == OURS]
-    missed = [row for row in mine if row["ratio"] > GOAL]
+    mine = [row for row in rows if row["contender"] == ours]
+    missed = [row for row in mine if row["ratio"] > goal]
     words = [
-        f"{OURS} is within {GOAL} × the fastest peer in "
+        f"{ours} is within {goal} × the fastest peer in "
         f"{len(mine) - len(missed)} of {len(mine)} cells."
     ]
     for row in missed:

@@ -40,12 +40,16 @@ ROOT = Path(__file__).resolve().parents[1]
 TESTS = {
     "book/tangle.py": ["tests/test_tangle.py"],
     "book/conftest.py": ["tests/test_verifier.py"],
+    "attention/memory/kv_cache.py": [
+        "tests/memory/test_kv_cache.py",
+        "tests/memory/test_caches.py",
+    ],
 }
 FILES = [
     path.relative_to(ROOT).as_posix()
     for path in sorted(ROOT.glob("attention/*/*.py"))
     if path.stem != "__init__"
-] + [*TESTS]
+] + [file for file in TESTS if file.startswith("book/")]
 LEFT_OUT = [".git", ".venv", "_build", "__pycache__", ".hypothesis"]
 FIRST = 600  # seconds that the tests may take on the plain code
 AROUND = 40  # letters that are shown on each side of a change

@@ -14,7 +14,9 @@ BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
 import common  # noqa: E402
+import decode  # noqa: E402
 import flash  # noqa: E402
+import layer  # noqa: E402
 import multi_head  # noqa: E402
 
 SCRIPTS = {"multi_head": multi_head, "flash": flash}
@@ -50,12 +52,22 @@ def some_rows(script) -> list[common.Row]:
     return rows
 
 
-def test_the_report_is_what_its_numbers_say():
-    text = (BENCHMARKS / "multi_head.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize("script", [multi_head, layer])
+def test_the_report_is_what_its_numbers_say(script):
+    text = (BENCHMARKS / f"{script.__name__}.md").read_text(encoding="utf-8")
     rounds = int(re.search(r"the median of (\d+) rounds", text)[1])
     (described,) = re.findall(r"(?m)^.*The fused call picks.*$", text)
-    rows = rows_of("multi_head")
-    assert multi_head.report(rows, {"cpu": described}, rounds) == text
+    rows = rows_of(script.__name__)
+    assert script.report(rows, {"cpu": described}, rounds) == text
+
+
+@pytest.mark.parametrize("direction", common.PASSES)
+def test_a_layer_without_slots_is_timed_on_what_the_older_one_computes(direction):
+    steps = layer.prepare(multi_head.Cell("cpu", "float32", direction, 5))
+    assert [*steps] == layer.CONTENDERS
+    output, *gradient = steps[layer.OURS].results()
+    assert output.shape == (1, 5, layer.WIDTH)
+    assert len(gradient) == (direction != "forward")
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -131,3 +143,54 @@ def test_a_contender_computes_what_ours_does(name):
         for which in (name, multi_head.OURS)
     )
     multi_head.compare(name, theirs.results(), ours.results(), tolerance=1e-5)
+
+
+# A step with a cache
+
+
+def test_the_report_of_a_step_is_what_its_numbers_say():
+    text = (BENCHMARKS / "decode.md").read_text(encoding="utf-8")
+    rounds = int(re.search(r"the median of (\d+) rounds", text)[1])
+    (described,) = re.findall(r"(?m)^(.*, torch .*)\.$", text)
+    assert decode.report(rows_of("decode"), {"cpu": described}, rounds) == text
+
+
+def step_rows(**shares: float) -> list[common.Row]:
+    """Numbers of a run in which contenders reach these shares of the limit."""
+    place = {"device": "cpu", "dtype": "float32", "direction": "step", "length": 2000}
+    times = {"milliseconds": 2.0, "spread": 0.5, "rounds": 3, "disturbed": 1}
+    return [
+        place | times | {"contender": name, "share": shares.get(name, 0.5), "faster": 7}
+        for name in [*decode.CONTENDERS, decode.LIMIT]
+    ]
+
+
+def test_a_report_of_a_step_says_what_was_met_and_missed():
+    text = decode.report(step_rows(KVCache=0.8), {"cpu": "a machine"}, rounds=3)
+    head = next(line for line in text.splitlines() if line.startswith("| dtype"))
+    columns = head.strip("| ").split(" | ")[3:]
+    assert columns == [*decode.CONTENDERS, decode.LIMIT, "spread"]
+    assert "| 2.0 (0.80) |" in text
+    assert "KVCache meets the goal: 0.80" in text
+    assert "KVCache, compiled misses the goal: 0.50" in text
+    assert "7 × as fast as the whole pass, the goal is 100 ×." in text
+    assert "disturbed 7 of 21 samples" in text
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", common.DTYPES)
+def test_contenders_say_the_same_of_a_new_token(dtype, capsys):
+    """But for the compiled one: it takes a compiler, and is compared when it runs."""
+    others = {k: v for k, v in decode.CONTENDERS.items() if k != decode.COMPILED}
+    calls = decode.ready("cpu", dtype, 11, others)
+    assert set(others) - set(calls) <= {decode.THEIRS}
+    numbers = sum(w.nbytes for w in decode.some_layers("cpu", dtype).parameters())
+    held = calls[decode.CAT].caches[0].held
+    numbers += decode.LAYERS * sum(tensor.nbytes for tensor in held[:2])
+    assert decode.bytes_read(dtype, 11) == numbers
+
+
+def test_a_contender_that_says_another_thing_is_named():
+    given = torch.ones(3), 1.1 * torch.ones(3)
+    with pytest.raises(AssertionError, match="it must say what the whole pass says"):
+        decode.compare("it", *given, 0.05)

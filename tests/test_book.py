@@ -32,6 +32,7 @@ UNCHECKED = {
     ("core/multi_head", "talk-after"): "trained: `talk-shares` checks what it shows",
     ("core/multi_head", "talk-explore"): "trained, too: it shows the same maps",
     ("idea/simple", "timing"): "times differ from run to run",
+    ("memory/grouped_query", "courses-drawn"): "trained; `convert-check` checks it",
     ("memory/bounded", "rests"): "trained: `rests-check` checks what it shows",
     ("memory/bounded", "stream-drawn"): "trained: `stream-check` has the bounds",
     ("memory/bounded", "stream-table"): "the same numbers",

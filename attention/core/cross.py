@@ -98,10 +98,7 @@ class CrossAttention(nn.Module):
         """Queries of `x`, keys and values of `context_input`, by head."""
         check_input(self, x)
         check_context(self, x, context_input)
-        layers = (
-            (self.W_query, x),
-            (self.W_key, context_input),
-            (self.W_value, context_input),
-        )
+        queries = self.W_query(x)
+        projected = queries, self.W_key(context_input), self.W_value(context_input)
         cut = "... i (h d) -> ... h i d"
-        return tuple(rearrange(W(read), cut, h=self.num_heads) for W, read in layers)
+        return tuple(rearrange(each, cut, h=self.num_heads) for each in projected)

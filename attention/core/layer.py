@@ -279,6 +279,9 @@ class Attention(nn.Module):
     def _inputs(self, x, mask, positions, cache) -> tuple[tuple, dict]:
         """What the form is called with: queries, keys, values and mask, and options."""
         check_input(self, x)
+        flag = self.masks == (causal,) and self.bias is None
+        if flag and positions is None and cache is None and self.process_heads is None:
+            return (*self._heads(x, None), mask), {"causal": True}  # as in 2017
         if cache is not None:
             check_cache(cache, self, x)
         counted = positions is None and (cache is None or cache.length == 0)
@@ -286,11 +289,12 @@ class Attention(nn.Module):
         queries, keys, values = self._heads(x, positions)
         if cache is not None:
             keys, values, held = extended(cache, keys, values, positions, mask)
-        if self.masks == (causal,) and self.bias is None:
+        if flag:
             counted = counted and held.shape == positions.shape
             if counted or in_order(positions, held):
                 return (queries, keys, values, mask), {"causal": True}
-        mask = visible((*queries.shape[:-1], keys.shape[-2]), mask, False, x.device)
+        shape = (*queries.shape[:-1], keys.shape[-2])
+        mask = visible(shape, mask, causal=False, device=x.device)
         seen = (table_of("masks", rule, positions, held) for rule in self.masks)
         options = {"causal": False}
         if self.bias is not None:

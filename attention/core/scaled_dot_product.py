@@ -178,21 +178,29 @@ def _has_kernel(queries: Tensor, values: Tensor, dropout_p: float) -> bool:
     return four and even and dropout_p == 0
 
 
-def _fused(queries, keys, values, table, **options) -> Tensor:
+def _fused(queries, keys, values, table, dropout_p, **options) -> Tensor:
     """PyTorch's call, which knows of groups of heads where all four axes are there."""
     groups = keys.shape[:-2]
-    four = queries.ndim == 4 and groups == values.shape[:-2]
-    shared = four and (are_groups(keys, queries) or groups[1] == 1 < queries.shape[1])
-    if shared and groups[0] == queries.shape[0]:
+    alike = groups == values.shape[:-2] and groups[:-1] == queries.shape[:-3]
+    one = alike and groups[-1:] == (1,) and queries.shape[-3] > 1
+    in_one_row = one and not _has_kernel(queries, values, dropout_p)
+    if in_one_row:  # step by step, each query would get a copy of all keys
+        heads, queries = queries.shape[-3:-1], queries.flatten(-3, -2).unsqueeze(-3)
+        if table is not None:
+            table = table.expand(*table.shape[:-3], *heads, -1)
+            table = table.flatten(-3, -2).unsqueeze(-3)
+    elif alike and queries.ndim == 4 and (one or are_groups(keys, queries)):
         options["enable_gqa"] = True
     else:
         keys, values = repeat_kv(keys, queries), repeat_kv(values, queries)
     try:
         context = F.scaled_dot_product_attention(
-            queries, keys, values, attn_mask=table, **options
+            queries, keys, values, table, dropout_p, **options
         )
     except NotImplementedError as error:  # forward mode
         raise second_derivative("attend") from error
+    if in_one_row:
+        context = context.squeeze(-3).unflatten(-2, heads)
     return first_order(context)
 
 

@@ -1,7 +1,7 @@
 """A cache of keys and values
 
 Keys and values of the past are kept and not computed again, in memory that is
-allocated ahead; a text that is written token by token says what the whole says, and
+allocated ahead; a text that is read token by token gives what it gives whole, and
 what was rejected is taken back.
 
 Written by `book/memory/kv_cache.ipynb`: read and change it there.
@@ -62,7 +62,7 @@ def _check_like(name: str, tensor: Tensor, held: Tensor) -> None:
 
 
 def _check_onward(positions: Tensor, last: Tensor | None) -> None:
-    if (positions.diff() < 0).any():
+    if positions.shape[-1] > 1 and (positions.diff() < 0).any():
         must = "no position to be less than the one before"
         raise expected("positions", must, positions.tolist())
     if last is None:
@@ -165,10 +165,11 @@ class KVCache:
             return False
         if self._memory[0].is_inference() and not torch.is_inference_mode_enabled():
             return False
-        pairs = zip(self._memory[:2], new[:2], strict=True)
         rows, own = self._memory[2].shape[:-1], new[2].shape[:-1]
-        wide = self.length > 0 and torch.broadcast_shapes(rows, own) == rows
-        return all(_kind(a) == _kind(b) for a, b in pairs) and (rows == own or wide)
+        if self.length > 0:  # the kind was checked, but rows may have come
+            return rows == own or torch.broadcast_shapes(rows, own) == rows
+        pairs = zip(self._memory[:2], new[:2], strict=True)
+        return rows == own and all(_kind(a) == _kind(b) for a, b in pairs)
 
     def __copy__(self) -> "KVCache":
         self._room = 0  # whoever writes next, writes elsewhere

@@ -133,7 +133,8 @@ class BlockPool:
 
     def release(self, blocks: Sequence[int]) -> None:
         """Count one user less of each; the last of a text are free first."""
-        if any(self.users[block] < 1 for block in blocks):
+        known = range(len(self.users))
+        if not all(block in known and self.users[block] for block in blocks):
             raise expected("blocks", "blocks that somebody holds", blocks)
         for block in reversed(blocks):
             self.users[block] -= 1

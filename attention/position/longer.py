@@ -82,7 +82,7 @@ class NTKScaling:
 def yarn_factor(factor: float | int, mscale: float | int = 1.0) -> float:
     """By how much queries and keys are multiplied: 0.1 mscale ln(factor) + 1.
 
-    The scores get its square. Peng et al. 2023, eq. 22; mscale is DeepSeek-V2's.
+    The scores get its square. Peng et al. 2024, eq. 22; mscale is DeepSeek-V2's.
     """
     check_factor(factor)
     return 0.1 * mscale * math.log(factor) + 1
@@ -97,7 +97,7 @@ class YaRN:
     truncate=False (gpt-oss). `attention_factor` is `yarn_factor(factor)` if it is not
     given; with DeepSeek's mscale and mscale_all_dim, it is the ratio of both factors,
     and the layer multiplies its scale by yarn_factor(factor, mscale_all_dim) ** 2
-    itself. Peng et al. 2023, eq. 17 to 23.
+    itself. Peng et al. 2024, eq. 17 to 23; the ramp is that of their code.
     """
 
     factor: float | int
@@ -153,7 +153,7 @@ class Llama3Scaling:
     """A scaling: like YaRN's ramp, in turns instead of pairs, without its factor.
 
     A pair that turns at least `high` times in `original_length` stays, one that turns
-    at most `low` times is interpolated. Dubey et al. 2024, and the released code.
+    at most `low` times is interpolated. Llama Team 2024, and the released code.
     """
 
     factor: float | int

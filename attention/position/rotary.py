@@ -59,7 +59,7 @@ def rotary_frequencies(
     """Radians that each pair of numbers turns at a step: base^(-2i / rotary_dim).
 
     They are float64 where there is such, on the device of `positions`. ValueError for
-    an odd rotary_dim, and a base of at most 1. Su et al. 2021, section 3.2.2.
+    an odd rotary_dim, and a base of at most 1. Su et al. 2024, section 3.2.2.
     """
     check_rotary(rotary_dim, base)
     place = torch.zeros(1, dtype=torch.int64) if positions is None else positions
@@ -98,7 +98,7 @@ def rotate(
 
     The first 2 * half numbers of each head turn, in pairs (i, i + half) or, if
     interleaved, (2i, 2i + 1), and are multiplied by `factor`; the rest stay as they
-    are. It computes in float32, or float64 for float64. Su et al. 2021, eq. 34.
+    are. It computes in float32, or float64 for float64. Su et al. 2024, eq. 34.
     """
     check_turn(heads, angles)
     dtype, width = precise(heads), 2 * angles.shape[-1]
@@ -138,7 +138,7 @@ class Rotary(nn.Module):
     The first `rotary_dim` numbers of a head turn (all, if None), in pairs (i, i + half)
     or, if interleaved, (2i, 2i + 1); `scaling` changes how fast (see `Scaling`). There
     is no parameter and no buffer: one object may serve all layers, and another dtype of
-    the model rounds no angle. ValueError for what does not fit. Su et al. 2021.
+    the model rounds no angle. ValueError for what does not fit. Su et al. 2024.
     """
 
     def __init__(
@@ -230,8 +230,9 @@ def convert_pairing(
 class ProportionalScaling:
     """A scaling: only the fastest pairs turn, a share of all, as fast as ever.
 
-    All of the head is paired, and slow pairs stand still; `factor` divides the
-    frequencies of the others. Gemma 4 has this kind, GPT-NeoX that of rotary_dim.
+    All of the head is paired, and slow pairs stand still. Those that turn are slowed by
+    `factor`, for longer texts. Gemma 4 has this kind, GPT-NeoX that of rotary_dim.
+    ValueError for a share that is not in (0, 1], and a factor below 1.
     """
 
     share: float | int
@@ -249,7 +250,7 @@ class ProportionalScaling:
 
 
 def check_factor(factor: float | int) -> None:
-    """ValueError unless a text may become this many times as long."""
+    """ValueError unless frequencies may be divided by this number, 1 or more."""
     if not isinstance(factor, int | float) or not 1 <= factor < float("inf"):
         raise expected("factor", "a number of at least 1", factor)
 

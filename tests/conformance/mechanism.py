@@ -86,6 +86,28 @@ def grouped_heads(f, x):
     return queries, *(t.repeat_interleave(times, dim=-3) for t in (keys, values))
 
 
+def unit(norm, x):
+    """Vectors with a mean square of 1, times the weights of `norm`."""
+    return x / (x.square().mean(dim=-1, keepdim=True) + norm.eps).sqrt() * norm.weight
+
+
+def latent_heads(f, x):
+    """Keys and values of all heads, made of the latents; slices that turn, behind."""
+    read = x
+    if f.W_query_latent is not None:
+        read = unit(f.query_norm, linear(f.W_query_latent, x))
+    latents = unit(f.latent_norm, linear(f.W_latent, x))
+    queries, keys, values = (
+        torch.stack(linear(layer, t).chunk(f.num_heads, dim=-1), dim=-3)
+        for layer, t in ((f.W_query, read), (f.W_key, latents), (f.W_value, latents))
+    )
+    own, turning = queries[..., : f.head_dim], queries[..., f.head_dim :]
+    shared = linear(f.W_turned_key, x).unsqueeze(-3)
+    turned, shared = f.process_heads(turning, shared, torch.arange(x.shape[-2]))
+    shared = shared.expand(*keys.shape[:-1], f.rotary_dim)
+    return torch.cat([own, turned], -1), torch.cat([keys, shared], -1), values
+
+
 def split_heads(f, x, context_input=None):
     other = x if context_input is None else context_input
     layers = ((f.W_query, x), (f.W_key, other), (f.W_value, other))

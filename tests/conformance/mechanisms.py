@@ -11,6 +11,7 @@ from attention import (
     Attention,
     CausalAttention,
     CrossAttention,
+    LatentAttention,
     MultiHeadAttention,
     Rotary,
     SelfAttention,
@@ -266,6 +267,26 @@ BIASED = Excuse(
 TABLES = Excuse("makes a table of positions", "fails")
 
 
+def latent(sizes, dropout=0.0, **options):
+    """Latents of three numbers, and one more slice of two, which turns."""
+    options |= {"latent_dim": 3, "rotary_dim": 2, "head_dim": sizes.head_dim}
+    options |= {"value_dim": sizes.d_value, "qkv_bias": sizes.qkv_bias}
+    return LatentAttention(
+        sizes.d_in, sizes.d_out + 1, sizes.heads, dropout=dropout, **options
+    )
+
+
+def by_call_of_latents(f, tensors, allowed):
+    three = wired.latent_heads(f, *tensors)
+    return wired.projected(f, peers.by_call(f, three, allowed))
+
+
+ABSORBED = Excuse(
+    "needs a form that takes a scale, and matrices as they are",
+    lambda m: m.make(Sizes()).absorb is True,
+)
+
+
 def additive(sizes, dropout=0.0):
     return AdditiveAttention(sizes.d_in, sizes.d_context, sizes.head_dim)
 
@@ -284,6 +305,8 @@ ONE_HEAD = MODULE | {"reads": X, "wiring": wired.one_head}
 HEADS = MODULE | {"wiring": wired.split_heads, "after": wired.projected, "heads": True}
 LAYER = HEADS | {"covers": Attention, "reads": X, "wiring": wired.grouped_heads}
 LAYER |= {"causal": True, "peer": by_call_of_heads}
+LATENT = LAYER | {"covers": LatentAttention, "wiring": wired.latent_heads}
+LATENT |= {"peer": by_call_of_latents}
 
 
 def plain_causal_biased(make, options) -> list[Mechanism]:
@@ -404,6 +427,13 @@ MECHANISMS = [
         score=biased_heads,
         excused={"protocol": BIASED, "shown": BIASED},
         **LAYER | {"peer": by_call_biased},
+    ),
+    Mechanism(name="LatentAttention", make=latent, **LATENT),
+    Mechanism(
+        name="LatentAttention absorbed",
+        make=partial(latent, absorb=True, query_latent_dim=4),
+        excused=dict.fromkeys(("protocol", "shown", "wrapped"), ABSORBED),
+        **LATENT,
     ),
     Mechanism(
         name="CrossAttention",

@@ -721,3 +721,15 @@ def test_shared_heads_and_one_query_keep_the_fused_kernel(heads, queries):
 def test_one_causal_query_needs_no_table():
     q, k = torch.randn(1, 2, 1, 8), torch.randn(1, 2, 7, 8)
     assert not any("tril" in name for name in operators(q, k, k, causal=True))
+
+
+@pytest.mark.parametrize("dropout_p", [0.0, 1e-12])  # with a kernel, and without
+@pytest.mark.parametrize("lead", [(), (2,), (2, 5)])
+@pytest.mark.parametrize("shared", [(), (1,), (1, 1)])
+def test_keys_that_all_heads_share_may_lack_axes(lead, shared, dropout_p):
+    queries = torch.randn(*lead, 3, 7, 11)
+    keys, values = torch.randn(2, *shared[: len(lead) + 1], 13, 11)
+    for mask in (None, some_mask(3, 7, 13, blind=2), some_mask(7, 13)):
+        got = attend(queries, keys, values, mask, dropout_p=dropout_p)
+        must = attention_weights(queries, keys, mask) @ values
+        torch.testing.assert_close(got, must)

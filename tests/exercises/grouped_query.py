@@ -41,6 +41,16 @@ class most_heads:
             return max([n for n in sizes if n <= most], default=0)
 
     class wrong:
+        def less_than_the_room(num_layers, num_heads, length, room):
+            most = (room - 1) // (num_layers * length * 512)
+            sizes = [n for n in range(1, num_heads + 1) if num_heads % n == 0]
+            return max([n for n in sizes if n <= most], default=0)
+
+        def rounded(num_layers, num_heads, length, room):
+            most = round(room / (num_layers * length * 512))
+            sizes = [n for n in range(1, num_heads + 1) if num_heads % n == 0]
+            return max([n for n in sizes if n <= most], default=0)
+
         def keys_alone(num_layers, num_heads, length, room):
             most = room // (num_layers * length * 256)
             sizes = [n for n in range(1, num_heads + 1) if num_heads % n == 0]
@@ -71,6 +81,11 @@ class gathered:
             heads = list(rows.split(head_dim))
             order = [heads[group::num_kv_heads] for group in range(num_kv_heads)]
             return torch.cat([head for group in order for head in group])
+
+        def by_a_view(rows, head_dim, num_kv_heads):
+            across = rows.shape[1]
+            heads = rows.view(-1, num_kv_heads, head_dim * across).transpose(0, 1)
+            return heads.reshape(-1, across)
 
         def by_sorting(rows, head_dim, num_kv_heads):
             heads = rows.unflatten(0, (-1, head_dim))

@@ -42,9 +42,13 @@ class prefill:
             first = x.shape[1] % size
             if first:
                 context = layer(x[:, :first], cache=cache)
-            while cache.length < x.shape[1]:
-                new = x[:, cache.length : cache.length + size]
-                context = layer(new, cache=cache)
+            for start in range(first, x.shape[1], size):
+                context = layer(x[:, start : start + size], cache=cache)
+            return context[:, -1:]
+
+        def by_name(layer, x, size, cache):
+            for piece in x.split(size, dim=1):
+                context = layer(x=piece, cache=cache)
             return context[:, -1:]
 
     class wrong:

@@ -27,6 +27,20 @@ class strided:
 
             return rule
 
+        def keys_by_queries(stride):
+            def rule(query_positions, key_positions):
+                back = query_positions.unsqueeze(-2) - key_positions.unsqueeze(-1)
+                return (back >= 0) & (back % stride == 0)
+
+            return rule
+
+        def as_many_keys_as_queries(stride):
+            def rule(query_positions, key_positions):
+                back = query_positions.unsqueeze(-1) - query_positions.unsqueeze(-2)
+                return (back >= 0) & (back % stride == 0)
+
+            return rule
+
         def for_one_sentence(stride):
             def rule(query_positions, key_positions):
                 back = query_positions[:, None] - key_positions
@@ -87,6 +101,25 @@ class unit:
                     for t in (queries, keys)
                 ]
                 return [pair[0] * temperature, pair[1]]
+
+            return process
+
+        def with_a_small_number(temperature):
+            def process(queries, keys, positions):
+                queries = queries / (queries.norm(dim=-1, keepdim=True) + 1e-6)
+                keys = keys * (keys.square().sum(-1, keepdim=True) + 1e-6).rsqrt()
+                return temperature * queries, keys
+
+            return process
+
+        def by_rms_norm(temperature):
+            def process(queries, keys, positions):
+                width = queries.shape[-1:]
+                queries, keys = (
+                    nn.functional.rms_norm(each, width, eps=1e-6) / width[0] ** 0.5
+                    for each in (queries, keys)
+                )
+                return temperature * queries, keys
 
             return process
 
@@ -169,11 +202,15 @@ class Rolling:
             class Kept(Growing):
                 def extend(self, keys, values, positions):
                     count = self.length + keys.shape[-2]
-                    keys, values, positions = super().extend(keys, values, positions)
-                    new = positions > positions.max() - size
-                    self.keys, self.values = keys[..., new, :], values[..., new, :]
-                    self.positions, self.length = positions[new], count
-                    return keys, values, positions
+                    given = super().extend(keys, values, positions)
+                    new = given[2].argsort(dim=-1)[..., -size:]
+                    rows = new.view(-1, 1, new.shape[-1], 1)
+                    self.keys, self.values = (
+                        t.take_along_dim(rows, dim=-2) for t in given[:2]
+                    )
+                    self.positions = given[2].take_along_dim(new, dim=-1)
+                    self.length = count
+                    return given
 
             return Kept()
 
@@ -215,6 +252,34 @@ class Rolling:
                     self.positions = given[2][..., -size:]
                     self.length = self.keys.shape[-2]
                     return given
+
+            return Kept()
+
+        def cuts_the_axis_of_the_batch(size):
+            class Kept(Growing):
+                def extend(self, keys, values, positions):
+                    count = self.length + keys.shape[-2]
+                    given = super().extend(keys, values, positions)
+                    self.keys, self.values = (t[..., -size:, :] for t in given[:2])
+                    self.positions, self.length = given[2][-size:], count
+                    return given
+
+            return Kept()
+
+        def counts_the_positions_anew(size):
+            class Kept:
+                def __init__(self):
+                    self.length, self.pair = 0, None
+
+                def extend(self, keys, values, positions):
+                    self.length += positions.shape[-1]
+                    pair = (keys, values)
+                    if self.pair is not None:
+                        both = zip(self.pair, pair, strict=True)
+                        pair = [torch.cat(two, dim=-2) for two in both]
+                    self.pair = [each[..., -size:, :] for each in pair]
+                    held = torch.arange(self.length - pair[0].shape[-2], self.length)
+                    return *pair, held.expand(*positions.shape[:-1], -1)
 
             return Kept()
 

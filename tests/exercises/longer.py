@@ -27,6 +27,13 @@ class scaling_for:
         def another_kind(length, original_length):
             return Llama3Scaling(max(length / original_length, 1), original_length)
 
+        def always_64(length, original_length):
+            return YaRN(max(length / 64, 1), original_length)
+
+        def with_another_ramp(length, original_length):
+            factor = max(length / original_length, 1)
+            return YaRN(factor, original_length, fast=4.0)
+
         def without_its_factor(length, original_length):
             factor = max(length / original_length, 1)
             return YaRN(factor, original_length, attention_factor=1.0)
@@ -114,6 +121,11 @@ class goes_stale:
             ]
             return not torch.equal(*(s.flatten() for s in speeds))
 
+        def as_a_tensor(scaling, original_length):
+            early, late = torch.arange(5), torch.arange(2 * original_length)
+            first, last = (scaling(16, 1e4, places) for places in (early, late))
+            return (first != last).any()
+
         def by_lengths(scaling, original_length):
             seen = set()
             for length in (1, original_length, 2 * original_length):
@@ -138,6 +150,15 @@ class goes_stale:
             late = torch.arange(4 * original_length)
             speeds = scaling(32, 1e4, late).flatten()
             return not torch.equal(speeds, rotary_frequencies(32))
+
+        def looks_at_the_slowest_pair(scaling, original_length):
+            early, late = torch.arange(1), torch.arange(4 * original_length)
+            speeds = [scaling(16, 1e4, positions) for positions in (early, late)]
+            return not torch.equal(*(s.flatten()[-1] for s in speeds))
+
+        def goes_by_attributes(scaling, original_length):
+            named = type(scaling).__name__
+            return "Dynamic" in named or not hasattr(scaling, "factor")
 
         def goes_by_name(scaling, original_length):
             return isinstance(scaling, DynamicNTKScaling)

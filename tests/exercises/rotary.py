@@ -119,5 +119,20 @@ class is_interleaved:
             turned, _ = process(head, head, torch.tensor([1]))
             return bool(turned[0, 1] == 0)
 
+        def rounds(process, head_dim):
+            head = torch.zeros(1, head_dim)
+            head[0, 0] = 1
+            turned, _ = process(head, head, torch.tensor([1]))
+            return turned[0, 1].round(decimals=2).item() != 0
+
+        def by_more_than_half(process, head_dim):
+            head = torch.zeros(1, head_dim)
+            head[0, 0] = 1
+            turned, _ = process(head, head, torch.tensor([1]))
+            return turned[0, 1].abs().item() > 0.5
+
+        def reads_the_attribute(process, head_dim):
+            return getattr(process, "interleaved", False)
+
         def asks_the_module(process, head_dim):
             return "interleaved" in repr(process)

@@ -31,10 +31,7 @@ equal = torch.testing.assert_close
 LENGTH = 11
 WAYS = [[], [3], [7], [1, 2], [5, 6, 10], [2, 9], [4, 8], [*range(1, LENGTH)]]
 SLOTS = {
-    "nothing": {},
     "rotary": {"process_heads": Rotary(4)},
-    "bias": {"bias": alibi(6)},
-    "grouped": {"num_kv_heads": 2},
     "all": {
         "num_kv_heads": 3,
         "process_heads": ProcessHeads(QKNorm(4), Rotary(4, interleaved=True)),
@@ -97,8 +94,8 @@ def test_a_token_goes_to_the_slot_of_its_number_modulo_the_window():
 
 
 @pytest.mark.parametrize("ends", WAYS)
-@pytest.mark.parametrize("spare", [0, 1, 5])
-@pytest.mark.parametrize("sinks", [0, 1, 3])
+@pytest.mark.parametrize("spare", [0, 5])
+@pytest.mark.parametrize("sinks", [0, 3])
 @pytest.mark.parametrize("size", [1, 2, 4, 20])
 def test_new_tokens_get_the_sinks_and_the_window_before_them(size, sinks, spare, ends):
     cache, before = RollingCache(size, sinks, spare=spare), 0
@@ -151,7 +148,7 @@ def test_tokens_are_written_in_place_where_nobody_could_notice():
 
 
 @pytest.mark.parametrize("ends", WAYS)
-@pytest.mark.parametrize("size", [1, 2, 4, 11, 20])
+@pytest.mark.parametrize("size", [1, 2, 4, 11])
 @pytest.mark.parametrize("slots", SLOTS.values(), ids=SLOTS)
 def test_in_pieces_a_text_says_what_the_whole_says(slots, size, ends):
     layer, x = some((window(size),), **slots)

@@ -605,6 +605,23 @@ def test_a_slot_that_is_written_anew_forgets_where_it_had_its_number_from():
     assert (keys.grad[:, 3] == 0).all()
 
 
+@pytest.mark.parametrize("num_blocks", [None, 9])
+def test_what_began_in_inference_mode_goes_on_outside(num_blocks):
+    pool, modes = BlockPool(4, num_blocks), [torch.inference_mode, torch.no_grad] * 3
+    cache, pieces = PagedCache(4, pool=pool), []
+    for mode in modes:
+        with mode():
+            other = cache.fork()
+            cache.free()
+            pieces.append(piece(3, 3 * len(pieces)))
+            other.append(*pieces[-1])
+            cache = other
+            copy = cache.fork()
+            copy.append(*piece(1, cache.length))  # into a copy of a shared block
+            copy.free()
+    assert_holds(cache, joined(*pieces))
+
+
 def test_without_gradients_a_pool_keeps_no_graph():
     pool = BlockPool(4)
     with torch.no_grad():
@@ -990,7 +1007,9 @@ class Sharing(RuleBasedStateMachine):
     @rule(data=st.data())
     def publish(self, data):
         cache, tokens = self.texts[self.chosen(data)]
-        publish_prefix(cache, torch.tensor(tokens, dtype=torch.long)) if tokens else None
+        publish_prefix(
+            cache, torch.tensor(tokens, dtype=torch.long)
+        ) if tokens else None
 
     @precondition(lambda self: self.texts)
     @rule(data=st.data())

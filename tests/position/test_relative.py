@@ -406,6 +406,14 @@ def test_a_layer_is_compiled_and_exported(as_importer, bias, tracer):
             (torch.ones(2, 5).long(), torch.ones(3, 5).long()),
             said("positions", "broadcast", "got (2, 5) and (3, 5)"),
         ),
+        (
+            (torch.ones(2, 3, 5).long(), torch.ones(2, 2, 5).long()),
+            said("positions", "broadcast", "got (2, 3, 5) and (2, 2, 5)"),
+        ),
+        (
+            (torch.ones(2, 2, 5).long(), torch.ones(2, 3, 5).long()),
+            said("positions", "broadcast", "got (2, 2, 5) and (2, 3, 5)"),
+        ),
     ],
 )
 def test_what_are_no_positions_is_refused(as_importer, bias, positions, words):
@@ -420,6 +428,18 @@ def test_a_list_is_no_tensor(as_importer):
         relative_bucket(3)
     with pytest.raises(TypeError, match=said("by_distance", "Tensor", "list")):
         relative_shift([[1.0]])
+
+
+def test_the_table_has_the_buckets_of_the_function_by_itself():
+    bias, far = RelativeBias(1).requires_grad_(False), torch.arange(-300, 301)
+    bias.table.weight.copy_(torch.arange(32.0).unsqueeze(1))
+    given = bias(torch.tensor([0]), far).flatten()
+    assert torch.equal(given, relative_bucket(far).float())
+
+
+def test_two_buckets_do_not_serve_two_directions():
+    with pytest.raises(ValueError, match=said("num_buckets", "at least 4", "got 2")):
+        RelativeBias(2, num_buckets=2)
 
 
 def test_a_bias_for_another_number_of_heads_is_refused():

@@ -105,6 +105,26 @@ def test_lengths_stay_and_position_0_changes_nothing(interleaved):
     assert torch.equal(turned[..., 0, :], queries[..., 0, :])
 
 
+@both
+def test_one_row_of_angles_turns_all_tokens_alike(interleaved):
+    heads, angles = torch.randn(2, 3, 5, 8), torch.randn(4)
+    alike = rotate(heads, angles, interleaved=interleaved)
+    assert torch.equal(alike, rotate(heads, angles[None], interleaved=interleaved))
+
+
+def test_a_scaling_may_give_speeds_with_axes_of_size_one():
+    def scaling(rotary_dim, base, positions):
+        return rotary_frequencies(rotary_dim, base=base)[None]
+
+    heads, places = torch.randn(2, 2, 3, 5, 8), torch.arange(5)
+    for given, plain in zip(
+        Rotary(8, scaling=scaling)(*heads, places),
+        Rotary(8)(*heads, places),
+        strict=True,
+    ):
+        assert torch.equal(given, plain)
+
+
 def test_turning_back_by_the_same_angles_undoes_it():
     heads, angles = torch.randn(2, 3, 7, 6), torch.randn(7, 2)
     back = rotate(rotate(heads, angles), -angles)
@@ -374,3 +394,28 @@ def test_positions_of_another_dtype_are_refused(as_importer):
     for dtype in (torch.bfloat16, torch.float32):
         with pytest.raises(ValueError, match=said("positions", "whole numbers", dtype)):
             Rotary(6)(heads, heads, places.to(dtype))
+
+
+def test_positions_by_head_are_refused():
+    heads = torch.randn(3, 5, 6)  # three heads, no batch
+    with pytest.raises(ValueError, match=said("positions", "(5,)", "got (3, 5)")):
+        Rotary(6)(heads, heads, torch.ones(3, 5, dtype=torch.int64))
+
+
+def test_lists_are_no_heads_and_no_angles(as_importer):
+    with pytest.raises(TypeError, match=said("heads", "Tensor", "list")):
+        rotate([[1.0, 2.0]], torch.randn(1))
+    with pytest.raises(TypeError, match=said("angles", "Tensor", "list")):
+        rotate(torch.randn(1, 2), [1.0])
+
+
+def test_the_factor_of_the_proportional_kind_divides_what_turns():
+    plain = ProportionalScaling(0.5)(8, 1e4, torch.arange(5))
+    slowed = ProportionalScaling(0.5, factor=4)(8, 1e4, torch.arange(5))
+    assert torch.equal(slowed, plain / 4)
+    assert plain.tolist() == [1.0, 0.1, 0.0, 0.0]
+
+
+def test_a_query_of_zeros_stays_one():
+    heads, places = torch.zeros(2, 1, 3, 6), torch.arange(3)
+    assert all((given == 0).all() for given in QKNorm(6)(*heads, places))
