@@ -38,9 +38,10 @@ def quantize(
     if symmetric:
         highest = torch.maximum(-lowest, highest)
         lowest, levels = -highest, levels - 1
-    least = torch.finfo(torch.float32).tiny  # what is smaller may be flushed to zero
-    step = ((highest - lowest) / levels).clamp(min=least).to(numbers.dtype)
-    step = torch.nextafter(step, torch.full_like(step, torch.finfo(step.dtype).max))
+    info, least = torch.finfo(numbers.dtype), torch.finfo(torch.float32).tiny
+    step = ((highest - lowest) / levels).clamp(min=least)  # less may be flushed to 0
+    step = step * (1 + info.eps) + info.tiny * info.eps  # so that none is rounded down
+    step = step.clamp(max=info.max).to(numbers.dtype)
     offset = lowest.to(numbers.dtype)
     codes = ((exact - offset) / step).round().clamp(0, 2**bits - 1)
     return codes.to(torch.uint8), step, offset
