@@ -1,6 +1,6 @@
 """A memory that does not grow
 
-A cache that keeps the last tokens alone, in slots that are written over, and with
+A cache that keeps only the last tokens, in slots that are written over, and beside
 them the first tokens of the text, where attention rests when it finds nothing.
 
 Written by `book/memory/bounded.ipynb`: read and change it there.
@@ -38,9 +38,9 @@ class RollingCache:
     come one at a time. Xiao et al. 2023, section 3.2.
 
     `truncate` can go back to where nothing was dropped, and afterwards spare + 1
-    tokens. copy.copy gives a cache that goes its own way. Gradients are right; without
-    torch.no_grad() all that led to them is remembered, too. ValueError for what does
-    not fit (`check_piece`); the cache is then as it was.
+    tokens (spare, if the window is 1). copy.copy gives a cache that goes its own way.
+    Gradients are right; without torch.no_grad() all that led to them is remembered,
+    too. ValueError for what does not fit (`check_piece`); the cache is then as it was.
     """
 
     def __init__(
@@ -131,11 +131,14 @@ class RollingCache:
         """ValueError for sinks that are padding, and sinks that move for several."""
         begin, new = self.length, positions.shape[-1]
         first = torch.arange(begin, max(begin, min(self.sinks, begin + new)))
-        given = positions[..., : len(first)]
+        given, behind = positions[..., : len(first)], positions[..., len(first) :]
         looked = readable(positions) or positions.is_cuda
         if looked and (given.cpu() != first).any():
             must = f"{first.tolist()} for the first tokens, which are kept as sinks"
             raise expected("positions", must, given.tolist())
+        if looked and (behind < self.sinks).any():
+            must = f"at least {self.sinks} behind the sinks, which are no padding"
+            raise expected("positions", must, behind.tolist())
         full = self.sinks + self.window
         if self.inside and self.sinks and new > 1 and begin + new > full:
             must = f"one token at a time beyond {full}, since each moves the sinks"

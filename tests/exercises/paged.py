@@ -125,6 +125,28 @@ class put_aside:
             return back
 
     class wrong:
+        def emptied_and_not_freed(cache):
+            pool, length = cache.pool, cache.length
+            keys, values, positions = (
+                t.clone()
+                for t in cache.extend(
+                    *(
+                        torch.zeros(*cache.batch, t.shape[2], 0, t.shape[3])
+                        for t in (pool.keys, pool.values)
+                    ),
+                    cache.positions[..., :0],
+                )
+            )
+            cache.truncate(0)
+
+            def back():
+                again = PagedCache(pool.block_size, pool=pool)
+                again.append(keys, values, positions)
+                assert again.length == length
+                return again
+
+            return back
+
         def not_freed(cache):
             return lambda: cache
 

@@ -662,3 +662,14 @@ def test_in_several_layers_a_window_loses_nothing(ends):
 
 def some_kv(size):
     return KVCache()
+
+
+def test_padding_is_no_sink():
+    places = torch.tensor([[0, 0, 0, 1], [0, 1, 2, 3]])
+    keys = torch.randn(2, 1, 4, 2)
+    for ends in ([], [1], [2], [1, 2, 3]):
+        cache = RollingCache(3, 1)
+        pieces = keys.tensor_split(ends, dim=-2), places.tensor_split(ends, dim=-1)
+        with pytest.raises(ValueError, match=said("positions", "at least 1", "got")):
+            for piece, there in zip(*pieces, strict=True):
+                cache.extend(piece, piece, there)
