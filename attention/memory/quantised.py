@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
+from attention.memory.bounded import check_counts
 from attention.memory.kv_cache import check_piece, check_rollback
 from attention.tools.checks import check_sizes, precise
 from attention.tools.workbench import check_tensor, expected
@@ -37,9 +38,10 @@ def quantize(
     if symmetric:
         highest = torch.maximum(-lowest, highest)
         lowest, levels = -highest, levels - 1
-    least = torch.finfo(torch.float32).tiny  # what is smaller may be flushed to zero
-    step = ((highest - lowest) / levels).clamp(min=least).to(numbers.dtype)
-    step = torch.nextafter(step, torch.full_like(step, torch.finfo(step.dtype).max))
+    info, least = torch.finfo(numbers.dtype), torch.finfo(torch.float32).tiny
+    step = ((highest - lowest) / levels).clamp(min=least)  # less may be flushed to 0
+    step = step * (1 + info.eps) + info.tiny * info.eps  # so that none is rounded down
+    step = step.clamp(max=info.max).to(numbers.dtype)
     offset = lowest.to(numbers.dtype)
     codes = ((exact - offset) / step).round().clamp(0, 2**bits - 1)
     return codes.to(torch.uint8), step, offset
@@ -152,8 +154,7 @@ class QuantizedCache:
         if group * bits % 8:
             must = f"a multiple of {8 // bits}, to fill whole bytes with {bits=}"
             raise expected("group", must, group)
-        if not isinstance(residual, int) or isinstance(residual, bool) or residual < 0:
-            raise expected("residual", "a whole number of at least 0", repr(residual))
+        check_counts(residual=residual)
         self.bits, self.group, self.residual = bits, group, residual
         self._clear()
 

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from attention.tools.checks import check_sizes
+from attention.memory.bounded import check_counts
 from attention.tools.workbench import check_tensor, expected
 
 __all__ = [
@@ -140,8 +140,7 @@ def check_drafted(rate: float, drafted: int) -> None:
     """ValueError unless this is a rate, and a number of tokens."""
     if not 0 <= rate <= 1:
         raise expected("rate", "a probability, from 0 to 1", rate)
-    if drafted != 0:
-        check_sizes(drafted=drafted)
+    check_counts(drafted=drafted)
 
 
 def tree_mask(

@@ -170,6 +170,22 @@ def test_what_the_target_never_says_is_never_said():
     assert set(following.tolist()) <= {1, 3}
 
 
+def drawn_always(number):
+    """In place of torch.rand."""
+    return lambda shape, dtype, **_: torch.full(shape, number, dtype=dtype)
+
+
+def test_the_ends_of_what_is_drawn_decide_right(monkeypatch):
+    monkeypatch.setattr(torch, "rand", drawn_always(0.0))
+    q, never = torch.tensor([[0.5, 0.5]]), torch.tensor([[0.0, 1.0], [0.0, 1.0]])
+    assert accept(never, q, torch.tensor([0])) == (0, 1)
+    monkeypatch.setattr(torch, "rand", drawn_always(1.0))
+    for size in (3, 7, 11):  # as probable as the draft says: always accepted
+        same = torch.randn(5, size, generator=seeded(size)).softmax(dim=-1)
+        accepted, _ = accept(same, same[:4], torch.arange(4) % size)
+        assert accepted == 4
+
+
 def test_greedy_is_its_limit():
     sure = torch.eye(5)
     wanted = torch.tensor([[2, 0, 1, 4], [1, 1, 1, 1], [0, 3, 3, 2]])
@@ -393,7 +409,9 @@ def test_every_cache_forgets_what_was_rejected(name, dtype):
         got = layer(piece, cache=cache)
         assert_near(kept, got[:, :right], whole[:, start : start + right])
         start += right
-        if start < kept.oldest(cache):
-            pytest.skip("it has dropped what it would need, and refuses")
+        if start < kept.oldest(cache):  # it has dropped what it would need
+            with pytest.raises(ValueError, match=said("length", "expected")):
+                cache.truncate(start)
+            return
         cache.truncate(start)
         assert cache.length == start
