@@ -90,6 +90,11 @@ class RollingCache:
         check_rollback(length, self.length, least)
         self.length = length
 
+    def seen(self, new: int) -> int:
+        """How many keys `extend` will give for `new` tokens, theirs included."""
+        start = max(self._oldest, self.length - self.window + 1)
+        return min(self.sinks, self.length) + max(0, self.length - start) + new
+
     def _runs(self, start: int, end: int) -> list[tuple[int, int, int]]:
         """Where tokens from `start` to `end` lie: token, slot, how many in a row."""
         runs, ring = [], self.window + self.spare

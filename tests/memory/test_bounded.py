@@ -682,3 +682,26 @@ def test_padding_is_not_the_one_sink_either(ends):
     )
     with pytest.raises(ValueError, match=said("positions", "at least 1", "got")):
         all(cache.extend(piece, piece, there) for piece, there in pieces)
+
+
+@pytest.mark.parametrize(("size", "sinks", "spare"), [(1, 0, 0), (4, 2, 1), (3, 5, 0)])
+def test_it_knows_how_many_keys_it_will_give(size, sinks, spare):
+    for first in range(10):
+        for new in range(4):
+            cache = RollingCache(size, sinks, spare=spare)
+            keys = torch.randn(1, 1, first + new, 2)
+            places = torch.arange(first + new)
+            cache.extend(keys[..., :first, :], keys[..., :first, :], places[:first])
+            count = cache.seen(new)
+            rest = keys[..., first:, :]
+            assert cache.extend(rest, rest, places[first:])[0].shape[-2] == count
+
+
+def test_a_mask_of_another_width_is_refused_before_anything_is_dropped():
+    layer, x = some((window(3),))
+    cache = RollingCache(3)
+    layer(x[:, :3], cache=cache)
+    with pytest.raises(ValueError, match=said("mask", "4", "got")):
+        layer(x[:, 3:5], torch.ones(1, 2, 2, dtype=torch.bool), cache=cache)
+    assert cache.positions.tolist() == [0, 1, 2]
+    assert cache.length == 3
