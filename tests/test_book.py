@@ -46,6 +46,7 @@ UNCHECKED = {
     ("position/relative", "longer"): "trained, too: `longer-check` has the bounds",
     ("position/rotary", "trap-drawn"): "trained: the cell `trap-check` checks it",
     ("position/longer", "decides"): "trained: the cell `decides-check` checks it",
+    ("position/longer", "short"): "trained: the cell `short-check` checks it",
     ("position/longer", "table"): "the same numbers",
     ("speed/choosing", "devices"): "it asks the devices of one machine",
     ("speed/choosing", "linears"): "times and errors of one processor",

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 ANSWERS = Path(__file__).parent / "exercises"
@@ -119,9 +120,10 @@ def file_of(chapter: str) -> Path:
 def space(chapter: str) -> dict:
     """The names of a chapter at its end, those of its solutions left out."""
     names, answers = {"__name__": "__main__"}, file_of(chapter).read_text("utf-8")
-    for cell in needed(chapter, answers):
-        run(cell["source"], f"{chapter}:{cell['id']}", names)
-    run(answers, str(file_of(chapter)), names)
+    with torch.enable_grad():  # a chapter may turn them off, for itself
+        for cell in needed(chapter, answers):
+            run(cell["source"], f"{chapter}:{cell['id']}", names)
+        run(answers, str(file_of(chapter)), names)
     return names
 
 

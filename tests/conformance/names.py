@@ -159,7 +159,6 @@ OTHERS = {
     "check_piece": CHECK,
     "check_room": CHECK,
     "check_rollback": CHECK,
-    "RMSNorm": "normalises vectors, and mixes no values",
     "cache_bytes": COUNTS,
     "check_absorbable": CHECK,
     "latent_operations": COUNTS,
@@ -200,6 +199,7 @@ AROUND = {
     "MultimodalRotary": f"none: {TURNS}",
     "ProcessHeads": f"none: {TURNS}",
     "QKNorm": f"none: {TURNS}",
+    "RMSNorm": "none: it normalises vectors",
     "Rotary": f"none: {TURNS}",
     "SimplerSimpleRecurrentUnit": "none: a state goes from step to step",
     "Translator": "EncoderLayer and DecoderLayer",
@@ -238,6 +238,8 @@ def attends_by_itself(thing) -> set[str]:
 
 def seems_to_attend(thing) -> bool:
     """A module, or a function that makes numbers of values or of a sequence."""
+    if isinstance(thing, str):  # a colour
+        return False
     if inspect.isclass(thing):
         return issubclass(thing, nn.Module)
     signature = inspect.signature(thing)

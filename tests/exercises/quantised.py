@@ -83,7 +83,23 @@ class spread_out:
             table = table / len(table) ** 0.5
             return queries @ table, keys @ table
 
+        def in_double(queries, keys):
+            width = keys.shape[-1]
+            rotation, _ = torch.linalg.qr(torch.randn(width, width).double())
+            return queries.double() @ rotation, keys.double() @ rotation
+
     class wrong:
+        def scaled_by_channel(queries, keys):
+            largest = keys.abs().amax(dim=0)
+            return queries * largest, keys / largest
+
+        def one_more_channel(queries, keys):
+            loud = keys.abs().mean(dim=0).argmax()
+            keys, queries = keys.clone(), queries.clone()
+            keys[:, loud] /= 2
+            more = (torch.cat([t, t[:, loud, None]], dim=-1) for t in (queries, keys))
+            return tuple(more)
+
         def nothing(queries, keys):
             return queries, keys
 
