@@ -133,6 +133,22 @@ class accept_one:
                     return guess
             return torch.multinomial(residual(p, q), 1)
 
+        def one_residual_for_all(p, q, guesses):
+            left = residual(p, q)
+            for place, guess in enumerate(guesses):
+                now = left if place else p
+                if torch.rand(()) * q[guess] < now[guess]:
+                    return guess
+            return torch.multinomial(left, 1)
+
+        def one_random_number(p, q, guesses):
+            chance = torch.rand(())
+            for guess in guesses:
+                if chance * q[guess] < p[guess]:
+                    return guess
+                p = residual(p, q)
+            return torch.multinomial(p, 1)
+
         def at_the_end_from_p(p, q, guesses):
             left = p
             for guess in guesses:
