@@ -45,7 +45,10 @@ __all__ = [
 ]
 
 
-BLUE, BROWN, TEAL, GREY = "#5a62d8", "#b3541e", "#0f7b80", "#8a8f98"
+BLUE = "#5a62d8"  # what the picture is about
+BROWN = "#b3541e"  # what it is compared with
+TEAL = "#0f7b80"  # the second of two alike
+GREY = "#8a8f98"  # what helps, or is left out
 
 
 def described(

@@ -30,10 +30,8 @@ function pattern(word) {
 const times = (text, regex) => (text.match(regex) ?? []).length;
 
 /* How well a section answers one word; 0 if it does not. */
-function answer([, page, title, prose, code], regex, word) {
-  const exact = title.toLowerCase() === word.toLowerCase() ? 60 : 0;
+function answer([, page, title, prose, code], regex) {
   return (
-    exact +
     (times(title, regex) && 30) +
     (times(page, regex) && 6) +
     2 * Math.min(times(prose, regex), 6) +
@@ -42,15 +40,16 @@ function answer([, page, title, prose, code], regex, word) {
 }
 
 function find(query) {
-  const asked = words(query).map((word) => [word, pattern(word)]);
-  const found = [];
+  const asked = words(query);
+  const [regexes, whole, found] = [asked.map(pattern), asked.join(" ").toLowerCase(), []];
   for (const section of SECTIONS) {
-    const points = asked.map(([word, regex]) => answer(section, regex, word));
+    const points = regexes.map((regex) => answer(section, regex));
+    const titled = section[2].toLowerCase() === whole ? 60 : 0;
     if (points.length && points.every(Boolean))
-      found.push([points.reduce((a, b) => a + b), section]);
+      found.push([points.reduce((a, b) => a + b, titled), section]);
   }
   found.sort((a, b) => b[0] - a[0]);
-  return { found: found.map(([, section]) => section), regexes: asked.map((a) => a[1]) };
+  return { found: found.map(([, section]) => section), regexes };
 }
 
 /* √d_k where the book writes √d. */
