@@ -13,6 +13,8 @@ from torch import nn
 
 from attention import (
     Attention,
+    KVCache,
+    LatentAttention,
     MultiHeadAttention,
     attend,
     causal,
@@ -706,3 +708,34 @@ def test_a_window_of_positions_in_few_bits_is_the_same(dtype):
     places = torch.arange(7)
     narrow = places.to(dtype)
     assert torch.equal(window(256)(narrow, narrow), window(256)(places, places))
+
+
+def refusals():
+    """Slots and masks of a call that is refused after its cache was extended."""
+
+    def raises(*inputs, **options):
+        raise RuntimeError("no such form")
+
+    short = partial(torch.zeros, 1, 1)
+    return {
+        "a mask of floats": ({}, torch.ones(2, 1, 1, 4), ValueError),
+        "a mask of seven texts": ({}, torch.ones(7, 1, 1, 4).bool(), ValueError),
+        "a bias of another size": ({"bias": lambda *_: short()}, None, ValueError),
+        "a form that raises": ({"attend": raises}, None, RuntimeError),
+    }
+
+
+@pytest.mark.parametrize("called", ["forward", "attention_weights"])
+@pytest.mark.parametrize("kind", [Attention, LatentAttention])
+@pytest.mark.parametrize("fault", refusals())
+def test_a_refused_call_leaves_the_cache_as_it_was(as_importer, fault, kind, called):
+    (slots, mask, error), x = refusals()[fault], torch.randn(2, 4, 12)
+    sizes = {"latent_dim": 3, "rotary_dim": 2} if kind is LatentAttention else {}
+    layer, cache = kind(12, 12, 2, **sizes), KVCache()
+    layer(x[:, :3], cache=cache)
+    held = cache.positions.tolist()
+    for name, slot in slots.items():
+        setattr(layer, name, slot)
+    with pytest.raises(error):
+        getattr(layer, called)(x[:, 3:], mask, cache=cache)
+    assert (cache.length, cache.positions.tolist()) == (3, held)
