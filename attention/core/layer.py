@@ -43,6 +43,7 @@ __all__ = [
     "prefix",
     "set_back",
     "table_of",
+    "what_is_seen",
     "window",
 ]
 
@@ -206,6 +207,34 @@ def _set_back(cache: Cache) -> Iterator[None]:
         raise
 
 
+def what_is_seen(
+    layer: nn.Module,
+    queries: Tensor,
+    keys: Tensor,
+    mask: Tensor | None,
+    positions: Tensor,
+    held: Tensor,
+    counted: bool,
+) -> tuple[Tensor | None, dict]:
+    """The mask and the options with which `layer` calls its form.
+
+    `held` are the positions of the keys; `counted` says that those of the queries were
+    counted from 0.
+    """
+    if layer.masks == (causal,) and layer.bias is None:
+        counted = counted and held.shape == positions.shape
+        if counted or in_order(positions, held):
+            return mask, {"causal": True}
+    shape = (*queries.shape[:-1], keys.shape[-2])
+    mask = visible(shape, mask, causal=False, device=queries.device)
+    seen = (table_of("masks", rule, positions, held) for rule in layer.masks)
+    options = {"causal": False}
+    if layer.bias is not None:
+        bias = table_of("bias", layer.bias, positions, held)
+        options["bias"] = bias.to(precise(queries))
+    return and_masks(mask, *seen), options
+
+
 class Attention(nn.Module):
     """The layer of today's models: project, process, remember, attend, project back.
 
@@ -314,18 +343,9 @@ class Attention(nn.Module):
         queries, keys, values = self._heads(x, positions)
         if cache is not None:
             keys, values, held = extended(cache, keys, values, positions, mask)
-        if flag:
-            counted = counted and held.shape == positions.shape
-            if counted or in_order(positions, held):
-                return (queries, keys, values, mask), {"causal": True}
-        shape = (*queries.shape[:-1], keys.shape[-2])
-        mask = visible(shape, mask, causal=False, device=x.device)
-        seen = (table_of("masks", rule, positions, held) for rule in self.masks)
-        options = {"causal": False}
-        if self.bias is not None:
-            bias = table_of("bias", self.bias, positions, held)
-            options["bias"] = bias.to(precise(queries))
-        return (queries, keys, values, and_masks(mask, *seen)), options
+        places = positions, held, counted
+        mask, options = what_is_seen(self, queries, keys, mask, *places)
+        return (queries, keys, values, mask), options
 
     def _heads(self, x, positions) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values, by head, the first two processed."""

@@ -21,13 +21,11 @@ from attention.core.layer import (
     causal,
     check_cache,
     extended,
-    in_order,
     positions_of,
     set_back,
-    table_of,
+    what_is_seen,
 )
-from attention.core.masks import and_masks
-from attention.core.scaled_dot_product import Attend, attend, visible, weights_of
+from attention.core.scaled_dot_product import Attend, attend, weights_of
 from attention.position.rotary import Rotary, check_rotary
 from attention.tools.checks import (
     check_heads,
@@ -247,20 +245,10 @@ class LatentAttention(nn.Module):
         if cache is not None:
             keys, latents, held = extended(cache, keys, latents, positions, mask)
         absorbed = self._absorbs(cache, queries.shape[-2], keys.shape[-2])
-        shape = (*queries.shape[:-1], keys.shape[-2])
         way = self._absorbed if absorbed else self._expanded
-        inputs = way(queries, keys, latents)
-        if self.masks == (causal,) and self.bias is None:
-            counted = counted and held.shape == positions.shape
-            if counted or in_order(positions, held):
-                return absorbed, (*inputs, mask), {"causal": True}
-        mask = visible(shape, mask, False, x.device)
-        seen = (table_of("masks", rule, positions, held) for rule in self.masks)
-        options = {"causal": False}
-        if self.bias is not None:
-            bias = table_of("bias", self.bias, positions, held)
-            options["bias"] = bias.to(precise(queries))
-        return absorbed, (*inputs, and_masks(mask, *seen)), options
+        places = positions, held, counted
+        mask, options = what_is_seen(self, queries, keys, mask, *places)
+        return absorbed, (*way(queries, keys, latents), mask), options
 
     def _made(self, x, positions) -> tuple[Tensor, Tensor, Tensor]:
         """Queries of all heads, and one turned key and one latent for each token."""
