@@ -21,6 +21,7 @@ from attention.tools.checks import (
     all_finite,
     are_groups,
     as_given,
+    autocast_on,
     check_bias,
     check_fit,
     check_input,
@@ -34,6 +35,7 @@ from attention.tools.checks import (
     scale_queries,
     second_derivative,
     spread,
+    surely,
     unified,
 )
 from attention.tools.workbench import check_tensor, expected
@@ -137,6 +139,14 @@ def attention_weights(
         return softmax(scores).to(queries.dtype)
 
 
+def _blind(mask: Tensor) -> Tensor | None:
+    """Where a query may see no key; None if there is surely none."""
+    if mask.shape[-1] == 0:
+        return ~mask.any(dim=-1, keepdim=True)
+    sees = mask.to(torch.uint8).amax(dim=-1, keepdim=True) > 0  # any(), but sooner
+    return None if surely(sees.all()) else ~sees
+
+
 def _table(
     shape: tuple[int, ...], mask: Tensor | None, bias: Tensor | None, axes: int
 ) -> tuple[Tensor | None, Tensor | None]:
@@ -144,12 +154,12 @@ def _table(
 
     The table gets all four axes: PyTorch's fused kernels take none with three.
     """
-    blind = None
-    if mask is not None:
-        blind = ~mask.any(dim=-1, keepdim=True)
-        mask = mask | blind
+    blind = None if mask is None else _blind(mask)
     if bias is not None and mask is not None:
-        bias = bias.masked_fill(~mask, -torch.inf).masked_fill(blind, 0.0)
+        bias = bias.masked_fill(~mask, -torch.inf)
+    if blind is not None:
+        mask = mask | blind
+        bias = None if bias is None else bias.masked_fill(blind, 0.0)
     mask = mask if bias is None else bias
     if mask is not None and mask.ndim < axes:
         mask = mask[(None,) * (axes - mask.ndim)]
@@ -178,6 +188,30 @@ def _has_kernel(queries: Tensor, values: Tensor, dropout_p: float) -> bool:
     return four and even and dropout_p == 0
 
 
+def _as_it_is(queries: Tensor, keys: Tensor, values: Tensor, causal: bool) -> bool:
+    """Whether the call is right with these three as they are, and no table."""
+    if not queries.ndim == keys.ndim == 4 or keys.shape != values.shape:
+        return False
+    (batch, heads, i, d), (rows, groups, j, width) = queries.shape, keys.shape
+    if 0 in (d, j, groups) or heads % groups or (batch, d) != (rows, width):
+        return False
+    one_kind = queries.dtype == keys.dtype == values.dtype
+    one_place = queries.device == keys.device == values.device
+    alike = one_kind and one_place and queries.is_floating_point()
+    if not alike or autocast_on(queries) or (causal and i not in (1, j)):
+        return False
+    return j >= 16 or all_finite(queries, keys)  # see `nan_of`
+
+
+def _call(*inputs, **options) -> Tensor:
+    """PyTorch's call, which says in words what it has no derivative for."""
+    try:
+        context = F.scaled_dot_product_attention(*inputs, **options)
+    except NotImplementedError as error:  # forward mode
+        raise second_derivative("attend") from error
+    return first_order(context)
+
+
 def _fused(queries, keys, values, table, dropout_p, **options) -> Tensor:
     """PyTorch's call, which knows of groups of heads where all four axes are there."""
     groups = keys.shape[:-2]
@@ -193,15 +227,8 @@ def _fused(queries, keys, values, table, dropout_p, **options) -> Tensor:
         options["enable_gqa"] = True
     else:
         keys, values = repeat_kv(keys, queries), repeat_kv(values, queries)
-    try:
-        context = F.scaled_dot_product_attention(
-            queries, keys, values, table, dropout_p, **options
-        )
-    except NotImplementedError as error:  # forward mode
-        raise second_derivative("attend") from error
-    if in_one_row:
-        context = context.squeeze(-3).unflatten(-2, heads)
-    return first_order(context)
+    context = _call(queries, keys, values, table, dropout_p, **options)
+    return context.squeeze(-3).unflatten(-2, heads) if in_one_row else context
 
 
 def attend(
@@ -237,6 +264,12 @@ def attend(
     if not 0 <= dropout_p <= 1:
         raise expected("dropout_p", "a share from 0 to 1", dropout_p)
     check_tensor(queries=queries, keys=keys, values=values)
+    plain = mask is bias is window is scale is None and dropout_p == 0
+    if plain and _as_it_is(queries, keys, values, causal):  # nearly always, at once
+        options = {"is_causal": causal and queries.shape[-2] > 1}
+        if queries.shape[-3] != keys.shape[-3]:
+            options["enable_gqa"] = True
+        return _call(queries, keys, values, **options)
     queries, keys, values = unified(queries, keys, values)
     shape = check_fit(queries, keys, values, causal=causal)
     if bias is not None:
@@ -257,7 +290,8 @@ def attend(
             return _average(queries, keys, values, mask, bias=bias, **options)
     table, blind = _table(shape, mask, bias, queries.ndim)
     context = _fused(queries, keys, values, table, **options)
-    if table is None and queries.device.type == "cpu" and shape[-1] < 16:
+    few = table is None and queries.device.type == "cpu" and shape[-1] < 16
+    if few and not all_finite(queries, keys):
         context = context + nan_of(queries, repeat_kv(keys, queries), by_itself)
     return context if blind is None else context.masked_fill(blind, 0.0)
 

@@ -39,6 +39,7 @@ __all__ = [
     "scale_queries",
     "second_derivative",
     "spread",
+    "surely",
     "unified",
 ]
 
@@ -102,6 +103,8 @@ def check_fit(
         (*axes[:-1], _heads(queries)) if are_groups(tensor, queries) else axes
         for axes, tensor in zip(leading, three.values(), strict=True)
     ]
+    if grouped[0] == grouped[1] == grouped[2]:
+        return (*grouped[0], i, j)
     try:
         return (*torch.broadcast_shapes(*grouped), i, j)
     except RuntimeError:
@@ -117,7 +120,7 @@ def spread(name: str, table: Tensor, shape: tuple[int, ...]) -> Tensor:
     except RuntimeError:
         must = f"a shape that broadcasts to {shape}"
         raise expected(name, must, tuple(table.shape)) from None
-    return table.expand(torch.broadcast_shapes(table.shape, shape[-2:]))
+    return table.expand(*table.shape[:-2], *shape[-2:])
 
 
 def check_bias(
@@ -265,8 +268,13 @@ def all_finite(*tensors: Tensor) -> bool:
     """Whether no number of theirs is nan or infinite; False where none can be seen."""
     if not _at_once(tensors[0]):
         return False
-    total = _number(sum(tensor.sum(dtype=precise(tensor)) for tensor in tensors))
-    return total is not None and isfinite(total)
+    sums = (_number(tensor.sum(dtype=precise(tensor))) for tensor in tensors)
+    return all(total is not None and isfinite(total) for total in sums)
+
+
+def surely(condition: Tensor) -> bool:
+    """Whether this boolean is True; False where it cannot be seen."""
+    return _at_once(condition) and bool(_number(condition))
 
 
 def _at_once(tensor: Tensor) -> bool:

@@ -17,7 +17,7 @@ from attention import (
     future_leak,
     padding_mask,
 )
-from attention.tools.checks import readable
+from attention.tools.checks import readable, surely
 
 
 def some_module():
@@ -239,6 +239,16 @@ def test_values_cannot_be_looked_at_while_a_graph_is_made(as_importer):
     for mode in ("real", "fake", "symbolic"):
         make_fx(look, tracing_mode=mode)(x)
     assert seen == [False] * 7
+
+
+def test_what_cannot_be_looked_at_is_not_surely_true(as_importer):
+    assert surely(torch.tensor(True))
+    assert not surely(torch.tensor(False))
+    seen = []
+    torch.vmap(lambda x: seen.append(surely(x < 9)) or x)(torch.arange(6))
+    make_fx(lambda x: seen.append(surely(x.sum() < 99)) or x)(torch.arange(6))
+    assert seen == [False] * 2
+    assert not surely(torch.ones((), dtype=torch.bool, device="meta"))
 
 
 class Looks(nn.Module):

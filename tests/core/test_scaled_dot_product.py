@@ -733,3 +733,21 @@ def test_keys_that_all_heads_share_may_lack_axes(lead, shared, dropout_p):
         got = attend(queries, keys, values, mask, dropout_p=dropout_p)
         must = attention_weights(queries, keys, mask) @ values
         torch.testing.assert_close(got, must)
+
+
+@pytest.mark.parametrize("num_keys", [5, 17])
+@pytest.mark.parametrize("num_queries", [1, 5, 17])
+@pytest.mark.parametrize("groups", [1, 2, 6])
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_call_that_leaves_everything_out_equals_one_that_says_all(
+    num_keys, num_queries, groups, causal
+):
+    if causal and num_queries > num_keys:
+        pytest.skip("there is no such call")
+    queries = torch.randn(2, 6, num_queries, 11)
+    keys, values = torch.randn(2, 2, groups, num_keys, 11)
+    said_all = {"scale": 11**-0.5, "mask": torch.ones(1, 1, dtype=torch.bool)}
+    torch.testing.assert_close(
+        attend(queries, keys, values, causal=causal),
+        attend(queries, keys, values, causal=causal, **said_all),
+    )
