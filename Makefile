@@ -20,8 +20,8 @@ NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 # A word of the command line as the shell shall see it, whatever it holds.
 quoted = '$(subst ','\'',$(1))'
 
-.PHONY: help book test new execute tangle serve lab lint clean bench mutants licences lock peers versions
-.PHONY: check check-tangle unit chapters site pages
+.PHONY: help book test new execute tangle serve lab lint model clean bench mutants licences lock peers versions
+.PHONY: check check-tangle try-model unit chapters site pages
 
 help: ## List the verbs
 	@echo "make VERB, where VERB is one of"
@@ -31,7 +31,7 @@ book: tangle site ## Install, write attention/, build the site, tell where it li
 	@echo "The book is $(CURDIR)/$(SITE)/index.html"
 	@echo "Open that file in a browser, or run 'make serve'."
 
-test: lint check-tangle unit chapters site pages ## Verify all that CI verifies, in CI's order (FAST=1: but slow tests)
+test: lint check-tangle try-model unit chapters site pages ## Verify all that CI verifies, in CI's order (FAST=1: but slow tests)
 	@echo "All of the book is verified."
 
 check: $(READY) ## Check one chapter in half a minute (CHAPTER=core/causal)
@@ -74,6 +74,9 @@ lint: $(READY) ## Check format, style and the workflows
 	@$(VENV)/bin/zizmor --offline --quiet .github
 	@echo "lint: format, style and workflows are clean"
 
+model: $(READY) ## Fetch the language model that some chapters read, 93 MB, into the user's cache
+	@$(PY) book/model.py
+
 clean: ## Remove what was built (.venv stays)
 	@rm -rf _build build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	@find attention book tests benchmarks -name __pycache__ -prune -exec rm -rf {} + \
@@ -99,12 +102,15 @@ lock: $(READY) ## Write requirements.txt from requirements.in (ARGS=--upgrade fo
 peers: $(READY) ## Compare layers with those of transformers, which this installs
 	@$(PY) -m pip install -qq --disable-pip-version-check \
 		--no-build-isolation --editable ".[peers]"
-	@OMP_NUM_THREADS=1 $(PY) -m pytest tests/position tests/memory --quiet -k peers -rs
+	@OMP_NUM_THREADS=1 $(PY) -m pytest tests/position tests/memory tests/reading --quiet -k peers -rs
 
 licences: $(READY) ## List the licence of every package that is installed
 	@$(PY) tests/licences.py
 
 # The other steps of `make test`; each can be called alone.
+
+try-model: $(READY)  # where it cannot be had, what needs it is skipped, but in CI
+	@$(PY) book/model.py --try
 
 check-tangle: $(READY)
 	@$(PY) book/tangle.py --check

@@ -56,6 +56,13 @@ from attention.position.rotary import (
     rotary_frequencies,
     rotate,
 )
+from attention.reading.language_model import (
+    BytePairTokenizer,
+    LanguageModel,
+    generate,
+    load_language_model,
+    read_gguf,
+)
 from attention.reading.translator import attention_entropy, load_translator
 from attention.speed.flash import flash_attend
 from attention.speed.flash_triton import triton_attend
@@ -69,10 +76,12 @@ __all__ = [
     "Attend",
     "Attention",
     "BlockPool",
+    "BytePairTokenizer",
     "CausalAttention",
     "CrossAttention",
     "DynamicNTKScaling",
     "KVCache",
+    "LanguageModel",
     "LatentAttention",
     "LearnedPositions",
     "LinearScaling",
@@ -109,6 +118,8 @@ __all__ = [
     "explore",
     "flash_attend",
     "future_leak",
+    "generate",
+    "load_language_model",
     "load_safetensors",
     "load_translator",
     "load_weights",
@@ -117,6 +128,7 @@ __all__ = [
     "picture_places",
     "pool_heads",
     "prefix",
+    "read_gguf",
     "relative_bucket",
     "rotary_frequencies",
     "rotate",

@@ -22,6 +22,7 @@ COUNTS = "counts, and mixes no values"
 BIAS = "makes a bias of positions, and mixes no values"
 TURNS = "turns queries and keys, and mixes no values"
 CHANCES = "compares probabilities of tokens, and mixes no values"
+PIECES = "turns text into numbers of pieces, and mixes no values"
 ROUNDS = "rounds numbers one by one, and mixes none"
 
 OTHERS = {
@@ -179,6 +180,23 @@ OTHERS = {
     "expected_tokens": COUNTS,
     "residual": CHANCES,
     "tree_mask": MASK,
+    "BytePairTokenizer": PIECES,
+    "StoredTensors": CHECKPOINT,
+    "build_language_model": CHECKPOINT,
+    "chat_ids": PIECES,
+    "chat_text": PIECES,
+    "check_best": CHECK,
+    "check_choice": CHECK,
+    "check_ids": CHECK,
+    "check_stored": CHECK,
+    "check_vocabulary": CHECK,
+    "generate": "asks a model for one token after the other, and mixes no values",
+    "language_model_path": CHECKPOINT,
+    "load_language_model": CHECKPOINT,
+    "next_probabilities": CHANCES,
+    "read_gguf": CHECKPOINT,
+    "split_text": PIECES,
+    "with_bar": SHOW,
 }
 
 # What attends, and cannot be asked so many questions.
@@ -194,8 +212,10 @@ ELSEWHERE = {
 
 # Modules that attend through a mechanism inside them, and by no sum of their own.
 AROUND = {
+    "Block": "Attention",
     "DecoderLayer": "CrossAttention",
     "EncoderLayer": "CrossAttention",
+    "LanguageModel": "Block",
     "LearnedPositions": "none: it adds a vector to each token",
     "RelativeBias": "none: it makes a bias of positions",
     "MultimodalRotary": f"none: {TURNS}",
@@ -204,6 +224,7 @@ AROUND = {
     "RMSNorm": "none: it normalises vectors",
     "Rotary": f"none: {TURNS}",
     "SimplerSimpleRecurrentUnit": "none: a state goes from step to step",
+    "SwiGLU": "none: a small network for each token",
     "Translator": "EncoderLayer and DecoderLayer",
 }
 
