@@ -185,6 +185,7 @@ OTHERS = {
     "chat_text": PIECES,
     "check_choice": CHECK,
     "check_ids": CHECK,
+    "check_stored": CHECK,
     "check_vocabulary": CHECK,
     "generate": "asks a model for one token after the other, and mixes no values",
     "language_model_path": CHECKPOINT,
