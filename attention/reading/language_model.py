@@ -39,6 +39,7 @@ __all__ = [
     "build_language_model",
     "chat_ids",
     "chat_text",
+    "check_best",
     "check_choice",
     "check_ids",
     "check_stored",
@@ -414,9 +415,11 @@ def next_probabilities(
     """
     check_choice(temperature, top_k, top_p)
     check_tensor(logits=logits)
-    if temperature == 0:
+    best = logits.amax(dim=-1, keepdim=True)
+    check_best(best)
+    if temperature < 1e-30:  # which 16 or 32 bits may not tell from 0
         return F.one_hot(logits.argmax(dim=-1), logits.shape[-1]).to(logits.dtype)
-    weights = (logits / temperature).softmax(dim=-1)
+    weights = ((logits - best) / temperature).softmax(dim=-1)
     ordered, order = weights.sort(dim=-1, descending=True, stable=True)
     if top_k is not None:
         ordered[..., top_k:] = 0
@@ -443,6 +446,12 @@ def check_choice(
         check_sizes(top_k=top_k)
     if top_p is not None and not (isinstance(top_p, int | float) and 0 < top_p <= 1):
         raise expected("top_p", "above 0 and at most 1", top_p)
+
+
+def check_best(best: Float[Tensor, "..."]) -> None:
+    """ValueError if the largest logit of a row is none, as beside a nan."""
+    if readable(best) and not best.isfinite().all():
+        raise expected("logits", "a largest number in each row", best.tolist())
 
 
 def generate(
@@ -479,7 +488,7 @@ def generate(
 
 
 def _generate(model, ids, num_tokens, stop, choice, options, draws) -> Iterator[int]:
-    new = ids = ids.to(next(model.parameters()).device)
+    new = ids = ids.to(next(model.parameters(), ids).device)
     for _ in range(num_tokens):
         # Not around the loop: between tokens, the caller's own setting holds.
         with torch.no_grad():
@@ -607,9 +616,10 @@ def check_stored(name: str, must: object, got: object) -> None:
 
 def _our_name(name: str) -> str:
     """Where a tensor of the file belongs in `LanguageModel`."""
-    *block, layer, kind = name.split(".")
-    block = ["blocks" if part == "blk" else part for part in block]
-    return ".".join([*block, _NAMES.get(layer, layer), kind])
+    start, _, kind = name.rpartition(".")
+    block, _, layer = start.rpartition(".")
+    block = block.replace("blk.", "blocks.")
+    return ".".join(part for part in (block, _NAMES.get(layer, layer), kind) if part)
 
 
 def _tokenizer_of(metadata: Mapping, vocabulary: int) -> BytePairTokenizer:

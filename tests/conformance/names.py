@@ -183,6 +183,7 @@ OTHERS = {
     "build_language_model": CHECKPOINT,
     "chat_ids": PIECES,
     "chat_text": PIECES,
+    "check_best": CHECK,
     "check_choice": CHECK,
     "check_ids": CHECK,
     "check_stored": CHECK,

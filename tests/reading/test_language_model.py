@@ -234,7 +234,15 @@ def test_top_p_keeps_the_fewest_that_have_it_together():
 
 def test_a_cold_draw_is_the_likeliest_even_where_softmax_overflows():
     logits = torch.tensor([1e30, 2e30, -torch.inf])
-    assert next_probabilities(logits, temperature=1e-3).tolist() == [0, 1, 0]
+    for temperature in (1e-3, 1e-20, 1e-300):
+        assert next_probabilities(logits, temperature=temperature).tolist() == [0, 1, 0]
+
+
+@pytest.mark.parametrize("odd", [float("nan"), float("inf")])
+def test_logits_without_a_largest_number_are_refused(odd):
+    for logits in ([0.0, odd], [-torch.inf, -torch.inf]):
+        with pytest.raises(ValueError, match=r"^logits: expected"):
+            next_probabilities(torch.tensor(logits))
 
 
 def test_tokens_are_drawn_as_often_as_their_probabilities_say():
@@ -503,7 +511,7 @@ def small_file(**changes):
     for name, shape in shapes.items():
         count = torch.Size(shape).numel()
         stored = struct.pack(f"<{count}f", *(draw.gauss(0, 0.2) for _ in range(count)))
-        tensors.append((f"{name}.weight", shape, 0, stored))
+        tensors.append((f"{name}{changes.get('suffix', '.weight')}", shape, 0, stored))
     return gguf(metadata, tensors)
 
 
@@ -546,6 +554,7 @@ def test_a_small_file_becomes_a_model_that_writes():
         {"without": "tokenizer.ggml.merges"},
         {"shapes": {"blk.0.attn_q": (16, 32)}},
         {"shapes": {"more": (32,)}},
+        {"suffix": ""},
     ],
     ids=str,
 )
