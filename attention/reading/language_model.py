@@ -390,12 +390,14 @@ class LanguageModel(nn.Module):
         return self.embedding(ids), caches
 
 
-def check_ids(ids: Tensor, vocabulary: int) -> None:
+def check_ids(ids: Tensor, vocabulary: int | None = None) -> None:
     """ValueError unless these are numbers of tokens, at least one."""
     check_tensor(ids=ids)
     if ids.dtype not in (torch.int64, torch.int32) or not ids.ndim or not ids.numel():
         raise expected("ids", "whole numbers (..., length), at least one", ids)
-    if readable(ids) and not 0 <= ids.min() <= ids.max() < vocabulary:
+    if vocabulary is None or not readable(ids):
+        return
+    if not 0 <= ids.min() <= ids.max() < vocabulary:
         got = f"{ids.min().item()} to {ids.max().item()}"
         raise expected("ids", f"from 0 to {vocabulary - 1}", got)
 

@@ -11,16 +11,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from attention.core.layer import Attention
+from attention.reading.language_model import check_ids
 from attention.tools.checks import check_sizes, readable
 from attention.tools.workbench import check_tensor, expected
 
-__all__ = [
-    "AttentionOnly",
-    "check_ids",
-    "induction_score",
-    "previous_score",
-    "repeated_tokens",
-]
+__all__ = ["AttentionOnly", "induction_score", "previous_score", "repeated_tokens"]
 
 
 class AttentionOnly(nn.Module):
@@ -129,19 +124,6 @@ def induction_score(
         raise expected("ids", "a token that occurs twice in each text", "none")
     found = (weights[..., 1:] * follows.unsqueeze(-3)).sum(dim=(-2, -1))
     return found / asked.unsqueeze(-1)
-
-
-def check_ids(ids: Tensor, vocabulary: int | None = None) -> None:
-    """ValueError unless `ids` are whole numbers, each of a token of the vocabulary."""
-    check_tensor(ids=ids)
-    if ids.dtype not in (torch.int32, torch.int64) or not ids.ndim or not ids.numel():
-        must = "whole numbers (..., length), at least one"
-        raise expected("ids", must, f"{ids.dtype} {tuple(ids.shape)}")
-    if vocabulary is not None and readable(ids):
-        least, most = int(ids.min()), int(ids.max())
-        if least < 0 or most >= vocabulary:
-            must = f"numbers from 0 to {vocabulary - 1}"
-            raise expected("ids", must, f"{least} to {most}")
 
 
 def _check_square(weights: Tensor) -> None:

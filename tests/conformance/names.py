@@ -205,7 +205,6 @@ OTHERS = {
     "check_instead": CHECK,
     "head_scores": MEASURES,
     "where_heads_look": MASK,
-    "check_ids": CHECK,
     "as_interface": "turns the arguments of a form, and mixes no values",
     "register_forms": "enters names in a table, and mixes no values",
     "induction_score": "measures another mechanism",
