@@ -63,8 +63,9 @@ from attention.speed.online_softmax import merge_states
 from attention.tools.explorer import explore
 from attention.tools.layouts import convert_state_dict, load_safetensors, load_weights
 from attention.tools.maps import describe_weights, show_weights
+from attention.training.small_gpt import GPT
 
-__all__ = [
+__all__ = [  # noqa: RUF022  plainly sorted: GPT is a class, and no constant
     "AdditiveAttention",
     "Attend",
     "Attention",
@@ -72,6 +73,7 @@ __all__ = [
     "CausalAttention",
     "CrossAttention",
     "DynamicNTKScaling",
+    "GPT",
     "KVCache",
     "LatentAttention",
     "LearnedPositions",
