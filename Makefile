@@ -20,7 +20,7 @@ NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 # A word of the command line as the shell shall see it, whatever it holds.
 quoted = '$(subst ','\'',$(1))'
 
-.PHONY: help book test new execute tangle serve lab lint model clean bench mutants licences lock peers versions
+.PHONY: help book test new execute tangle serve lab train lint model clean bench mutants licences lock peers versions
 .PHONY: check check-tangle try-model unit chapters site pages
 
 help: ## List the verbs
@@ -66,6 +66,9 @@ serve: $(READY) ## Serve the built site on this machine (PORT=8000)
 lab: $(READY) ## Open the chapters in JupyterLab
 	@$(PY) -m jupyterlab book
 
+train: $(READY) ## Train the small GPT for longer than its page does (ARGS=--variants)
+	@OMP_NUM_THREADS=1 $(PY) book/train.py $(ARGS)
+
 lint: $(READY) ## Check format, style and the workflows
 	@$(PY) -m ruff format --check --quiet . \
 		|| { echo "Run '$(PY) -m ruff format .' to format these files:"; \
@@ -102,7 +105,8 @@ lock: $(READY) ## Write requirements.txt from requirements.in (ARGS=--upgrade fo
 peers: $(READY) ## Compare layers with those of transformers, which this installs
 	@$(PY) -m pip install -qq --disable-pip-version-check \
 		--no-build-isolation --editable ".[peers]"
-	@OMP_NUM_THREADS=1 $(PY) -m pytest tests/position tests/memory tests/reading --quiet -k peers -rs
+	@OMP_NUM_THREADS=1 $(PY) -m pytest tests/position tests/memory tests/reading \
+		tests/training --quiet -k peers -rs
 
 licences: $(READY) ## List the licence of every package that is installed
 	@$(PY) tests/licences.py

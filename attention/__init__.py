@@ -76,8 +76,9 @@ from attention.training.induction import (
     induction_score,
     previous_score,
 )
+from attention.training.small_gpt import GPT
 
-__all__ = [
+__all__ = [  # noqa: RUF022  plainly sorted: GPT is a class, and no constant
     "AdditiveAttention",
     "Attend",
     "Attention",
@@ -87,6 +88,7 @@ __all__ = [
     "CausalAttention",
     "CrossAttention",
     "DynamicNTKScaling",
+    "GPT",
     "KVCache",
     "LanguageModel",
     "LatentAttention",

@@ -18,6 +18,7 @@ import decode  # noqa: E402
 import flash  # noqa: E402
 import layer  # noqa: E402
 import multi_head  # noqa: E402
+import small_gpt  # noqa: E402
 
 SCRIPTS = {"multi_head": multi_head, "flash": flash}
 
@@ -194,3 +195,62 @@ def test_a_contender_that_says_another_thing_is_named():
     given = torch.ones(3), 1.1 * torch.ones(3)
     with pytest.raises(AssertionError, match="it must say what the whole pass says"):
         decode.compare("it", *given, 0.05)
+
+
+# The small GPT
+
+
+def test_the_peer_has_the_sizes_of_its_readme_and_the_future_is_hidden():
+    torch.manual_seed(0)
+    peer, ids = small_gpt.PeerGPT(83, 128, 4, 4, 64), torch.randint(83, (2, 64))
+    count = sum(weights.numel() for weights in peer.parameters())
+    assert count == (83 + 64) * 128 + 4 * (12 * 128**2 + 2 * 128) + 128
+    changed = ids.clone()
+    changed[:, 40:] = 0
+    torch.testing.assert_close(peer(ids)[:, :40], peer(changed)[:, :40])
+
+
+def test_the_peers_learning_rate_is_nanogpts():
+    rates = [small_gpt.peer_rate(step, 2000) for step in range(2001)]
+    assert rates[0] == 0
+    assert max(rates) == rates[100] == pytest.approx(1e-3)
+    assert rates[1050] == pytest.approx(5.5e-4)
+    assert rates[2000] == pytest.approx(1e-4)
+
+
+def test_all_take_turns_until_their_budget_is_spent():
+    text = "abc" * 600
+    began = []
+
+    class Fake:
+        model = None
+
+        def step(self):
+            pass
+
+    def begin(steps):
+        began.append(steps)
+        return Fake()
+
+    contender = small_gpt.Contender("it", begin, 64, 12)
+    contender.prepare(0.01)
+    contender.turn(0.01)
+    assert contender.over(0.01)
+    assert contender.done <= began[-1] == contender.steps
+    names = [each.name for each in small_gpt.contenders(text)]
+    assert names == [small_gpt.OURS, small_gpt.PEER, small_gpt.PEER_AS_LARGE]
+
+
+def test_a_report_of_training_says_who_is_ahead_and_whether_the_goal_was_met():
+    row = {"parameters": 7, "context": 64, "batch": 3, "steps": 5, "cpu_seconds": 2.0}
+    losses = {"ours": (1.9, 1.95, 1.5), "a": (2.4, 2.4, ""), "b": (2.2, 2.3, "")}
+    rows = [
+        row
+        | {"contender": name, "held_out": own, "held_out_short": short, "to_goal": to}
+        for name, (own, short, to) in losses.items()
+    ]
+    text = small_gpt.report(rows, "a machine", 300)
+    assert "Ours meets the goal of 2.0: 1.9." in text
+    assert "0.350 below the better of the peers, b." in text
+    assert "| a | 7 | 64 | 3 | 5 | 2.0 | 2.4 | 2.4 | not reached |" in text
+    assert "misses the goal" in small_gpt.report([rows[1], *rows[1:]], "it", 300)

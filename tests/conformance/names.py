@@ -24,6 +24,7 @@ TURNS = "turns queries and keys, and mixes no values"
 CHANCES = "compares probabilities of tokens, and mixes no values"
 PIECES = "turns text into numbers of pieces, and mixes no values"
 MEASURES = "measures weights that a layer gives, and mixes no values"
+TRAINS = "trains a model, and mixes no values"
 ROUNDS = "rounds numbers one by one, and mixes none"
 
 OTHERS = {
@@ -210,6 +211,27 @@ OTHERS = {
     "induction_score": "measures another mechanism",
     "previous_score": "measures another mechanism",
     "repeated_tokens": "draws tokens, and mixes no values",
+    "Characters": "numbers characters, and mixes no values",
+    "Muon": TRAINS,
+    "Recipe": TRAINS,
+    "Training": TRAINS,
+    "attention_slots": "fills slots of a mechanism, and mixes no values",
+    "batch_at": TRAINS,
+    "caches_of": CHECK,
+    "check_token_ids": CHECK,
+    "held_out_loss": TRAINS,
+    "keep": TRAINS,
+    "learning_rate": TRAINS,
+    "load_corpus": "reads a text, and mixes no values",
+    "orthogonalised": TRAINS,
+    "put_back": TRAINS,
+    "read_checkpoint": TRAINS,
+    "resume": TRAINS,
+    "save_checkpoint": TRAINS,
+    "learnt_and_held_out": TRAINS,
+    "state_of": TRAINS,
+    "text_loss": TRAINS,
+    "train": TRAINS,
 }
 
 # What attends, and cannot be asked so many questions.
@@ -230,6 +252,8 @@ AROUND = {
     "DecoderLayer": "CrossAttention",
     "EncoderLayer": "CrossAttention",
     "LanguageModel": "Block",
+    "GPT": "Attention",
+    "GPTBlock": "Attention",
     "LearnedPositions": "none: it adds a vector to each token",
     "RelativeBias": "none: it makes a bias of positions",
     "MultimodalRotary": f"none: {TURNS}",

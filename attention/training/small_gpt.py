@@ -1,0 +1,492 @@
+"""A small GPT
+
+A GPT of one million parameters, built from our layer and trained on a dictionary:
+tokens, batches, loss, learning rate, checkpoints, and variants of attention at an
+equal budget.
+
+Written by `book/training/small_gpt.ipynb`: read and change it there.
+"""
+
+import hashlib
+import io
+import math
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from attention.core.layer import Attention, Cache, causal, positions_of, set_back
+from attention.core.layer import window as within
+from attention.position.absolute import LearnedPositions
+from attention.position.relative import alibi
+from attention.position.rotary import Rotary
+from attention.tools.checks import check_heads, check_sizes, readable
+from attention.tools.workbench import check_tensor, expected
+
+__all__ = [
+    "GPT",
+    "Characters",
+    "GPTBlock",
+    "Muon",
+    "Recipe",
+    "Training",
+    "attention_slots",
+    "batch_at",
+    "caches_of",
+    "check_token_ids",
+    "held_out_loss",
+    "keep",
+    "learning_rate",
+    "learnt_and_held_out",
+    "load_corpus",
+    "orthogonalised",
+    "put_back",
+    "read_checkpoint",
+    "resume",
+    "save_checkpoint",
+    "state_of",
+    "text_loss",
+    "train",
+]
+
+
+_CORPUS = "book/_data/devils_dictionary.txt"
+
+
+def load_corpus(path: str | Path | None = None) -> str:
+    """*The Devil's Dictionary* as one text, or the text in the file at `path`.
+
+    The dictionary lies in a clone of this book, not in what pip installs.
+    """
+    if path is None:
+        path = Path(find_spec("attention").origin).parents[1] / _CORPUS
+        if not path.is_file():
+            how = "load_corpus(path) reads any text in UTF-8"
+            raise FileNotFoundError(f"{_CORPUS} is in a clone of the book alone; {how}")
+    return Path(path).read_text(encoding="utf-8")
+
+
+class Characters:
+    """Tokens that are characters: each different one of a text has a number."""
+
+    def __init__(self, text: str) -> None:
+        self.characters = "".join(sorted(set(text)))
+        self._numbers = {letter: n for n, letter in enumerate(self.characters)}
+
+    def __len__(self) -> int:
+        return len(self.characters)
+
+    def encode(self, text: str) -> list[int]:
+        """The number of each character; ValueError for one that has none."""
+        if unknown := sorted(set(text) - set(self.characters)):
+            raise expected("text", f"of {self.characters!r}", repr(unknown[0]))
+        return [self._numbers[letter] for letter in text]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The characters of these numbers."""
+        return "".join(self.characters[number] for number in ids)
+
+
+def learnt_and_held_out(ids: Int[Tensor, " all"]) -> tuple[Tensor, Tensor]:
+    """The first nine tenths, to learn from, and the last tenth, which is held out."""
+    cut = 9 * len(ids) // 10
+    return ids[:cut], ids[cut:]
+
+
+def batch_at(
+    step: int, ids: Int[Tensor, " all"], count: int, length: int, *, seed: int = 0
+) -> tuple[Int[Tensor, "{count} {length}"], Int[Tensor, "{count} {length}"]]:
+    """Pieces of the text for this step, and their targets: the same, a token further.
+
+    In each round through the text, pieces begin elsewhere, come in a random order, and
+    each is read once. Everything follows from `seed` and `step`. ValueError for a text
+    too short for one batch.
+    """
+    check_sizes(count=count, length=length)
+    in_a_round = (len(ids) - length) // length // count
+    if in_a_round < 1:
+        raise expected("ids", f"at least {(count + 1) * length} tokens", len(ids))
+    rounds, turn = divmod(step, in_a_round)
+    random = torch.Generator().manual_seed(1_000_003 * seed + rounds)
+    start = torch.randint(length, (), generator=random)
+    order = torch.randperm(in_a_round * count, generator=random)
+    starts = start + length * order[turn * count : (turn + 1) * count]
+    pieces = ids[starts[:, None] + torch.arange(length + 1)]
+    return pieces[:, :-1], pieces[:, 1:]
+
+
+class GPTBlock(nn.Module):
+    """Adds what attention gives to each token, then what a small network gives.
+
+    Both read normalised vectors. Radford et al. 2019, section 2.3; companion, 4.5.
+    """
+
+    def __init__(self, attention: Attention, *, bias: bool = False) -> None:
+        super().__init__()
+        d = attention.d_in
+        self.attention_norm = nn.LayerNorm(d, bias=bias)
+        self.attention = attention
+        self.mlp_norm = nn.LayerNorm(d, bias=bias)
+        wide, narrow = (nn.Linear(d, 4 * d, bias), nn.Linear(4 * d, d, bias))
+        self.mlp = nn.Sequential(wide, nn.GELU(approximate="tanh"), narrow)
+
+    def forward(
+        self,
+        x: Float[Tensor, "*batch length d"],
+        mask: Bool[Tensor, "..."] | None = None,
+        *,
+        positions: Int[Tensor, "..."] | None = None,
+        cache: Cache | None = None,
+    ) -> Float[Tensor, "*batch length d"]:
+        """The tokens, with both added; all else is handed to the attention."""
+        given = {"positions": positions, "cache": cache}
+        x = x + self.attention(self.attention_norm(x), mask, **given)
+        return x + self.mlp(self.mlp_norm(x))
+
+
+_POSITIONS = ("rotary", "learned", "alibi", "none")
+
+
+def attention_slots(
+    num_heads: int, head_dim: int, positions: str, window: int | None
+) -> dict[str, Any]:
+    """What goes into the slots of `Attention` for these positions and this window."""
+    slots: dict[str, Any] = {"masks": (causal if window is None else within(window),)}
+    if positions == "rotary":
+        slots["process_heads"] = Rotary(head_dim)
+    if positions == "alibi":
+        slots["bias"] = alibi(num_heads)
+    return slots
+
+
+class GPT(nn.Module):
+    """A GPT: ids (*batch, length) to logits (*batch, length, vocabulary).
+
+    Blocks around our `Attention`, between an embedding and the same matrix again. The
+    variants are arguments: `num_heads`, `num_kv_heads`, `window`, and `positions`, one
+    of rotary, learned, alibi and none; `context_length` limits the learned ones. With
+    bias=True and learned positions it is GPT-2. Radford et al. 2019; companion,
+    chapter 4. ValueError for what does not fit.
+    """
+
+    def __init__(
+        self,
+        vocabulary: int,
+        *,
+        d: int = 128,
+        num_blocks: int = 5,
+        num_heads: int = 4,
+        num_kv_heads: int | None = None,
+        window: int | None = None,
+        positions: str = "rotary",
+        context_length: int = 128,
+        bias: bool = False,
+    ) -> None:
+        super().__init__()
+        check_sizes(vocabulary=vocabulary, d=d, num_blocks=num_blocks)
+        check_heads(d, num_heads)
+        if positions not in _POSITIONS:
+            raise expected("positions", f"one of {', '.join(_POSITIONS)}", positions)
+        self.embedding, self.places = nn.Embedding(vocabulary, d), None
+        if positions == "learned":
+            self.places = LearnedPositions(context_length, d)
+        given = {"num_kv_heads": num_kv_heads, "qkv_bias": bias, "out_bias": bias}
+        given |= attention_slots(num_heads, d // num_heads, positions, window)
+        layers = (Attention(d, d, num_heads, **given) for _ in range(num_blocks))
+        self.blocks = nn.ModuleList(GPTBlock(layer, bias=bias) for layer in layers)
+        self.norm = nn.LayerNorm(d, bias=bias)
+        self._begin()
+
+    def forward(
+        self,
+        ids: Int[Tensor, "*batch length"],
+        mask: Bool[Tensor, "..."] | None = None,
+        *,
+        positions: Int[Tensor, "..."] | None = None,
+        caches: Sequence[Cache] | None = None,
+    ) -> Float[Tensor, "*batch length vocabulary"]:
+        """Logits of the next token at each place; extends `caches`, one for a block."""
+        caches = caches_of(caches, len(self.blocks))
+        with ExitStack() as refused:
+            for cache in caches:
+                refused.enter_context(set_back(cache))
+            x = self._embedded(ids, positions, caches[0])
+            for block, cache in zip(self.blocks, caches, strict=True):
+                x = block(x, mask, positions=positions, cache=cache)
+        return F.linear(self.norm(x), self.embedding.weight)
+
+    def attention_weights(
+        self, ids: Int[Tensor, "*batch length"], **given: Any
+    ) -> tuple[Float[Tensor, "*batch heads length length"], ...]:
+        """The weights of each block; `given` are mask and positions of `forward`."""
+        x, seen = self._embedded(ids, given.get("positions"), None), []
+        for block in self.blocks:
+            normed = block.attention_norm(x)
+            seen.append(block.attention.attention_weights(normed, **given))
+            x = block(x, **given)
+        return tuple(seen)
+
+    def _embedded(self, ids, positions, cache) -> Tensor:
+        check_token_ids(ids, self.embedding.num_embeddings)
+        x = self.embedding(ids)
+        if self.places is None:
+            return x
+        return self.places(x, positions_of(x, positions, cache))
+
+    def _begin(self) -> None:
+        """Small random weights, and smaller ones where blocks add to the tokens."""
+        for name, weights in self.named_parameters():
+            deep = name.endswith(("out_proj.weight", "mlp.2.weight"))
+            shrink = math.sqrt(2 * len(self.blocks)) if deep else 1.0
+            if weights.ndim == 2:
+                nn.init.normal_(weights, std=0.02 / shrink)
+            elif name.endswith("bias"):
+                nn.init.zeros_(weights)
+
+
+def check_token_ids(ids: Tensor, vocabulary: int) -> None:
+    """ValueError unless these are numbers of tokens, as far as they can be read."""
+    check_tensor(ids=ids)
+    if ids.dtype not in (torch.int64, torch.int32) or not ids.ndim or not ids.numel():
+        must = "whole numbers (..., length) of 32 or 64 bits, one at least"
+        raise expected("ids", must, ids)
+    if readable(ids):
+        for number in (bound.item() for bound in ids.aminmax()):
+            if not 0 <= number < vocabulary:
+                raise expected("ids", f"from 0 to {vocabulary - 1}", number)
+
+
+def caches_of(caches: Sequence[Cache] | None, num_blocks: int) -> list:
+    """A cache, or None, for each block; ValueError for another number of them."""
+    caches = [None] * num_blocks if caches is None else list(caches)
+    if len(caches) != num_blocks:
+        raise expected("caches", f"one for each of {num_blocks} blocks", len(caches))
+    return caches
+
+
+def text_loss(model: nn.Module, inputs: Tensor, targets: Tensor) -> Float[Tensor, ""]:
+    """The mean of −log of the probability that each target was given."""
+    return F.cross_entropy(model(inputs).flatten(0, -2), targets.flatten())
+
+
+@torch.no_grad()
+def held_out_loss(model: nn.Module, ids: Int[Tensor, " all"], length: int) -> float:
+    """The loss of a whole text, read in pieces of `length` that know nothing before."""
+    check_sizes(length=length)
+    whole = (len(ids) - 1) // length * length
+    if not whole:
+        raise expected("ids", f"at least {length + 1} tokens", len(ids))
+    inputs, targets = (ids[at : at + whole].view(-1, length) for at in (0, 1))
+    batches = zip(inputs.split(32), targets.split(32), strict=True)
+    losses = [len(batch[0]) * text_loss(model, *batch) for batch in batches]
+    return sum(losses).item() / len(inputs)
+
+
+def learning_rate(step: int, steps: int, warm_up: int) -> float:
+    """A share of the highest rate: up on a line, then down on half a cosine to 0."""
+    if step < warm_up:
+        return (step + 1) / warm_up
+    way = min(1.0, (step - warm_up) / max(1, steps - warm_up))
+    return (1 + math.cos(math.pi * way)) / 2
+
+
+def orthogonalised(
+    matrices: Float[Tensor, "several rows columns"],
+) -> Float[Tensor, "several rows columns"]:
+    """Each matrix with its singular values all brought near 1. Jordan et al. 2024."""
+    wide = matrices.shape[-2] <= matrices.shape[-1]
+    x = matrices if wide else matrices.mT
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    for _ in range(5):
+        square = x @ x.mT
+        x = 3.4445 * x + (-4.775 * square + 2.0315 * square @ square) @ x
+    return x if wide else x.mT
+
+
+class Muon(torch.optim.Optimizer):
+    """Moves each matrix by its mean gradient, orthogonalised: in all directions alike.
+
+    For matrices inside a network alone. Jordan et al. 2024.
+    """
+
+    def __init__(self, matrices: Sequence[Tensor], weight_decay: float = 0.1) -> None:
+        super().__init__(matrices, {"lr": 0.02, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """One step, by the gradients that the matrices hold."""
+        alike: dict[tuple, list[Tensor]] = {}
+        for matrix in self.param_groups[0]["params"]:
+            alike.setdefault(tuple(matrix.shape), []).append(matrix)
+        rate, decay = (self.param_groups[0][name] for name in ("lr", "weight_decay"))
+        for (rows, columns), matrices in alike.items():
+            means = torch.stack([self._mean(matrix) for matrix in matrices])
+            size = rate * max(1.0, rows / columns) ** 0.5
+            for matrix, move in zip(matrices, orthogonalised(means), strict=True):
+                matrix.mul_(1 - rate * decay).sub_(move, alpha=size)
+
+    def _mean(self, matrix: Tensor) -> Tensor:
+        """The mean gradient, over about twenty steps; the newest counts once more."""
+        mean = self.state[matrix].setdefault("mean", torch.zeros_like(matrix))
+        mean.lerp_(matrix.grad, 0.05)
+        return matrix.grad.lerp(mean, 0.95)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that decides a training but the text: equal recipes give equal losses.
+
+    `model` are options of `GPT`; the rates are the highest ones, of AdamW and of Muon.
+    """
+
+    steps: int = 1500
+    count: int = 8
+    length: int = 128
+    warm_up: int = 50
+    rate: float = 2e-3
+    matrix_rate: float = 0.02
+    weight_decay: float = 0.1
+    look_every: int = 100
+    seed: int = 0
+    model: dict[str, Any] = field(default_factory=dict)
+
+
+class Training:
+    """A model on its way, which can be stopped after any step, saved, and gone on with.
+
+    `losses` has a number for each step; `looks` has step, held-out loss and CPU seconds
+    of training for each time that `look` was called.
+    """
+
+    def __init__(self, text: str, recipe: Recipe) -> None:
+        self.recipe, self.tokenizer = recipe, Characters(text)
+        ids = torch.tensor(self.tokenizer.encode(text))
+        self.ids, self.held_out = learnt_and_held_out(ids)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(recipe.seed)
+            self.model = GPT(len(self.tokenizer), **recipe.model)
+        matrices = [p for p in self.model.blocks.parameters() if p.ndim == 2]
+        inside = {id(matrix) for matrix in matrices}
+        others = [p for p in self.model.parameters() if id(p) not in inside]
+        self.muon = Muon(matrices, recipe.weight_decay)
+        self.adam = torch.optim.AdamW(others, betas=(0.9, 0.95), weight_decay=0.0)
+        self.losses: list[float] = []
+        self.looks: list[tuple[int, float, float]] = []
+        self.seconds = 0.0
+
+    def step(self) -> float:
+        """Read a batch and change the weights a little; the loss before the change."""
+        start, step, recipe = time.process_time(), len(self.losses), self.recipe
+        share = learning_rate(step, recipe.steps, recipe.warm_up)
+        batch = batch_at(step, self.ids, recipe.count, recipe.length, seed=recipe.seed)
+        loss = text_loss(self.model, *batch)
+        self.model.zero_grad()
+        loss.backward()
+        rates = (self.muon, recipe.matrix_rate), (self.adam, recipe.rate)
+        for optimiser, highest in rates:
+            optimiser.param_groups[0]["lr"] = share * highest
+            optimiser.step()
+        self.losses.append(loss.item())
+        self.seconds += time.process_time() - start
+        return self.losses[-1]
+
+    def look(self) -> float:
+        """The held-out loss now."""
+        loss = held_out_loss(self.model, self.held_out, self.recipe.length)
+        self.looks.append((len(self.losses), loss, self.seconds))
+        return loss
+
+
+def train(training: Training, folder: Path | None = None) -> Iterator[int]:
+    """Take the steps that are left, and give the number of those taken after each.
+
+    Every `look_every` steps, and at the end, it looks at the held-out loss and keeps a
+    checkpoint in `folder`, if there is one.
+    """
+    steps, look_every = training.recipe.steps, training.recipe.look_every
+    for step in range(len(training.losses) + 1, steps + 1):
+        training.step()
+        if step % look_every == 0 or step == steps:
+            training.look()
+            if folder is not None:
+                keep(training, folder)
+        yield step
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Write a file that is whole or is not there at all."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    content = buffer.getvalue()
+    unfinished = path.with_suffix(".unfinished")
+    with unfinished.open("wb") as file:
+        file.write(hashlib.sha256(content).digest() + content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(unfinished, path)
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """What was saved; ValueError if a bit of the file is not as it was written."""
+    held = path.read_bytes()
+    digest, content = held[:32], held[32:]
+    if hashlib.sha256(content).digest() != digest:
+        must, got = "a file as it was written", f"{len(held)} bytes with another sum"
+        raise expected(path.name, must, got)
+    return torch.load(io.BytesIO(content), weights_only=True)
+
+
+_KEPT = ("model", "muon", "adam")
+
+
+def state_of(training: Training) -> dict[str, Any]:
+    """All that a training needs to go on."""
+    state = {name: getattr(training, name).state_dict() for name in _KEPT}
+    counts = {"losses": training.losses, "looks": training.looks}
+    recipe = asdict(training.recipe)
+    return state | counts | {"seconds": training.seconds, "recipe": recipe}
+
+
+def put_back(training: Training, state: dict[str, Any]) -> None:
+    """Go on from this state; ValueError if it comes from another recipe."""
+    for name, mine in asdict(training.recipe).items():
+        if mine != state["recipe"].get(name):
+            raise expected(f"recipe.{name}", mine, state["recipe"].get(name))
+    for name in _KEPT:
+        getattr(training, name).load_state_dict(state[name])
+    training.losses, training.seconds = list(state["losses"]), state["seconds"]
+    training.looks = [tuple(look) for look in state["looks"]]
+
+
+def keep(training: Training, folder: Path) -> None:
+    """Save the training, leave this checkpoint and the one before, and the best."""
+    folder.mkdir(parents=True, exist_ok=True)
+    state, (step, loss, _) = state_of(training), training.looks[-1]
+    save_checkpoint(folder / f"step-{step:06}.checkpoint", state)
+    for old in sorted(folder.glob("step-*.checkpoint"))[:-2]:
+        old.unlink()
+    if loss == min(each[1] for each in training.looks):
+        save_checkpoint(folder / "best.checkpoint", state)
+
+
+def resume(training: Training, folder: Path) -> list[str]:
+    """Go on from the newest checkpoint that is whole; a sentence for each refused."""
+    refused = []
+    for path in sorted(folder.glob("step-*.checkpoint"), reverse=True):
+        try:
+            state = read_checkpoint(path)
+        except ValueError as error:
+            refused.append(f"{error}; the one before it is used, if there is one")
+            continue
+        put_back(training, state)
+        break
+    return refused
