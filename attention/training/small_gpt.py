@@ -29,8 +29,9 @@ from attention.core.layer import window as within
 from attention.position.absolute import LearnedPositions
 from attention.position.relative import alibi
 from attention.position.rotary import Rotary
-from attention.tools.checks import check_heads, check_sizes, readable
-from attention.tools.workbench import check_tensor, expected
+from attention.reading.language_model import check_ids
+from attention.tools.checks import check_heads, check_sizes
+from attention.tools.workbench import expected
 
 __all__ = [
     "GPT",
@@ -42,7 +43,6 @@ __all__ = [
     "attention_slots",
     "batch_at",
     "caches_of",
-    "check_token_ids",
     "held_out_loss",
     "keep",
     "learning_rate",
@@ -236,7 +236,7 @@ class GPT(nn.Module):
         return tuple(seen)
 
     def _embedded(self, ids, positions, cache) -> Tensor:
-        check_token_ids(ids, self.embedding.num_embeddings)
+        check_ids(ids, self.embedding.num_embeddings)
         x = self.embedding(ids)
         if self.places is None:
             return x
@@ -251,18 +251,6 @@ class GPT(nn.Module):
                 nn.init.normal_(weights, std=0.02 / shrink)
             elif name.endswith("bias"):
                 nn.init.zeros_(weights)
-
-
-def check_token_ids(ids: Tensor, vocabulary: int) -> None:
-    """ValueError unless these are numbers of tokens, as far as they can be read."""
-    check_tensor(ids=ids)
-    if ids.dtype not in (torch.int64, torch.int32) or not ids.ndim or not ids.numel():
-        must = "whole numbers (..., length) of 32 or 64 bits, one at least"
-        raise expected("ids", must, ids)
-    if readable(ids):
-        for number in (bound.item() for bound in ids.aminmax()):
-            if not 0 <= number < vocabulary:
-                raise expected("ids", f"from 0 to {vocabulary - 1}", number)
 
 
 def caches_of(caches: Sequence[Cache] | None, num_blocks: int) -> list:

@@ -218,7 +218,6 @@ OTHERS = {
     "attention_slots": "fills slots of a mechanism, and mixes no values",
     "batch_at": TRAINS,
     "caches_of": CHECK,
-    "check_token_ids": CHECK,
     "held_out_loss": TRAINS,
     "keep": TRAINS,
     "learning_rate": TRAINS,
