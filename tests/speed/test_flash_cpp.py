@@ -1,4 +1,4 @@
-"""Flash attention in C++: the numbers and gradients of by hand, and one file compiled."""
+"""Flash attention in C++: what by hand gives, forward and backward, compiled once."""
 
 import os
 import shutil
@@ -49,11 +49,14 @@ def results(form, tensors, do, dtype=None, **options):
     return context, *torch.autograd.grad(context, tensors, do.to(context.dtype))
 
 
-def same(tensors, **options):
+def same(tensors, close=None, **options):
     """Does the kernel give what by hand gives, forward and backward?"""
-    do = torch.randn(*tensors[0].shape[:-1], tensors[2].shape[-1], dtype=tensors[0].dtype)
+    do = torch.randn(
+        *tensors[0].shape[:-1], tensors[2].shape[-1], dtype=tensors[0].dtype
+    )
     ours = results(cpp_attend, tensors, do, **options)
-    torch.testing.assert_close(ours, results(by_hand, tensors, do, **options))
+    wanted = results(by_hand, tensors, do, **options)
+    torch.testing.assert_close(ours, wanted, **close or {})
 
 
 SIZES = {
@@ -101,8 +104,8 @@ def test_the_number_of_threads_changes_no_more_than_rounding(sizes, threads):
 
 @pytest.mark.parametrize("seed", range(200))
 def test_random_calls_equal_by_hand(seed):
-    one, options = random_call(seed)
-    same(one, **options)
+    tensors, options = random_call(seed)
+    same(tensors, close={"rtol": 1e-4, "atol": 2e-5}, **options)  # sums of 3,000 terms
 
 
 def random_call(seed, most=260):
@@ -129,7 +132,7 @@ def random_call(seed, most=260):
     if up_to(3) == 1:
         options["bias"] = torch.randn(groups * shared, *table, dtype=dtype)
     if up_to(3) == 1:
-        options["scale"] = float(torch.randn(()))
+        options["scale"] = float(torch.randn(())) / tensors[0].shape[-1] ** 0.5
     return tensors, options
 
 
@@ -235,17 +238,22 @@ def test_a_key_that_is_no_number_has_no_effect_where_it_is_hidden(num_queries):
     mask[7] = False
     wanted = cpp_attend(q, k, v, mask.expand(num_queries, 300))
     k[:, :, 7] = torch.nan
-    torch.testing.assert_close(cpp_attend(q, k, v, mask.expand(num_queries, 300)), wanted)
+    torch.testing.assert_close(
+        cpp_attend(q, k, v, mask.expand(num_queries, 300)), wanted
+    )
     assert cpp_attend(q, k, v).isnan().all()
 
 
 def test_very_large_scores_overflow_no_exponential():
-    same([t.detach() * 100 for t in draw((1, 1, 1, 5, 203))], causal=True)
+    tensors = [t.detach() * 100 for t in draw((1, 1, 1, 5, 203), dtype=torch.float64)]
+    wanted = by_hand(*tensors, causal=True)
+    context = cpp_attend(*(t.float() for t in tensors), causal=True)
+    torch.testing.assert_close(context.double(), wanted, rtol=0.01, atol=0.1)
 
 
 def test_tiles_of_other_documents_are_never_multiplied():
     q, k, v = (t.detach() for t in draw((1, 1, 1, 576, 576)))
-    mask = document_mask(torch.arange(3).repeat_interleave(192))
+    mask = document_mask(torch.arange(3).repeat_interleave(192)[None])
     wanted = by_hand(q, k, v, mask=mask)
     v[:, :, :192] = torch.nan  # the first document's
     context = cpp_attend(q, k, v, mask)
@@ -327,7 +335,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("options", *"ab"), REFUSED.values(), ids=REFUSED.keys())
-def test_what_it_cannot_do_is_refused_in_words(options, a, b):
+def test_what_it_cannot_do_is_refused_in_words(options, a, b, as_importer):
     with pytest.raises(ValueError, match=said(a, b)):
         cpp_attend(*draw(), **options)
 
@@ -387,19 +395,11 @@ cp {real} "$2"
 
 
 def fake_compiler(folder, version="one"):
-    real = next(
-        path
-        for path in map_of(flash_cpp._library())
-        if path.endswith(".so") and "flash_cpp" in path
-    )
+    real = flash_cpp._library()._name
     compiler = folder / "fake"
     compiler.write_text(FAKE.format(folder=folder, real=real, version=version))
     compiler.chmod(0o755)
     return {"CXX": str(compiler), "TORCH_EXTENSIONS_DIR": str(folder / "built")}
-
-
-def map_of(library):
-    return [library._name]
 
 
 def test_two_processes_at_once_compile_it_once_and_none_loads_a_half(tmp_path):
