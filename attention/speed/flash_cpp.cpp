@@ -128,9 +128,7 @@ inline V<double> exp2(V<double> x) {
 // C (+)= A B, for M rows of A: rows and columns of A are so far apart; B and C have rows
 template <int M, int N, class R> inline __attribute__((always_inline)) void micro(
     Int K, const R* a, Int row, Int column, const R* b, Int b_row, R* c, Int c_row, bool add) {
-  V<R> sum[M][N];
-  for (int m = 0; m < M; ++m)
-    for (int n = 0; n < N; ++n) sum[m][n] = add ? load(c + m * c_row + n * W<R>) : V<R>{};
+  V<R> sum[M][N] = {};
   for (Int k = 0; k < K; ++k, a += column, b += b_row) {
     V<R> line[N];
     for (int n = 0; n < N; ++n) line[n] = load(b + n * W<R>);
@@ -138,7 +136,10 @@ template <int M, int N, class R> inline __attribute__((always_inline)) void micr
       for (int n = 0; n < N; ++n) sum[m][n] += a[m * row] * line[n];
   }
   for (int m = 0; m < M; ++m)
-    for (int n = 0; n < N; ++n) store(c + m * c_row + n * W<R>, sum[m][n]);
+    for (int n = 0; n < N; ++n) {
+      R* to = c + m * c_row + n * W<R>;
+      store(to, add ? load(to) + sum[m][n] : sum[m][n]);
+    }
 }
 template <int M, int N, class R> void strip(Int rows, Int K, const R* a, Int row, Int column,
     const R* b, Int b_row, R* c, Int c_row, bool add) {
