@@ -66,6 +66,7 @@ from attention.reading.language_model import (
 )
 from attention.reading.translator import attention_entropy, load_translator
 from attention.speed.flash import flash_attend
+from attention.speed.flash_cpp import cpp_attend
 from attention.speed.flash_triton import triton_attend
 from attention.speed.online_softmax import merge_states
 from attention.tools.explorer import explore
@@ -123,6 +124,7 @@ __all__ = [  # noqa: RUF022  plainly sorted: GPT is a class, and no constant
     "causal_mask",
     "convert_pairing",
     "convert_state_dict",
+    "cpp_attend",
     "describe_weights",
     "document_mask",
     "explore",

@@ -17,6 +17,7 @@ SCRIPTS = {  # with the options that each knows
     "multi_head": {"--quick", "--device", "--rounds"},
     "layer": {"--quick", "--device", "--rounds"},
     "flash": {"--quick", "--device", "--rounds"},
+    "flash_cpp": {"--quick", "--rounds"},
     "decode": {"--quick", "--device", "--rounds"},
     "small_gpt": {"--quick"},
     "site": {"--quick"},

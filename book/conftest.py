@@ -5,7 +5,9 @@ compared, and only floating-point numbers may differ, by rounding.
 """
 
 import math
+import os
 import re
+import shutil
 from collections.abc import Iterable, Iterator
 from decimal import Decimal
 from importlib.metadata import version
@@ -20,8 +22,9 @@ NBVAL = "0.11.0"
 RTOL, ATOL = 1e-4, 2e-4
 SMALL = 1e-3  # below it, ATOL would let numbers pass that have nothing in common
 # What a chapter runs, and not every machine can install, or has fetched.
-MODEL = "the language model"
+MODEL, COMPILER = "the language model", "a C++ compiler"
 NEEDS = {
+    "flash_cpp.ipynb": (COMPILER,),
     "flash_triton.ipynb": ("triton",),
     "heads.ipynb": (MODEL,),
     "language_model.ipynb": (MODEL,),
@@ -60,8 +63,11 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def lacking(chapter: str) -> str:
     """What a chapter needs and this machine has not; nothing if it has all."""
     needs = NEEDS.get(chapter, ())
-    if absent := [name for name in needs if name != MODEL and not find_spec(name)]:
+    packages = [name for name in needs if name not in (MODEL, COMPILER)]
+    if absent := [name for name in packages if not find_spec(name)]:
         return f"needs {' and '.join(absent)}, which is not installed"
+    if COMPILER in needs and not shutil.which(os.environ.get("CXX", "c++")):
+        return f"needs {COMPILER}, and there is none"
     if MODEL in needs and not model_path().is_file():
         return f"needs {MODEL}: `make model` fetches it"
     return ""

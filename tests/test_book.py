@@ -71,6 +71,7 @@ UNCHECKED = {
     ("training/small_gpt", "before"): "drawn: one rounding changes all that follows",
     ("training/small_gpt", "hundred-drawn"): "trained: `hundred-check` has the bounds",
     ("training/small_gpt", "after"): "written by what was trained, too",
+    ("speed/flash_cpp", "timing"): "times differ from run to run",
 }
 # Chapters that owe the reader fewer than three exercises, each with the reason.
 HOW_TO = {
@@ -452,6 +453,8 @@ def vocabulary(name: str) -> set[str]:
     known |= set(dir(torch.nn.Module())) | {
         part for each in notebooks() for part in each.split("/")
     }
+    for path in (ROOT / "attention").rglob("*.cpp"):
+        known |= set(re.findall(r"\w+", path.read_text("utf-8")))
     sources = []
     if name in notebooks():
         sources += [cell["source"] for cell in Chapter(name).code]

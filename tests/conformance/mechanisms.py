@@ -1,5 +1,7 @@
 """All that attends in the package: one entry each, found missing by the suite."""
 
+import os
+import shutil
 from dataclasses import replace
 from functools import partial
 
@@ -18,6 +20,7 @@ from attention import (
     StackedHeads,
     attend,
     attention_weights,
+    cpp_attend,
     flash_attend,
     simple_self_attention,
     triton_attend,
@@ -148,6 +151,17 @@ TILED = CALL | {
     "fused": True,
     "excused": REFUSED,
 }
+
+
+def in_cpp(sizes, dropout=0.0, **options):
+    def f(queries, keys, values, mask=None):
+        return cpp_attend(queries, keys, values, mask, dropout_p=dropout, **options)
+
+    return f
+
+
+COMPILED = TILED | {"covers": cpp_attend, "form": cpp_attend}
+HAS_COMPILER = shutil.which(os.environ.get("CXX", "c++")) is not None
 
 
 def in_kernels(sizes, dropout=0.0, **options):
@@ -342,6 +356,7 @@ MECHANISMS = [
     ),
     *plain_causal_biased(fused, FUSED),
     *plain_causal_biased(in_tiles, TILED),
+    *(plain_causal_biased(in_cpp, COMPILED) if HAS_COMPILER else []),
     Mechanism(
         name="attention_weights", make=weighed, weights=weighed_weights, **WEIGHED
     ),

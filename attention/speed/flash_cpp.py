@@ -1,0 +1,268 @@
+"""Flash attention in C++
+
+Flash attention as a kernel for a CPU, forward and backward: each thread keeps a
+tile in its own caches, and multiplies it in its registers.
+
+Written by `book/speed/flash_cpp.ipynb`: read and change it there.
+"""
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from attention.core.scaled_dot_product import check_window, visible
+from attention.speed.flash import TwoPasses
+from attention.tools.checks import (
+    check_bias,
+    check_fit,
+    precise,
+    repeat_kv,
+    scale_queries,
+    unified,
+)
+from attention.tools.workbench import expected
+
+__all__ = ["cpp_attend"]
+
+
+_FLAGS = ["-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-x", "c++", "-"]
+
+
+def _compiler() -> str:
+    """The compiler that torch would use; RuntimeError if there is none."""
+    name = os.environ.get("CXX", "c++")
+    if shutil.which(name) is None:
+        need = "cpp_attend needs a C++ compiler, g++ or clang++"
+        raise RuntimeError(f"{need}: expected {name!r} on the path, got none")
+    return name
+
+
+def _cpu() -> str:
+    """What kind of CPU this is, with the instructions that it has."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text("utf-8").splitlines() if info.exists() else []
+    flags = (line for line in lines if line.startswith(("flags", "Features")))
+    return next(flags, platform.processor() or platform.machine())
+
+
+def _identity(compiler: str, source: str) -> str:
+    """A name for all that the compiled kernel depends on."""
+    run = subprocess.run([compiler, "--version"], capture_output=True, text=True)
+    parts = (source, *_FLAGS, compiler, run.stdout, torch.__version__, _cpu())
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Within it, no other process is."""
+    import fcntl  # not on Windows
+
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _build(compiler: str, source: str, path: Path) -> None:
+    """Compile the kernel, with threads if the compiler knows OpenMP."""
+    half = path.with_suffix(f".{os.getpid()}")
+    for threads in (["-fopenmp"], []):
+        command = [compiler, *threads, *_FLAGS, "-o", str(half)]
+        run = subprocess.run(command, input=source, capture_output=True, text=True)
+        if run.returncode == 0:
+            os.replace(half, path)
+            return
+    raise RuntimeError(f"cpp_attend: {compiler} cannot compile it: {run.stderr[:2000]}")
+
+
+@cache
+def _library() -> ctypes.CDLL:
+    """The compiled kernel, made if it is not there yet."""
+    compiler = _compiler()
+    from torch.utils.cpp_extension import get_default_build_root  # seldom needed
+
+    source = files("attention.speed").joinpath("flash_cpp.cpp").read_text("utf-8")
+    root = os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root()
+    path = Path(root) / "attention" / f"flash_cpp_{_identity(compiler, source)}.so"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        with _locked(path.with_suffix(".lock")):
+            if not path.exists():
+                _build(compiler, source, path)
+    return ctypes.CDLL(str(path))
+
+
+class _Matrix(ctypes.Structure):
+    """Where a tensor (batch, heads, rows, width) lies; its rows are in one piece."""
+
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        *((axis, ctypes.c_int64) for axis in ("batch", "head", "row")),
+    )
+
+
+_SIZES = "batch heads groups queries keys width value_width causal window threads"
+_TENSORS = "q k v context lse bias mask d_context d_lse dq dk dv d_bias"
+
+
+class _Call(ctypes.Structure):
+    """All that the kernel is told."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in _SIZES.split()),
+        ("scale", ctypes.c_double),
+        *((name, _Matrix) for name in _TENSORS.split()),
+    )
+
+
+def _four(tensor: Tensor) -> Tensor:
+    """The same with four axes, and rows in one piece."""
+    if tensor.stride(-1) != 1:
+        tensor = tensor.contiguous()
+    return tensor.flatten(0, -4)
+
+
+def _matrix(tensor: Tensor) -> _Matrix:
+    return _Matrix(tensor.data_ptr(), *tensor.stride()[:3])
+
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+class _Kernel(NamedTuple):
+    """Both passes, for tensors (..., heads, length, width), bias and mask or None."""
+
+    scale: float
+    causal: bool
+    window: int | None
+    name = "cpp_attend"
+
+    def run(self, backward: bool, **tensors: Tensor | None) -> None:
+        """Call the kernel, which writes its results into those of the tensors."""
+        computed = tensors["lse"].numel() and tensors["k"].numel()
+        if tensors["q"].is_meta or not computed:
+            return
+        four = {name: _four(t) for name, t in tensors.items() if t is not None}
+        (batch, heads, length, width), dtype = four["q"].shape, four["q"].dtype
+        (_, groups, num_keys, _), value_width = four["k"].shape, four["v"].shape[-1]
+        sizes = (batch, heads, groups, length, num_keys, width, value_width)
+        options = self.causal, self.window or 0, torch.get_num_threads(), self.scale
+        call = _Call(*sizes, *options, **{n: _matrix(t) for n, t in four.items()})
+        if _library().flash(ctypes.byref(call), _DTYPES.index(dtype), backward):
+            raise MemoryError("cpp_attend: expected room for its tiles, got none")
+
+    def forward(self, queries, keys, values, bias, mask):
+        (*batch, heads, length, _), width = queries.shape, values.shape[-1]
+        context = queries.new_zeros(*batch, length, heads, width).transpose(-2, -3)
+        shape, dtype = (*batch, heads, length, 1), precise(queries)
+        lse = queries.new_full(shape, -torch.inf, dtype=dtype)
+        three = {"q": queries, "k": keys, "v": values, "bias": bias, "mask": mask}
+        self.run(False, **three, context=context, lse=lse)
+        return context, lse.squeeze(-1)
+
+    def backward(self, do, dlse, context, lse, queries, keys, values, *rest, needed):
+        bias, mask = rest
+        three = {"q": queries, "k": keys, "v": values}
+        gradients = {f"d{n}": t.new_zeros(t.shape) for n, t in three.items()}
+        if needed[3]:
+            gradients["d_bias"] = bias.new_zeros(bias.shape)
+        given = three | {"bias": bias, "mask": mask, "context": context}
+        given |= {"d_context": do, "lse": lse[..., None], "d_lse": dlse[..., None]}
+        self.run(True, **given, **gradients)
+        return list(gradients.values())
+
+
+def _spread(queries, keys, values, shape):
+    """The three with equal batch axes, one at least, and an axis of heads."""
+    heads = shape[-3] if len(shape) > 2 else 1
+    groups = {t.shape[-3] if t.ndim > 2 else 1 for t in (keys, values)} - {1}
+    if len(groups) > 1:  # the kernel knows one way to share
+        keys, values = (repeat_kv(tensor, queries) for tensor in (keys, values))
+        groups = {heads}
+    shared = groups.pop() if groups else 1
+    counts, batch = (heads, shared, shared), shape[:-3] or (1,)
+    three = zip((queries, keys, values), counts, strict=True)
+    return [tensor.expand(*batch, count, -1, -1) for tensor, count in three]
+
+
+def _check_support(queries, dropout_p):
+    """ValueError for what the kernel cannot do."""
+    if dropout_p != 0:
+        raise expected("dropout_p", "0, for cpp_attend has no dropout", dropout_p)
+    if queries.dtype not in _DTYPES:
+        dtypes = " or ".join(map(str, _DTYPES))
+        raise expected("queries, keys and values", dtypes, queries.dtype)
+    if queries.device.type not in ("cpu", "meta"):
+        where = "the CPU; flash_attend and triton_attend run elsewhere"
+        raise expected("device", where, queries.device)
+
+
+def cpp_attend(
+    queries: Float[Tensor, "*queries_batch num_queries head_dim"],
+    keys: Float[Tensor, "*keys_batch num_keys head_dim"],
+    values: Float[Tensor, "*values_batch num_keys value_dim"],
+    mask: Bool[Tensor, "..."] | None = None,
+    *,
+    causal: bool = False,
+    dropout_p: float = 0.0,
+    scale: float | Tensor | None = None,
+    bias: Float[Tensor, "..."] | None = None,
+    window: int | None = None,
+    return_lse: bool = False,
+) -> (
+    Float[Tensor, "*batch num_queries value_dim"]
+    | tuple[
+        Float[Tensor, "*batch num_queries value_dim"],
+        Float[Tensor, "*batch num_queries"],
+    ]
+):
+    """Context vectors by a kernel in C++, for a CPU; equals `attend`.
+
+    Compiled at its first call, which takes some seconds, and kept for later processes
+    in TORCH_EXTENSIONS_DIR, or where torch keeps such files. Inputs of 16 bits are
+    computed in float32, and a bias in float32 is added there. Memory grows linearly
+    with length, forward and backward, but for a mask or bias. Axis -3 counts heads:
+    keys and values may have fewer, each then serving as many query heads in a row as
+    needed, and are read once for all of them. `mask` is True where a query may see a
+    key; tiles that it hides whole cost little; a query that sees none gets zeros.
+    causal=True is lower-right: the queries are the last of the keys;
+    `scaled_dot_product_attention(is_causal=True)` and JAX align upper-left: pass
+    `mask=torch.ones(i, j, dtype=torch.bool).tril()` for that. `window` is how many keys
+    a causal query sees, its own included. A `scale` that is a tensor may be learned.
+    With return_lse=True the logsumexp of each query's scores comes along, base e, as
+    `merge_states` takes it. A value that some queries see and that is not finite may
+    make the contexts of others nan.
+
+    ValueError for a misfit, dropout, and another device; RuntimeError without a C++
+    compiler, and for a second derivative, or one in forward mode. Dao et al. 2022.
+    """
+    check_window(window, causal)
+    queries, keys, values = unified(queries, keys, values)
+    shape = check_fit(queries, keys, values, causal=causal)
+    _check_support(queries, dropout_p)
+    mask = visible(shape, mask, False, queries.device)
+    bias = bias if bias is None else check_bias(bias, shape, queries)
+    queries, scale = scale_queries(queries, scale)
+    three = _spread(queries, keys, values, shape)
+    heads = three[0].shape[:-2]
+    mask = mask if mask is None else mask.expand(*heads, *mask.shape[-2:])
+    if bias is not None:
+        bias = bias.to(precise(queries)).expand(*heads, *bias.shape[-2:])
+    apply = TwoPasses.apply
+    if torch.compiler.is_compiling():  # it does not see into the kernel
+        apply = torch.compiler.disable(apply)
+    context, lse = apply(*three, bias, mask, _Kernel(scale, causal, window))
+    context = context.reshape(*shape[:-1], values.shape[-1])
+    return (context, lse.reshape(shape[:-1])) if return_lse else context

@@ -1,0 +1,103 @@
+"""Answers to the exercises of `speed/flash_cpp`."""
+# ruff: noqa: F821  the names are the chapter's
+
+
+class best_block:
+    class right:
+        def by_search(registers):
+            best = (1, 1)
+            for N in (1, 2, 3, 4):
+                M = (registers - 1 - N) // N
+                if M >= 1 and 1 / best[0] + 1 / best[1] > 1 / M + 1 / N:
+                    best = (M, N)
+            return best
+
+        def as_a_list(registers):
+            blocks = [[(registers - 1 - N) // N, N] for N in (1, 2, 3, 4)]
+            return min(
+                (b for b in blocks if b[0] > 0), key=lambda b: sum(b) / (b[0] * b[1])
+            )
+
+    class wrong:
+        def without_the_row(registers):
+            N = min(4, max(1, registers // 8))
+            return (registers - 1) // N, N
+
+        def most_sums(registers):
+            fit = [
+                (M * N, M, N)
+                for M in range(1, registers)
+                for N in range(1, 5)
+                if registers >= M * N
+            ]
+            return max(fit)[1:]
+
+        def turned(registers):
+            best = {3: (1, 1), 16: (2, 6), 32: (4, 6), 64: (4, 14)}
+            return best[registers]
+
+        def always_four_wide(registers):
+            return max((registers - 5) // 4, 1), 4
+
+
+class power_of_two:
+    class right:
+        def by_products(n):
+            bits = (n + 127) * 2**23
+            return bits.to(torch.int32).view(torch.float32)
+
+        def by_numpy(n):
+            bits = (n.numpy().astype("int32") + 127) << 23
+            return torch.from_numpy(bits.view("float32"))
+
+    class wrong:
+        def without_the_bias(n):
+            return (n.int() << 23).view(torch.float32)
+
+        def converted(n):
+            return ((n.int() + 127) << 23).float()
+
+        def one_bit_off(n):
+            return ((n.int() + 127) << 22).view(torch.float32)
+
+        def other_bias(n):
+            return ((n.int() + 128) << 23).view(torch.float32)
+
+        def by_shifting_one(n):
+            return (1 << n.clamp(min=0)).float()
+
+
+class pack:
+    class right:
+        def by_loops(keys, panel):
+            packed = []
+            for start in range(0, len(keys), panel):
+                for column in range(keys.shape[1]):
+                    for row in range(start, start + panel):
+                        there = row < len(keys)
+                        packed.append(keys[row, column].item() if there else 0.0)
+            return torch.tensor(packed)
+
+        def by_splitting(keys, panel):
+            zeros = keys.new_zeros(-len(keys) % panel, keys.shape[1])
+            parts = torch.cat([keys, zeros]).split(panel)
+            return torch.cat([part.T.flatten() for part in parts])
+
+    class wrong:
+        def transposed_whole(keys, panel):
+            return keys.T.flatten()
+
+        def as_they_lie(keys, panel):
+            return keys.flatten()
+
+        def without_zeros(keys, panel):
+            return torch.cat([part.T.flatten() for part in keys.split(panel)])
+
+        def zeros_in_front(keys, panel):
+            zeros = keys.new_zeros(-len(keys) % panel, keys.shape[1])
+            parts = torch.cat([zeros, keys]).split(panel)
+            return torch.cat([part.T.flatten() for part in parts])
+
+        def panels_of_columns(keys, panel):
+            keys = torch.nn.functional.pad(keys, (0, 0, 0, -len(keys) % panel))
+            return keys.view(-1, panel, keys.shape[1]).flatten()
