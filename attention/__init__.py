@@ -63,11 +63,17 @@ from attention.speed.online_softmax import merge_states
 from attention.tools.explorer import explore
 from attention.tools.layouts import convert_state_dict, load_safetensors, load_weights
 from attention.tools.maps import describe_weights, show_weights
+from attention.training.induction import (
+    AttentionOnly,
+    induction_score,
+    previous_score,
+)
 
 __all__ = [
     "AdditiveAttention",
     "Attend",
     "Attention",
+    "AttentionOnly",
     "BlockPool",
     "CausalAttention",
     "CrossAttention",
@@ -109,6 +115,7 @@ __all__ = [
     "explore",
     "flash_attend",
     "future_leak",
+    "induction_score",
     "load_safetensors",
     "load_translator",
     "load_weights",
@@ -117,6 +124,7 @@ __all__ = [
     "picture_places",
     "pool_heads",
     "prefix",
+    "previous_score",
     "relative_bucket",
     "rotary_frequencies",
     "rotate",

@@ -61,6 +61,13 @@ UNCHECKED = {
         "growth",
     ): "the upper half is timed; `exponents-counted` has the lower",
     ("speed/flash", "timing"): "times differ from run to run",
+    ("training/induction", "jump"): "trained: `jump-check` has the bounds",
+    ("training/induction", "maps"): "trained: `maps-check` checks what it shows",
+    ("training/induction", "match"): "trained: `match-check` has the bounds",
+    ("training/induction", "needs"): "trained: `needs-check` has the bounds",
+    ("training/induction", "paths-shown"): "trained: `paths-check` has the bounds",
+    ("training/induction", "removed"): "trained: `removed-check` has the bounds",
+    ("training/induction", "windows-drawn"): "trained: `windows` says what holds",
 }
 # Chapters that owe the reader fewer than three exercises, each with the reason.
 HOW_TO = {

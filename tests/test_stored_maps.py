@@ -30,6 +30,7 @@ OWN_WORDS = {
     "speed/flash order": "its cells are tiles, in the order of their turn",
     "tools/maps signed-map": "scores: their ink has a scale of its own",
     "speed/flash_triton programs-picture": "its cells are tiles",
+    "training/induction maps": "its maps are of two layers, and it names them so",
 }
 # A colour has one meaning through the book (tools/workbench). Pictures of scores that
 # pass from one to the other:

@@ -177,6 +177,10 @@ OTHERS = {
     "expected_tokens": COUNTS,
     "residual": CHANCES,
     "tree_mask": MASK,
+    "check_ids": CHECK,
+    "induction_score": "measures another mechanism",
+    "previous_score": "measures another mechanism",
+    "repeated_tokens": "draws tokens, and mixes no values",
 }
 
 # What attends, and cannot be asked so many questions.
@@ -192,6 +196,7 @@ ELSEWHERE = {
 
 # Modules that attend through a mechanism inside them, and by no sum of their own.
 AROUND = {
+    "AttentionOnly": "Attention",
     "DecoderLayer": "CrossAttention",
     "EncoderLayer": "CrossAttention",
     "LearnedPositions": "none: it adds a vector to each token",

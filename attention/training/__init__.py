@@ -1,0 +1,1 @@
+"""Training: one module for each chapter of `book/training`."""

@@ -1,0 +1,151 @@
+"""How a model learns to copy
+
+Two layers of attention learn to go on with a text that repeats itself: one head
+notes in each token what came before it, and another looks for that note.
+
+Written by `book/training/induction.ipynb`: read and change it there.
+"""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from attention.core.layer import Attention
+from attention.tools.checks import check_sizes, readable
+from attention.tools.workbench import check_tensor, expected
+
+__all__ = [
+    "AttentionOnly",
+    "check_ids",
+    "induction_score",
+    "previous_score",
+    "repeated_tokens",
+]
+
+
+class AttentionOnly(nn.Module):
+    """A language model of nothing but attention: ids in, logits of the next token out.
+
+    Token vectors, layers of attention that each add what they found, and scores of the
+    vocabulary; no norms, no MLP, so that all goes through attention (Elhage et al.
+    2021). `blocks[i].attention` is layer i, an `Attention` with these `slots`.
+    ValueError for ids that are no tokens of the vocabulary.
+    """
+
+    def __init__(
+        self,
+        vocabulary: int,
+        d: int,
+        *,
+        num_layers: int = 2,
+        num_heads: int = 1,
+        **slots: object,
+    ) -> None:
+        super().__init__()
+        check_sizes(vocabulary=vocabulary, d=d, num_layers=num_layers)
+        slots = {"out_bias": False} | slots
+        self.embedding = nn.Embedding(vocabulary, d)
+        self.blocks = nn.ModuleList(
+            _Block(Attention(d, d, num_heads, **slots)) for _ in range(num_layers)
+        )
+        self.unembedding = nn.Linear(d, vocabulary, bias=False)
+
+    def forward(
+        self, ids: Int[Tensor, "*batch length"]
+    ) -> Float[Tensor, "*batch length vocabulary"]:
+        x = self._embed(ids)
+        for block in self.blocks:
+            x = block(x)
+        return self.unembedding(x)
+
+    def attention_weights(
+        self, ids: Int[Tensor, "*batch length"]
+    ) -> tuple[Float[Tensor, "*batch num_heads length length"], ...]:
+        """The weights of each layer, the first one's first."""
+        x, weights = self._embed(ids), []
+        for block in self.blocks:
+            weights.append(block.attention.attention_weights(x))
+            x = block(x)
+        return tuple(weights)
+
+    def _embed(self, ids):
+        check_ids(ids, self.embedding.num_embeddings)
+        return self.embedding(ids)
+
+
+class _Block(nn.Module):
+    def __init__(self, attention: Attention) -> None:
+        super().__init__()
+        self.attention = attention
+
+    def forward(self, x):
+        return x + self.attention(x)
+
+
+def repeated_tokens(
+    rows: int,
+    period: int,
+    vocabulary: int,
+    *,
+    generator: torch.Generator | None = None,
+) -> Int[Tensor, "rows length"]:
+    """Texts of `period` random tokens, no two alike, said twice; drawn on the CPU."""
+    check_sizes(rows=rows, period=period, vocabulary=vocabulary)
+    if period > vocabulary:
+        must = f"at most {vocabulary=}, since no token occurs twice in a period"
+        raise expected("period", must, period)
+    shuffled = torch.rand(rows, vocabulary, generator=generator).argsort(dim=-1)
+    return shuffled[:, :period].repeat(1, 2)
+
+
+def previous_score(
+    weights: Float[Tensor, "*heads length length"],
+) -> Float[Tensor, "*heads"]:
+    """The mean weight that queries put on the token before them, for each head.
+
+    ValueError for weights that are not square, or of fewer than 2 tokens.
+    """
+    _check_square(weights)
+    return weights.diagonal(-1, dim1=-2, dim2=-1).mean(dim=-1)
+
+
+def induction_score(
+    weights: Float[Tensor, "*batch heads length length"],
+    ids: Int[Tensor, "*batch length"],
+) -> Float[Tensor, "*batch heads"]:
+    """The mean weight on tokens that came after an earlier one like the query's.
+
+    The mean is over the queries whose token has occurred before. Prefix matching, in
+    Olsson et al. 2022. ValueError for a text in which no token occurs twice.
+    """
+    _check_square(weights)
+    check_ids(ids)
+    if ids.shape != (*weights.shape[:-3], weights.shape[-1]):
+        must = f"{(*weights.shape[:-3], weights.shape[-1])}, a token for each key"
+        raise expected("ids", must, tuple(ids.shape))
+    follows = (ids[..., :, None] == ids[..., None, :-1]).tril(-1)
+    asked = follows.any(dim=-1).sum(dim=-1)
+    if readable(asked) and not asked.all():
+        raise expected("ids", "a token that occurs twice in each text", "none")
+    found = (weights[..., 1:] * follows.unsqueeze(-3)).sum(dim=(-2, -1))
+    return found / asked.unsqueeze(-1)
+
+
+def check_ids(ids: Tensor, vocabulary: int | None = None) -> None:
+    """ValueError unless `ids` are whole numbers, each of a token of the vocabulary."""
+    check_tensor(ids=ids)
+    if ids.dtype not in (torch.int32, torch.int64) or not ids.ndim or not ids.numel():
+        must = "whole numbers (..., length), at least one"
+        raise expected("ids", must, f"{ids.dtype} {tuple(ids.shape)}")
+    if vocabulary is not None and readable(ids):
+        least, most = int(ids.min()), int(ids.max())
+        if least < 0 or most >= vocabulary:
+            must = f"numbers from 0 to {vocabulary - 1}"
+            raise expected("ids", must, f"{least} to {most}")
+
+
+def _check_square(weights: Tensor) -> None:
+    check_tensor(weights=weights)
+    shape = tuple(weights.shape)
+    if weights.ndim < 3 or shape[-1] != shape[-2] or shape[-1] < 2:
+        raise expected("weights", "(..., heads, length, length), length ≥ 2", shape)
