@@ -99,7 +99,10 @@ lock: $(READY) ## Write requirements.txt from requirements.in (ARGS=--upgrade fo
 peers: $(READY) ## Compare layers with those of transformers, which this installs
 	@$(PY) -m pip install -qq --disable-pip-version-check \
 		--no-build-isolation --editable ".[peers]"
-	@OMP_NUM_THREADS=1 $(PY) -m pytest tests/position tests/memory --quiet -k peers -rs
+	@OMP_NUM_THREADS=1 $(PY) -m pytest tests/position tests/memory tests/reading \
+		--quiet -k peers -rs
+	@OMP_NUM_THREADS=1 $(PY) -m pytest --nbval book/reading/interface.ipynb \
+		-p no:cacheprovider --quiet
 
 licences: $(READY) ## List the licence of every package that is installed
 	@$(PY) tests/licences.py

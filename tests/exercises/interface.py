@@ -1,0 +1,122 @@
+"""Answers to the exercises of `reading/interface`."""
+# ruff: noqa: F821  the names are the chapter's
+
+
+class additive:
+    class right:
+        def by_where(mask):
+            least = torch.tensor(torch.finfo(torch.float32).min)
+            return torch.where(mask, torch.tensor(0.0), least)
+
+        def by_a_product(mask):
+            return (~mask).float() * torch.finfo(torch.float32).min
+
+    class wrong:
+        def the_other_way(mask):
+            return torch.zeros(mask.shape).masked_fill(mask, -3.4028234663852886e38)
+
+        def infinity(mask):
+            return torch.zeros(mask.shape).masked_fill(~mask, -torch.inf)
+
+        def one_and_zero(mask):
+            return mask.float()
+
+        def in_64_bits(mask):
+            return (~mask).double() * torch.finfo(torch.float32).min
+
+        def a_row(mask):
+            return ((~mask).float() * torch.finfo(torch.float32).min).flatten()
+
+
+class upper_left:
+    class right:
+        def by_places(queries, keys):
+            return torch.arange(keys) <= torch.arange(queries)[:, None]
+
+        def by_lists(queries, keys):
+            return torch.tensor([[k <= q for k in range(keys)] for q in range(queries)])
+
+    class wrong:
+        def lower_right(queries, keys):
+            return torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries)
+
+        def without_itself(queries, keys):
+            return torch.ones(queries, keys, dtype=torch.bool).tril(-1)
+
+        def the_hidden_ones(queries, keys):
+            return torch.ones(queries, keys, dtype=torch.bool).triu(1)
+
+        def square(queries, keys):
+            return torch.ones(queries, queries, dtype=torch.bool).tril()
+
+        def floats(queries, keys):
+            return torch.ones(queries, keys).tril()
+
+
+class plain:
+    class right:
+        def by_groups(
+            module, query, key, value, attention_mask, scaling, dropout=0.0, **others
+        ):
+            groups = query.unflatten(1, (key.shape[1], -1))
+            scores = scaling * groups @ key[:, :, None].mT
+            hidden = ~attention_mask[:, :, None]
+            weights = scores.masked_fill(hidden, -1e30).softmax(-1)
+            context = (weights @ value[:, :, None]).flatten(1, 2)
+            return context.transpose(1, 2), weights.flatten(1, 2)
+
+        def by_an_added_mask(
+            module, query, key, value, attention_mask, scaling, dropout=0.0, **others
+        ):
+            several = query.shape[1] // key.shape[1]
+            key = key[:, :, None].expand(-1, -1, several, -1, -1).flatten(1, 2)
+            value = value[:, :, None].expand(-1, -1, several, -1, -1).flatten(1, 2)
+            scores = torch.einsum("bhid,bhjd->bhij", query * scaling, key)
+            added = torch.where(attention_mask, 0.0, -torch.inf)
+            weights = (scores + added).softmax(dim=-1)
+            return torch.einsum("bhij,bhjd->bihd", weights, value), weights
+
+    class wrong:
+        def heads_tiled(
+            module, query, key, value, attention_mask, scaling, dropout=0.0, **others
+        ):
+            several = query.shape[1] // key.shape[1]
+            key, value = (t.repeat(1, several, 1, 1) for t in (key, value))
+            scores = scaling * query @ key.mT
+            weights = scores.masked_fill(~attention_mask, -torch.inf).softmax(-1)
+            return (weights @ value).transpose(1, 2), weights
+
+        def heads_first(
+            module, query, key, value, attention_mask, scaling, dropout=0.0, **others
+        ):
+            several = query.shape[1] // key.shape[1]
+            key, value = (t.repeat_interleave(several, 1) for t in (key, value))
+            scores = scaling * query @ key.mT
+            weights = scores.masked_fill(~attention_mask, -torch.inf).softmax(-1)
+            return weights @ value, weights
+
+        def its_own_scale(
+            module, query, key, value, attention_mask, scaling, dropout=0.0, **others
+        ):
+            several = query.shape[1] // key.shape[1]
+            key, value = (t.repeat_interleave(several, 1) for t in (key, value))
+            scores = query @ key.mT / query.shape[-1] ** 0.5
+            weights = scores.masked_fill(~attention_mask, -torch.inf).softmax(-1)
+            return (weights @ value).transpose(1, 2), weights
+
+        def the_mask_turned(
+            module, query, key, value, attention_mask, scaling, dropout=0.0, **others
+        ):
+            several = query.shape[1] // key.shape[1]
+            key, value = (t.repeat_interleave(several, 1) for t in (key, value))
+            scores = scaling * query @ key.mT
+            weights = scores.masked_fill(attention_mask, -1e30).softmax(-1)
+            return (weights @ value).transpose(1, 2), weights
+
+        def no_mask(
+            module, query, key, value, attention_mask, scaling, dropout=0.0, **others
+        ):
+            several = query.shape[1] // key.shape[1]
+            key, value = (t.repeat_interleave(several, 1) for t in (key, value))
+            weights = (scaling * query @ key.mT).softmax(-1)
+            return (weights @ value).transpose(1, 2), weights
