@@ -107,6 +107,8 @@ peers: $(READY) ## Compare layers with those of transformers, which this install
 		--no-build-isolation --editable ".[peers]"
 	@OMP_NUM_THREADS=1 $(PY) -m pytest tests/position tests/memory tests/reading \
 		tests/training --quiet -k peers -rs
+	@OMP_NUM_THREADS=1 $(PY) -m pytest --nbval book/reading/interface.ipynb \
+		-p no:cacheprovider --quiet
 
 licences: $(READY) ## List the licence of every package that is installed
 	@$(PY) tests/licences.py

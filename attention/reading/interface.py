@@ -126,27 +126,30 @@ def register_forms(show: bool = False, **forms: Attend) -> tuple[str, ...]:
     """Enter forms in the tables of transformers; the names for attn_implementation.
 
     register_forms(mine=form) enters that one; without arguments these are `attend`,
-    `flash_attend` as "tiled_attend", and `triton_attend`. With show=True they make
-    their weights at each call (`as_interface`). Needs transformers, 5.24.
-    ValueError for a name that transformers uses itself, or takes for a kernel of its
-    own, as it does with all that hold "flash".
+    `flash_attend` as "tiled_attend", and `triton_attend`. `show` is that of
+    `as_interface`. ValueError for a name that is theirs, or holds "flash".
     """
     try:
         from transformers import AttentionInterface, AttentionMaskInterface
         from transformers.masking_utils import sdpa_mask
-    except ModuleNotFoundError:
-        hint = "its models come with transformers: pip install 'transformers>=5.24'"
-        raise ModuleNotFoundError(hint) from None
-
-    ours = {"attend": attend, "tiled_attend": flash_attend}
-    forms = forms or ours | {"triton_attend": triton_attend}
-    entered = AttentionInterface().items()
-    theirs = {name for name, function in entered if not hasattr(function, "form")}
-    for name in forms:
-        if not name.isidentifier() or "flash" in name or name in {"eager", *theirs}:
-            must = "plain names, without flash, that transformers does not use itself"
-            raise expected("forms", must, repr(name))
-    for name, form in forms.items():
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("pip install 'transformers>=5.24'") from error
+    for name, form in (forms or _FORMS).items():
+        _check_name(name, AttentionInterface().get(name))
         AttentionInterface.register(name, as_interface(form, show=show))
         AttentionMaskInterface.register(name, sdpa_mask)
-    return tuple(forms)
+    return tuple(forms or _FORMS)
+
+
+_FORMS = {
+    "attend": attend,
+    "tiled_attend": flash_attend,
+    "triton_attend": triton_attend,
+}
+
+
+def _check_name(name: str, entered: Callable | None) -> None:
+    theirs = name == "eager" or (entered is not None and not hasattr(entered, "form"))
+    if theirs or "flash" in name or not name.isidentifier():
+        must = "plain names, without flash, that transformers does not use itself"
+        raise expected("forms", must, repr(name))
