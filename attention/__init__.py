@@ -57,12 +57,20 @@ from attention.position.rotary import (
     rotate,
 )
 from attention.reading.translator import attention_entropy, load_translator
+from attention.scale.context_parallel import (
+    order_positions,
+    ring_attend,
+    shard,
+    ulysses_attend,
+    unshard,
+)
 from attention.speed.flash import flash_attend
 from attention.speed.flash_triton import triton_attend
 from attention.speed.online_softmax import merge_states
 from attention.tools.explorer import explore
 from attention.tools.layouts import convert_state_dict, load_safetensors, load_weights
 from attention.tools.maps import describe_weights, show_weights
+from attention.tools.ranks import run_ranks
 
 __all__ = [
     "AdditiveAttention",
@@ -113,19 +121,25 @@ __all__ = [
     "load_translator",
     "load_weights",
     "merge_states",
+    "order_positions",
     "padding_mask",
     "picture_places",
     "pool_heads",
     "prefix",
     "relative_bucket",
+    "ring_attend",
     "rotary_frequencies",
     "rotate",
+    "run_ranks",
+    "shard",
     "show_weights",
     "simple_self_attention",
     "sinusoidal",
     "softmax",
     "tree_mask",
     "triton_attend",
+    "ulysses_attend",
+    "unshard",
     "weights_of",
     "window",
     "window_and_sinks",

@@ -331,7 +331,7 @@ def agree(find: Callable[[], dict], group: dist.ProcessGroup | None) -> list[dic
     for peer, theirs in enumerate(told):
         if "refused" in theirs:
             raise ValueError(f"on rank {peer} of {ranks}: {theirs['refused']}")
-    for name in sorted(set().union(*told)):
+    for name in dict.fromkeys(chain(*told)):
         values = [theirs.get(name) for theirs in told]
         if not name.startswith("_") and values != values[:1] * ranks:
             got = ", ".join(f"{value} on rank {r}" for r, value in enumerate(values))

@@ -19,8 +19,10 @@ from attention import (
     attend,
     attention_weights,
     flash_attend,
+    ring_attend,
     simple_self_attention,
     triton_attend,
+    ulysses_attend,
     window,
 )
 
@@ -148,6 +150,23 @@ TILED = CALL | {
     "fused": True,
     "excused": REFUSED,
 }
+
+
+def alone(form, sizes, dropout=0.0, **options):
+    """A form of several ranks, in a group of one."""
+
+    def f(queries, keys, values, mask=None):
+        return form(queries, keys, values, mask, dropout_p=dropout, **options)
+
+    return f
+
+
+def of_ranks(form) -> Mechanism:
+    """With causal=True: what else there is, its own tests ask on several ranks."""
+    options = TILED | {"covers": form, "form": form}
+    make = partial(alone, form, causal=True)
+    name = f"{form.__name__} causal"
+    return Mechanism(name=name, make=make, causal=True, **options)
 
 
 def in_kernels(sizes, dropout=0.0, **options):
@@ -342,6 +361,8 @@ MECHANISMS = [
     ),
     *plain_causal_biased(fused, FUSED),
     *plain_causal_biased(in_tiles, TILED),
+    of_ranks(ring_attend),
+    of_ranks(ulysses_attend),
     Mechanism(
         name="attention_weights", make=weighed, weights=weighed_weights, **WEIGHED
     ),

@@ -23,6 +23,8 @@ BIAS = "makes a bias of positions, and mixes no values"
 TURNS = "turns queries and keys, and mixes no values"
 CHANCES = "compares probabilities of tokens, and mixes no values"
 ROUNDS = "rounds numbers one by one, and mixes none"
+CUTS = "cuts a text between ranks, and mixes no values"
+SENDS = "sends tensors to other ranks, and mixes none"
 
 OTHERS = {
     "BLUE": SHOW,
@@ -179,6 +181,26 @@ OTHERS = {
     "expected_tokens": COUNTS,
     "residual": CHANCES,
     "tree_mask": MASK,
+    "Block": CUTS,
+    "Fitted": CHECK,
+    "agree": CHECK,
+    "block_of": CUTS,
+    "blocks": CUTS,
+    "check_documents": CHECK,
+    "exchange": SENDS,
+    "fit_call": CHECK,
+    "flash_gradients": "finds gradients, and mixes no values",
+    "from_all": SENDS,
+    "heads_of": CUTS,
+    "order_positions": CUTS,
+    "order_ranges": CUTS,
+    "place_in": CHECK,
+    "post": SENDS,
+    "ring_work": COUNTS,
+    "run_ranks": "starts processes, and mixes no values",
+    "scores_in": COUNTS,
+    "shard": CUTS,
+    "unshard": CUTS,
 }
 
 # What attends, and cannot be asked so many questions.

@@ -1,5 +1,4 @@
 """Answers to the exercise of `tools/ranks`."""
-# ruff: noqa: F821  the names are the chapter's
 
 
 class held:
