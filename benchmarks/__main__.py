@@ -18,6 +18,7 @@ SCRIPTS = {  # with the options that each knows
     "layer": {"--quick", "--device", "--rounds"},
     "flash": {"--quick", "--device", "--rounds"},
     "decode": {"--quick", "--device", "--rounds"},
+    "context_parallel": {"--quick"},
     "site": {"--quick"},
 }
 
