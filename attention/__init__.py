@@ -65,6 +65,13 @@ from attention.reading.language_model import (
     read_gguf,
 )
 from attention.reading.translator import attention_entropy, load_translator
+from attention.scale.context_parallel import (
+    order_positions,
+    ring_attend,
+    shard,
+    ulysses_attend,
+    unshard,
+)
 from attention.speed.flash import flash_attend
 from attention.speed.flash_cpp import cpp_attend
 from attention.speed.flash_triton import triton_attend
@@ -72,6 +79,7 @@ from attention.speed.online_softmax import merge_states
 from attention.tools.explorer import explore
 from attention.tools.layouts import convert_state_dict, load_safetensors, load_weights
 from attention.tools.maps import describe_weights, show_weights
+from attention.tools.ranks import run_ranks
 from attention.training.induction import (
     AttentionOnly,
     induction_score,
@@ -138,6 +146,7 @@ __all__ = [  # noqa: RUF022  plainly sorted: GPT is a class, and no constant
     "load_translator",
     "load_weights",
     "merge_states",
+    "order_positions",
     "padding_mask",
     "picture_places",
     "pool_heads",
@@ -145,14 +154,19 @@ __all__ = [  # noqa: RUF022  plainly sorted: GPT is a class, and no constant
     "previous_score",
     "read_gguf",
     "relative_bucket",
+    "ring_attend",
     "rotary_frequencies",
     "rotate",
+    "run_ranks",
+    "shard",
     "show_weights",
     "simple_self_attention",
     "sinusoidal",
     "softmax",
     "tree_mask",
     "triton_attend",
+    "ulysses_attend",
+    "unshard",
     "weights_of",
     "window",
     "window_and_sinks",

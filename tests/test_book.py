@@ -78,6 +78,7 @@ HOW_TO = {
     "tools/workbench": "it teaches how to use the book: one exercise, few cells",
     "tools/gguf": "it reads a file, and computes nothing of attention",
     "tools/checks": "it looks at arguments, and computes nothing of attention",
+    "tools/ranks": "it starts processes, and computes nothing of attention",
 }
 # Names in backticks that neither Python nor the tree defines, each with the reason.
 WORDS = {

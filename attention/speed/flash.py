@@ -31,7 +31,7 @@ from attention.tools.checks import (
 )
 from attention.tools.workbench import expected
 
-__all__ = ["TwoPasses", "attend_tile", "flash_attend", "tiles"]
+__all__ = ["TwoPasses", "attend_tile", "flash_attend", "flash_gradients", "tiles"]
 
 
 _TILE = (128, 8192)  # BLOCK_M queries, BLOCK_N keys; few and large, for a CPU
@@ -373,3 +373,44 @@ def _axes(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def _learns(tensor: Tensor | None) -> bool:
     return tensor is not None and tensor.requires_grad
+
+
+def flash_gradients(
+    do: Float[Tensor, "*batch num_queries value_dim"],
+    context: Float[Tensor, "*batch num_queries value_dim"],
+    lse: Float[Tensor, "*batch num_queries"],
+    queries: Float[Tensor, "*batch num_queries head_dim"],
+    keys: Float[Tensor, "*keys_batch num_keys head_dim"],
+    values: Float[Tensor, "*values_batch num_keys value_dim"],
+    mask: Bool[Tensor, "..."] | None = None,
+    *,
+    scale: float,
+    causal: bool = False,
+    bias: Float[Tensor, "..."] | None = None,
+    window: int | None = None,
+    tile: tuple[int, int] = _TILE,
+    dlse: Float[Tensor, "*batch num_queries"] | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Gradients of queries, keys, values and bias, for keys that are a part of all.
+
+    `context` and `lse` belong to all keys; `do`, and `dlse` if it is not zero, are the
+    gradients that arrive at them. Axes before the last two are those of the queries,
+    but for fewer heads of keys and values. That of the bias is not summed over axes
+    along which the bias was spread. Dao et al. 2022, appendix B.
+    """
+    axes, three = queries.shape[:-2], (queries, keys, values)
+    spread_out = [
+        tensor if tensor is None else tensor.expand(*axes, *tensor.shape[-2:])
+        for tensor in (*(repeat_kv(tensor, queries) for tensor in three), bias, mask)
+    ]
+    form = _Flash(scale, causal, window, tile, keep=True)
+    dlse = torch.zeros_like(lse) if dlse is None else dlse
+    needed = (True, True, True, bias is not None)
+    given = form.backward(do, dlse, context, lse, *spread_out, needed=needed)
+    sums = [
+        gradient.unflatten(-3, (tensor.shape[-3], -1)).sum(dim=-3)
+        if gradient.shape != tensor.shape
+        else gradient
+        for gradient, tensor in zip(given, three, strict=False)
+    ]
+    return *sums, given[3] if bias is not None else None

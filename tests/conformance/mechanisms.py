@@ -22,8 +22,10 @@ from attention import (
     attention_weights,
     cpp_attend,
     flash_attend,
+    ring_attend,
     simple_self_attention,
     triton_attend,
+    ulysses_attend,
     window,
 )
 
@@ -160,8 +162,25 @@ def in_cpp(sizes, dropout=0.0, **options):
     return f
 
 
+def alone(form, sizes, dropout=0.0, **options):
+    """A form of several ranks, in a group of one."""
+
+    def f(queries, keys, values, mask=None):
+        return form(queries, keys, values, mask, dropout_p=dropout, **options)
+
+    return f
+
+
 COMPILED = TILED | {"covers": cpp_attend, "form": cpp_attend}
 HAS_COMPILER = shutil.which(os.environ.get("CXX", "c++")) is not None
+
+
+def of_ranks(form) -> Mechanism:
+    """With causal=True: what else there is, its own tests ask on several ranks."""
+    options = TILED | {"covers": form, "form": form}
+    make = partial(alone, form, causal=True)
+    name = f"{form.__name__} causal"
+    return Mechanism(name=name, make=make, causal=True, **options)
 
 
 def in_kernels(sizes, dropout=0.0, **options):
@@ -357,6 +376,8 @@ MECHANISMS = [
     *plain_causal_biased(fused, FUSED),
     *plain_causal_biased(in_tiles, TILED),
     *(plain_causal_biased(in_cpp, COMPILED) if HAS_COMPILER else []),
+    of_ranks(ring_attend),
+    of_ranks(ulysses_attend),
     Mechanism(
         name="attention_weights", make=weighed, weights=weighed_weights, **WEIGHED
     ),

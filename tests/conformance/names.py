@@ -26,6 +26,8 @@ PIECES = "turns text into numbers of pieces, and mixes no values"
 MEASURES = "measures weights that a layer gives, and mixes no values"
 TRAINS = "trains a model, and mixes no values"
 ROUNDS = "rounds numbers one by one, and mixes none"
+CUTS = "cuts a text between ranks, and mixes no values"
+SENDS = "sends tensors to other ranks, and mixes none"
 
 OTHERS = {
     "BLUE": SHOW,
@@ -231,6 +233,26 @@ OTHERS = {
     "state_of": TRAINS,
     "text_loss": TRAINS,
     "train": TRAINS,
+    "KeyBlock": CUTS,
+    "Fitted": CHECK,
+    "agree": CHECK,
+    "block_of": CUTS,
+    "blocks": CUTS,
+    "check_documents": CHECK,
+    "exchange": SENDS,
+    "fit_call": CHECK,
+    "flash_gradients": "finds gradients, and mixes no values",
+    "from_all": SENDS,
+    "heads_of": CUTS,
+    "order_positions": CUTS,
+    "order_ranges": CUTS,
+    "place_in": CHECK,
+    "post": SENDS,
+    "ring_work": COUNTS,
+    "run_ranks": "starts processes, and mixes no values",
+    "scores_in": COUNTS,
+    "shard": CUTS,
+    "unshard": CUTS,
 }
 
 # What attends, and cannot be asked so many questions.

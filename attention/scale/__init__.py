@@ -1,0 +1,1 @@
+"""Scale: one module for each chapter of `book/scale`."""

@@ -1,0 +1,563 @@
+"""Attention over several machines
+
+Each machine holds a part of the text; keys and values go around, what the parts
+give is merged, and the order in which tokens are dealt shares the work evenly.
+
+Written by `book/scale/context_parallel.ipynb`: read and change it there.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from attention.core.masks import and_masks
+from attention.core.scaled_dot_product import check_window, visible
+from attention.speed.flash import TwoPasses, flash_attend, flash_gradients
+from attention.speed.online_softmax import merge_states
+from attention.tools.checks import check_fit, check_sizes, precise
+from attention.tools.ranks import (
+    agree,
+    check_documents,
+    exchange,
+    fit_call,
+    from_all,
+    place_in,
+    post,
+)
+from attention.tools.workbench import check_tensor, expected
+
+__all__ = [
+    "KeyBlock",
+    "block_of",
+    "blocks",
+    "heads_of",
+    "order_positions",
+    "order_ranges",
+    "ring_attend",
+    "ring_work",
+    "scores_in",
+    "shard",
+    "ulysses_attend",
+    "unshard",
+]
+
+
+def order_ranges(length: int, ranks: int, order: str = "zigzag") -> list[list[range]]:
+    """The positions that each rank holds, in ranges that grow along the rank.
+
+    Shares differ by a token or two if the length does not divide. ValueError for
+    another order, or fewer tokens than pieces. Brandon et al. 2023; Zhu 2024.
+    """
+    pieces = _check_order(length, ranks, order)
+    if order == "striped":
+        return [[range(rank, length, ranks)] for rank in range(ranks)]
+    edges = [length * cut // pieces for cut in range(pieces + 1)]
+    chunks = [range(*edge) for edge in itertools.pairwise(edges)]
+    if pieces == ranks:
+        return [[chunk] for chunk in chunks]
+    return [[chunks[rank], chunks[-1 - rank]] for rank in range(ranks)]
+
+
+_ORDERS = ("contiguous", "striped", "zigzag")
+
+
+def _check_order(length: int, ranks: int, order: str) -> int:
+    """How many pieces there are; ValueError if there is nothing for one of them."""
+    check_sizes(ranks=ranks)
+    _known(order)
+    pieces = 2 * ranks if order == "zigzag" and ranks > 1 else ranks
+    if not isinstance(length, int) or length < pieces:
+        must = f"at least {pieces} tokens, for {order} order on {ranks} ranks"
+        raise expected("length", must, length)
+    return pieces
+
+
+def _known(order: str) -> None:
+    if order not in _ORDERS:
+        raise expected("order", " or ".join(map(repr, _ORDERS)), repr(order))
+
+
+def _size(ranges: list[range]) -> int:
+    return sum(map(len, ranges))
+
+
+def _positions(ranges: list[range], device: torch.device | None = None) -> Tensor:
+    return torch.cat([torch.arange(r.start, r.stop, r.step) for r in ranges]).to(device)
+
+
+def order_positions(
+    length: int, *, group: dist.ProcessGroup | None = None, order: str = "zigzag"
+) -> Int[Tensor, " part"]:
+    """Where in a text of so many tokens those of this rank stand, as `shard` cuts it.
+
+    For the `positions` of a layer, so that heads are turned by their place in the whole
+    text. ValueError for a misfit.
+    """
+    rank, ranks = place_in(group)
+    return _positions(order_ranges(length, ranks, order)[rank])
+
+
+def shard(
+    tensor: Tensor,
+    dim: int = -2,
+    *,
+    group: dist.ProcessGroup | None = None,
+    order: str = "zigzag",
+) -> Tensor:
+    """This rank's part of a tensor that every rank holds, cut along `dim`.
+
+    Nothing is sent. ValueError for a misfit.
+    """
+    _check_dim(tensor, dim)
+    positions = order_positions(tensor.shape[dim], group=group, order=order)
+    return tensor.index_select(dim, positions.to(tensor.device))
+
+
+def unshard(
+    tensor: Tensor,
+    dim: int = -2,
+    *,
+    group: dist.ProcessGroup | None = None,
+    order: str = "zigzag",
+) -> Tensor:
+    """The whole, on every rank, of what `shard` cut; every rank must call it.
+
+    The gradient of a part is what this rank's own loss says of it: let all ranks
+    compute the same loss of the whole. ValueError for a misfit, on every rank.
+    """
+    if place_in(group)[1] == 1:
+        return shard(tensor, dim, group=group, order=order)  # all of it
+
+    def facts():
+        _known(order)
+        _check_dim(tensor, dim)
+        sizes = list(tensor.shape)
+        kind = {"call": "unshard", "order": order, "dtype": str(tensor.dtype)}
+        return kind | {"_length": sizes.pop(dim), "dim": dim, "other sizes": sizes}
+
+    told = agree(facts, group)
+    lengths = [each["_length"] for each in told]
+    ranges = _ranges(lengths, order, "tensor")
+    return _joined(from_all(tensor, dim, lengths, group), ranges, dim)
+
+
+def _joined(parts: Sequence[Tensor], ranges: list[list[range]], dim: int) -> Tensor:
+    """The parts of all ranks as one tensor, in the order of the text."""
+    places = _positions(list(itertools.chain(*ranges)), parts[0].device)
+    return torch.cat(list(parts), dim).index_select(dim, places.argsort())
+
+
+def _ranges(lengths: list[int], order: str, name: str) -> list[list[range]]:
+    """The order's ranges; ValueError unless the ranks' lengths are those of `shard`."""
+    ranges = order_ranges(sum(lengths), len(lengths), order)
+    wanted = [_size(part) for part in ranges]
+    if wanted != lengths:
+        must = f"{wanted} tokens on the ranks, as shard cuts them in {order} order"
+        raise expected(name, must, lengths)
+    return ranges
+
+
+def _check_dim(tensor: Tensor, dim: int) -> None:
+    check_tensor(tensor=tensor)
+    if not isinstance(dim, int) or not -tensor.ndim <= dim < tensor.ndim:
+        raise expected("dim", f"an axis of a tensor with {tensor.ndim}", repr(dim))
+
+
+class KeyBlock(NamedTuple):
+    """Queries and keys of which some see some: their positions, and what is hidden.
+
+    With causal=True both end together, and `window` counts steps of the ranges; else
+    all see all, but for a window that counts positions.
+    """
+
+    queries: range
+    keys: range
+    causal: bool = False
+    window: int | None = None
+
+
+def block_of(
+    queries: range, keys: range, *, causal: bool = True, window: int | None = None
+) -> KeyBlock | None:
+    """What must be computed for these queries and keys; None if no key is seen.
+
+    The ranges are apart, or equal, or interleaved with one step.
+    """
+    if not causal:
+        return KeyBlock(queries, keys)
+    if keys[0] > queries[-1] or (window and queries[0] - keys[-1] >= window):
+        return None
+    if keys[-1] <= queries[0]:
+        far = window is not None and queries[-1] - keys[0] >= window
+        return KeyBlock(queries, keys, window=window if far else None)
+    shift, rest = divmod(queries.start - keys.start, keys.step)
+    queries, keys = queries[max(-shift, 0) :], keys[: len(queries) + shift]
+    if window is not None:
+        window = -(-(window - rest) // keys.step)
+    nothing = not queries or not keys or window == 0
+    return None if nothing else KeyBlock(queries, keys, True, window)
+
+
+def blocks(
+    queries: list[range],
+    keys: list[range],
+    *,
+    causal: bool = True,
+    window: int | None = None,
+) -> Iterator[KeyBlock]:
+    """All that must be computed for the queries of one rank and the keys of another."""
+    for some, others in itertools.product(queries, keys):
+        block = block_of(some, others, causal=causal, window=window)
+        if block is not None:
+            yield block
+
+
+def scores_in(block: KeyBlock) -> int:
+    """How many scores of a block are not hidden."""
+    queries, keys, causal, window = block
+    if causal:
+        return sum(min(seen, window or seen) for seen in range(1, len(queries) + 1))
+    if window is None:
+        return len(queries) * len(keys)
+    return sum(i - j < window for i in queries for j in keys)
+
+
+def ring_work(
+    length: int,
+    ranks: int,
+    order: str = "zigzag",
+    *,
+    causal: bool = True,
+    window: int | None = None,
+) -> list[list[int]]:
+    """How many scores each rank makes, in each step of the ring: counts[rank][step].
+
+    ValueError for a misfit.
+    """
+    check_window(window, causal)
+    ranges, seen = order_ranges(length, ranks, order), {"causal": causal}
+    return [
+        [
+            sum(map(scores_in, blocks(own, ranges[rank - turn], **seen, window=window)))
+            for turn in range(ranks)
+        ]
+        for rank, own in enumerate(ranges)
+    ]
+
+
+def _pass_on(
+    tensors: Sequence[Tensor], length: int, group: dist.ProcessGroup | None
+) -> Callable[[], list[Tensor]]:
+    """Send them to the next rank; the result waits for those of the rank before."""
+    rank, ranks = place_in(group)
+    leaving = [tensor.contiguous() for tensor in tensors]
+    coming = [t.new_empty(*t.shape[:-2], length, t.shape[-1]) for t in tensors]
+    following, before = (rank + 1) % ranks, (rank - 1) % ranks
+    arrive = post({following: leaving}, {before: coming}, group)
+
+    def received() -> list[Tensor]:
+        arrive()
+        return coming
+
+    return received
+
+
+def _circulate(
+    tensors: Sequence[Tensor], lengths: list[int], group: dist.ProcessGroup | None
+) -> Iterator[tuple[int, Sequence[Tensor]]]:
+    """Each rank and its part, this one's own first; the next is then under way."""
+    rank, ranks = place_in(group)
+    for turn in range(ranks):
+        source, more = (rank - turn) % ranks, turn < ranks - 1
+        if more:
+            received = _pass_on(tensors, lengths[source - 1], group)
+        yield source, tensors
+        if more:
+            tensors = received()
+
+
+def _around(ring: "_Ring", queries, keys, values, bias, mask) -> tuple[Tensor, Tensor]:
+    """Context and logsumexp of this rank's queries, for the keys of all ranks."""
+    shape, exact = (*queries.shape[:-1], values.shape[-1]), precise(queries)
+    context = queries.new_zeros(shape, dtype=exact)
+    lse = queries.new_full(shape[:-1], -torch.inf, dtype=exact)
+    for source, (keys_there, values_there) in ring.circulate(keys, values):
+        for rows, some, _, options in ring.parts(source, bias, mask, queries.device):
+            three = queries[rows], keys_there[some], values_there[some]
+            part, part_lse = flash_attend(*three, **options, return_lse=True)
+            before, part = (context[rows], lse[rows[:2]]), part.to(exact)
+            context[rows], lse[rows[:2]] = merge_states(*before, part, part_lse)
+    return context.to(queries.dtype), lse
+
+
+def _around_back(ring: "_Ring", given, tensors, wants_bias: bool) -> list[Tensor]:
+    """Gradients of queries, keys and values, and of the bias; sums in 32 bits."""
+    (do, dlse, context, lse), (queries, *both, bias, mask) = given, tensors
+    dq, arrived = torch.zeros_like(queries, dtype=lse.dtype), tuple
+    db = torch.zeros_like(bias) if wants_bias else None
+    for source, there in ring.circulate(*both):
+        sums = [torch.zeros_like(tensor, dtype=lse.dtype) for tensor in there]
+        for rows, some, table, options in ring.parts(source, bias, mask, lse.device):
+            of_rows = do[rows], context[rows], lse[rows[:2]], queries[rows]
+            options["dlse"] = dlse[rows[:2]]
+            found = flash_gradients(*of_rows, *(t[some] for t in there), **options)
+            dq[rows] += found[0]
+            sums[0][some] += found[1]
+            sums[1][some] += found[2]
+            if wants_bias:
+                db[table] += found[3].sum_to_size(db[table].shape)
+        for total, before in zip(sums, arrived(), strict=False):
+            total += before
+        arrived = _pass_on(sums, ring.length_of(source - 1), ring.group)
+    found = [g.to(t.dtype) for g, t in zip((dq, *arrived()), tensors, strict=False)]
+    return [*found, db] if wants_bias else found
+
+
+class _Ring(NamedTuple):
+    """Attention by passing keys and values around: its settings, and both passes."""
+
+    group: dist.ProcessGroup | None
+    queries: list[range]  # of this rank
+    keys: list[list[range]]  # of all ranks
+    causal: bool
+    window: int | None
+    scale: float
+    documents: Tensor | None  # of the whole text
+    name = "ring_attend"
+
+    def length_of(self, source: int) -> int:
+        return _size(self.keys[source])
+
+    def circulate(self, *tensors):
+        lengths = [_size(ranges) for ranges in self.keys]
+        return _circulate(list(tensors), lengths, self.group)
+
+    def parts(self, source, bias, mask, device):
+        """For each block with a source: where it lies in three tables, and options."""
+        theirs, seen = self.keys[source], {"causal": self.causal, "window": self.window}
+        for queries, keys, causal, window in blocks(self.queries, theirs, **seen):
+            rows, columns = _slice(queries, self.queries), _slice(keys, theirs)
+            table = (..., rows, slice(keys.start, keys.stop, keys.step))
+            masks = [None if mask is None else mask[table]]
+            if self.documents is not None:
+                masks.append(_same(self.documents, queries, keys))
+            if window is not None and not causal:
+                i, j = _positions([queries], device), _positions([keys], device)
+                masks.append(i[:, None] - j < window)
+                window = None
+            options = {"causal": causal, "window": window, "scale": self.scale}
+            options["bias"] = None if bias is None else bias[table]
+            options["mask"] = and_masks(*masks)
+            yield (..., rows, slice(None)), (..., columns, slice(None)), table, options
+
+    def forward(self, *tensors):
+        return _around(self, *tensors)
+
+    def backward(self, *given, needed):
+        return _around_back(self, given[:4], given[4:], needed[3])
+
+
+def _slice(some: range, ranges: list[range]) -> slice:
+    """Where these positions lie in a tensor of all that a rank holds."""
+    before, *whole = 0, *ranges
+    while some[0] not in whole[0]:
+        before += len(whole.pop(0))
+    start = before + whole[0].index(some[0])
+    return slice(start, start + len(some))
+
+
+def _same(documents: Tensor, queries: range, keys: range) -> Tensor:
+    """True where query and key, at these positions, are of one document."""
+    i, j = (documents[..., r.start : r.stop : r.step] for r in (queries, keys))
+    return (i[..., :, None] == j[..., None, :]).unsqueeze(-3)
+
+
+def _prepare(name, queries, keys, values, mask, group, order, dropout_p, options):
+    """The tensors of a call that fits, and the ranges of queries and of keys."""
+    fitted = []
+
+    def facts():
+        _check_call(name, order, dropout_p)
+        check_window(options["window"], options["causal"])
+        found, call = fit_call(queries, keys, values, mask, **options)
+        fitted.append(call)
+        return {"call": name, "order": order} | found
+
+    told = agree(facts, group)
+    lengths = [[each[side] for each in told] for side in ("_queries", "_keys")]
+    if options["causal"] and sum(lengths[0]) != sum(lengths[1]):
+        got = f"{sum(lengths[0])} and {sum(lengths[1])}"
+        raise expected("causal=True", "as many queries as keys, on all ranks", got)
+    names = zip(lengths, ("queries", "keys"), strict=True)
+    sides = [_ranges(some, order, side) for some, side in names]
+    (call,), count = fitted, sum(lengths[1])
+    for table in ("mask", "bias"):
+        for rank, each in enumerate(told):
+            if (columns := each.get(f"_{table}", 1)) not in (1, count):
+                must = f"a last axis of {count}, for the keys of all ranks"
+                raise expected(f"{table} on rank {rank}", must, columns)
+        if (given := getattr(call, table)) is not None:
+            wide = given.expand(*given.shape[:-1], count)
+            call = call._replace(**{table: wide})
+    if call.documents is not None:
+        parts = from_all(call.documents, -1, lengths[1], group)
+        call = call._replace(documents=_joined(parts, sides[1], -1))
+    return call, *sides
+
+
+def _check_call(name: str, order: str, dropout_p: float) -> None:
+    _known(order)
+    if dropout_p != 0:
+        raise expected("dropout_p", f"0, for {name} has no dropout", dropout_p)
+
+
+def _alone(name, queries, keys, values, mask, order, dropout_p, options) -> Tensor:
+    """Attention in a group of one."""
+    _check_call(name, order, dropout_p)
+    documents = options.pop("documents")
+    if documents is not None:
+        check_tensor(queries=queries, keys=keys, values=values)
+        shape = check_fit(queries, keys, values)
+        places = range(shape[-1])
+        same = _same(check_documents(documents, shape), places, places)
+        same = same if len(shape) > 2 else same.squeeze(-3)
+        mask = and_masks(visible(shape, mask, False, queries.device), same)
+    return flash_attend(queries, keys, values, mask, **options)
+
+
+def ring_attend(
+    queries: Float[Tensor, "*queries_batch num_queries head_dim"],
+    keys: Float[Tensor, "*keys_batch num_keys head_dim"],
+    values: Float[Tensor, "*values_batch num_keys value_dim"],
+    mask: Bool[Tensor, "..."] | None = None,
+    *,
+    causal: bool = False,
+    dropout_p: float = 0.0,
+    scale: float | Tensor | None = None,
+    bias: Float[Tensor, "..."] | None = None,
+    window: int | None = None,
+    documents: Int[Tensor, "..."] | None = None,
+    group: dist.ProcessGroup | None = None,
+    order: str = "zigzag",
+) -> Float[Tensor, "*batch num_queries value_dim"]:
+    """Context vectors of this rank's queries, which attend to the keys of all ranks.
+
+    Each rank of `group` (None: all there are) calls it with its part of a text, as
+    `shard` cuts it in this order, and gets its part of what `attend` gives for the
+    whole. Keys and values go around from rank to rank. `mask` (True: may see) and
+    `bias` have a row for each of this rank's queries, and a column for each key of the
+    text, in the text's order. `documents` has a whole number for each of this rank's
+    tokens: a query sees keys of its own number alone. The other options are those of
+    `flash_attend`, which this is in a group of one. Gradients go around as well, so all
+    ranks must call `backward`.
+
+    ValueError, on every rank, for what does not fit on one or between two; for dropout,
+    and for causal attention with fewer queries than keys. RuntimeError where a rank
+    does not answer, and for a second derivative. Liu et al. 2023, section 3.
+    """
+    options = {"causal": causal, "scale": scale, "bias": bias, "window": window}
+    options["documents"] = documents
+    call = "ring_attend", queries, keys, values, mask
+    rank, ranks = place_in(group)
+    if ranks == 1:
+        return _alone(*call, order, dropout_p, options)
+    fitted, own, theirs = _prepare(*call, group, order, dropout_p, options)
+    settings = causal, window, fitted.scale, fitted.documents
+    ring = _Ring(group, own[rank], theirs, *settings)
+    context, _ = TwoPasses.apply(*fitted[:5], ring)
+    return context.reshape(*fitted.shape, values.shape[-1])
+
+
+def heads_of(rank: int, ranks: int, num_heads: int, heads: int) -> slice:
+    """Which of a tensor's `heads` a rank needs for its share of `num_heads`.
+
+    ValueError unless the ranks can share both evenly.
+    """
+    if num_heads % ranks:
+        raise expected("queries", f"heads that {ranks} ranks can share", num_heads)
+    if heads % ranks and ranks % heads:
+        must = f"a number of heads that {ranks} ranks divide, or that divides them"
+        raise expected("keys and values", must, heads)
+    start = rank * heads // ranks
+    return slice(start, start + max(heads // ranks, 1))
+
+
+def _by_heads(tensors, sides, heads: int, group) -> list[Tensor]:
+    """From all heads of some tokens to some heads of all, in the text's order."""
+    rank, ranks = place_in(group)
+    shares = [
+        [t[..., heads_of(peer, ranks, heads, t.shape[-3]), :, :] for t in tensors]
+        for peer in range(ranks)
+    ]
+    shapes = [
+        [
+            (*share.shape[:-2], _size(ranges[peer]), share.shape[-1])
+            for share, ranges in zip(shares[rank], sides, strict=True)
+        ]
+        for peer in range(ranks)
+    ]
+    found = zip(*exchange(shares, shapes, group), strict=True)
+    both = zip(found, sides, strict=True)
+    return [_joined(parts, ranges, -2) for parts, ranges in both]
+
+
+def _by_tokens(context: Tensor, ranges: list[list[range]], group) -> Tensor:
+    """The way back: all heads of this rank's tokens."""
+    rank, ranks = place_in(group)
+    places = [_positions(some, context.device) for some in ranges]
+    shares = [[context.index_select(-2, some)] for some in places]
+    shapes = [[tuple(shares[rank][0].shape)]] * ranks
+    found = exchange(shares, shapes, group)
+    return torch.cat([part for (part,) in found], dim=-3)
+
+
+def ulysses_attend(
+    queries: Float[Tensor, "*queries_batch num_queries head_dim"],
+    keys: Float[Tensor, "*keys_batch num_keys head_dim"],
+    values: Float[Tensor, "*values_batch num_keys value_dim"],
+    mask: Bool[Tensor, "..."] | None = None,
+    *,
+    causal: bool = False,
+    dropout_p: float = 0.0,
+    scale: float | Tensor | None = None,
+    bias: Float[Tensor, "..."] | None = None,
+    window: int | None = None,
+    documents: Int[Tensor, "..."] | None = None,
+    group: dist.ProcessGroup | None = None,
+    order: str = "zigzag",
+) -> Float[Tensor, "*batch num_queries value_dim"]:
+    """What `ring_attend` gives, where each rank attends to all tokens for some heads.
+
+    Arguments are the same. Ranks exchange queries, keys and values, so that each gets
+    its share of the heads, and exchange the contexts back. The number of ranks must
+    divide that of query heads; key heads that are fewer than the ranks go to several.
+    ValueError, on every rank, for what does not fit. Jacobs et al. 2023, section 3.
+    """
+    options = {"causal": causal, "scale": scale, "bias": bias, "window": window}
+    options["documents"] = documents
+    call = "ulysses_attend", queries, keys, values, mask
+    _rank, ranks = place_in(group)
+    if ranks == 1:
+        return _alone(*call, order, dropout_p, options)
+    fitted, own, theirs = _prepare(*call, group, order, dropout_p, options)
+    tensors, sides = [*fitted[:3]], [own, theirs, theirs]
+    heads, bias, mask = fitted.queries.shape[-3], fitted.bias, fitted.mask
+    if bias is not None:
+        tensors, sides = [*tensors, bias], [*sides, own]
+    queries, keys, values, *bias = _by_heads(tensors, sides, heads, group)
+    if mask is not None:
+        (mask,) = _by_heads([mask.byte()], [own], heads, group)
+        mask = mask.bool()
+    if fitted.documents is not None:
+        places = range(keys.shape[-2])
+        mask = and_masks(mask, _same(fitted.documents, places, places))
+    options = {"causal": causal, "window": window, "scale": fitted.scale}
+    options["bias"] = bias[0] if bias else None
+    context = flash_attend(queries, keys, values, mask, **options)
+    context = _by_tokens(context, own, group)
+    return context.reshape(*fitted.shape, values.shape[-1])

@@ -1,0 +1,243 @@
+"""Ranks: they start together, agree before they send, and end together, in words."""
+
+import os
+import random
+import signal
+import time
+
+import pytest
+import torch
+import torch.distributed as dist
+from examples import said
+
+from attention.tools.ranks import agree, exchange, from_all, place_in, post, run_ranks
+
+
+def own_rank():
+    return dist.get_rank()
+
+
+def alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_results_come_back_by_rank():
+    assert run_ranks(own_rank, 3) == [0, 1, 2]
+
+
+def test_arguments_reach_every_rank_and_tensors_come_back():
+    def twice(tensor, more):
+        return 2 * tensor + more + dist.get_rank()
+
+    found = run_ranks(twice, 2, torch.arange(3), 5)
+    assert [tensor.tolist() for tensor in found] == [[5, 7, 9], [6, 8, 10]]
+
+
+def test_a_rank_has_one_thread_and_autograd_works_in_it_after_it_has_worked_here():
+    def slope():
+        x = torch.ones(3, requires_grad=True)
+        x.square().sum().backward()
+        return x.grad.tolist(), torch.get_num_threads()
+
+    slope()
+    assert run_ranks(slope, 2) == [([2.0] * 3, 1)] * 2
+
+
+def kill_itself():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def leave():
+    os._exit(7)
+
+
+def fail():
+    raise KeyError("what is missing")
+
+
+@pytest.mark.parametrize(
+    ("end", "words"),
+    [
+        (kill_itself, said("rank 2 of 3", "signal 9")),
+        (leave, said("rank 2 of 3", "exit code 7")),
+        (fail, said("rank 2 of 3", "KeyError", "what is missing")),
+    ],
+)
+def test_the_rank_that_failed_first_is_named_and_no_process_is_left(end, words):
+    def work():
+        exchange([[torch.ones(1)]] * 3, [[(1,)]] * 3, None)
+        if dist.get_rank() == 2:
+            end()
+        exchange([[torch.ones(1)]] * 3, [[(1,)]] * 3, None)
+
+    start = time.monotonic()
+    with pytest.raises(RuntimeError, match=words):
+        run_ranks(work, 3, seconds=30)
+    assert time.monotonic() - start < 15
+
+
+def test_a_rank_that_hangs_is_named_by_those_that_wait_for_it():
+    def work():
+        if dist.get_rank() == 1:
+            time.sleep(60)
+        exchange([[torch.ones(1)]] * 3, [[(1,)]] * 3, None)
+
+    with pytest.raises(RuntimeError, match=said("no answer from rank 1")):
+        run_ranks(work, 3, seconds=4)
+
+
+def test_a_time_limit_ends_all_and_names_who_was_not_ready(tmp_path):
+    def work():
+        (tmp_path / str(dist.get_rank())).write_text(str(os.getpid()))
+        if dist.get_rank() == 1:
+            time.sleep(60)
+
+    with pytest.raises(RuntimeError, match=said("rank 1 of 2", "result in 3 s")):
+        run_ranks(work, 2, seconds=3)
+    pids = [int(path.read_text()) for path in tmp_path.iterdir()]
+    assert len(pids) == 2
+    assert not any(map(alive, pids))
+
+
+def test_an_interrupt_ends_all(tmp_path):
+    def work():
+        (tmp_path / str(dist.get_rank())).write_text(str(os.getpid()))
+        if dist.get_rank() == 0:
+            time.sleep(0.5)
+            os.kill(os.getppid(), signal.SIGINT)
+        time.sleep(60)
+
+    with pytest.raises(KeyboardInterrupt):
+        run_ranks(work, 2, seconds=30)
+    assert not any(alive(int(path.read_text())) for path in tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("ranks", [0, -1, 1.5])
+def test_a_number_of_ranks_that_is_none_is_refused(ranks, as_importer):
+    with pytest.raises(ValueError, match=said("ranks", "whole number", "got", ranks)):
+        run_ranks(own_rank, ranks)
+
+
+def test_what_cannot_be_called_is_refused(as_importer):
+    with pytest.raises(ValueError, match=said("function", "called", "got")):
+        run_ranks("own_rank", 2)
+
+
+def test_alone_there_is_one_rank():
+    assert place_in(None) == (0, 1)
+
+
+def test_a_group_is_a_group_that_this_process_belongs_to(as_importer):
+    with pytest.raises(ValueError, match=said("group", "belongs to", "got", "'all'")):
+        place_in("all")
+
+    def other():
+        group = dist.new_group([0])
+        if dist.get_rank() == 1:
+            with pytest.raises(ValueError, match=said("group", "belongs to")):
+                place_in(group)
+        return "refused"
+
+    assert run_ranks(other, 2) == ["refused"] * 2
+
+
+def test_what_is_exchanged_arrives_and_gradients_go_home():
+    def work():
+        rank = dist.get_rank()
+        given = [torch.full((2, peer + 1), 10.0 * rank + peer) for peer in range(3)]
+        given = [tensor.requires_grad_() for tensor in given]
+        found = exchange([[t] for t in given], [[(2, rank + 1)]] * 3, None)
+        for source, (tensor,) in enumerate(found):
+            assert (tensor == 10 * source + rank).all()
+        sum((rank + 1) * tensor.sum() for (tensor,) in found).backward()
+        return [tensor.grad.unique().item() for tensor in given]
+
+    assert run_ranks(work, 3) == [[1.0, 2.0, 3.0]] * 3
+
+
+def test_a_tensor_that_goes_to_several_ranks_gets_the_sum_of_their_gradients():
+    def work():
+        one = torch.ones(1, requires_grad=True)
+        found = exchange([[one]] * 3, [[(1,)]] * 3, None)
+        sum((dist.get_rank() + 1) * tensor for (tensor,) in found).backward()
+        return one.grad.item()
+
+    assert run_ranks(work, 3) == [6.0] * 3
+
+
+def test_each_takes_what_all_have_and_lengths_may_differ():
+    def work():
+        rank = dist.get_rank()
+        own = torch.full((2, rank + 1), rank == 1)
+        parts = from_all(own, 1, [1, 2, 3], None)
+        return parts[rank] is own, [(p.shape[1], p.all().item()) for p in parts]
+
+    must = [(1, False), (2, True), (3, False)]
+    assert run_ranks(work, 3) == [(True, must)] * 3
+
+
+def test_facts_must_agree_on_every_rank_but_for_those_with_an_underscore():
+    def work(name):
+        try:
+            told = agree(lambda: {name: dist.get_rank() // 2, "size": 3}, None)
+        except ValueError as error:
+            return str(error)
+        return [each[name] for each in told]
+
+    assert run_ranks(work, 3, "_place") == [[0, 0, 1]] * 3
+    found = run_ranks(work, 3, "place")
+    assert found == [found[0]] * 3
+    assert found[0].startswith("place: expected the same on all ranks, got 0 on rank 0")
+
+
+def test_what_is_refused_on_one_rank_is_told_on_all():
+    def facts():
+        if dist.get_rank() == 1:
+            raise ValueError("width: expected 3, got 4")
+        return {}
+
+    def work():
+        try:
+            agree(facts, None)
+        except ValueError as error:
+            return str(error)
+
+    told = "width: expected 3, got 4"
+    theirs = f"on rank 1 of 3: {told}"
+    assert run_ranks(work, 3) == [theirs, told, theirs]
+
+
+def test_random_programs_of_exchanges_end():
+    def work(seed):
+        chance, rank = random.Random(seed), dist.get_rank()
+        groups = {
+            (first, last): dist.new_group(list(range(first, last)))
+            for first in range(4)
+            for last in range(first + 1, 5)
+        }
+        pending = []
+        for _ in range(200):
+            first, last = chance.choice(sorted(groups))
+            shift, size = chance.randrange(4), chance.randrange(3)
+            delayed = chance.random() < 0.5
+            if not first <= rank < last:
+                continue
+            group, ranks = groups[first, last], last - first
+            there, here = (rank - first + shift) % ranks, (rank - first - shift) % ranks
+            buffer = torch.zeros(size)
+            sent = torch.full((size,), 1.0 + rank)
+            done = post({there: [sent]}, {here: [buffer]}, group)
+            pending.append((done, buffer, 1.0 + first + here, there != rank - first))
+            while pending and not delayed:
+                done, buffer, must, moved = pending.pop(0)
+                done()
+                assert not moved or (buffer == must).all()
+        for done, *_ in pending:
+            done()
+        return "ended"
+
+    assert run_ranks(work, 4, 1) == ["ended"] * 4
