@@ -473,7 +473,7 @@ def generate(
     The model maps ids (batch, length) to logits. It ends before a token in `stop`. At
     temperature 0 the likeliest token is taken; otherwise they are drawn
     (`next_probabilities`) with random numbers of its own. With `make_cache`, called for
-    each of `model.blocks`, every token is read once. ValueError for what does not fit.
+    each of `model.blocks`, no token is read twice. ValueError for what does not fit.
     """
     check_sizes(num_tokens=num_tokens)
     check_choice(temperature, top_k, top_p)

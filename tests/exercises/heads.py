@@ -70,6 +70,11 @@ class by_length:
         def weights_alone(weights, values, outputs):
             return weights
 
+        def two_keys_exchanged(weights, values, outputs):
+            lengths = weights * (values @ outputs).norm(dim=-1)[:, None]
+            lengths[..., :2] = lengths[..., :2].flip(-1)
+            return lengths / lengths.sum(dim=-1, keepdim=True)
+
 
 class circuit:
     class right:

@@ -1,6 +1,8 @@
 """Answers to the exercises of `reading/language_model`."""
 # ruff: noqa: F821, RUF007  the names are the chapter's; a learner knows zip
 
+from functools import partial
+
 
 class cache_size:
     class right:
@@ -69,6 +71,18 @@ class min_p:
             probabilities[probabilities < share * best] = 0
             return probabilities / probabilities.sum(dim=-1, keepdim=True)
 
+        def the_second_axis(probabilities, share):
+            least = share * probabilities.amax(dim=1, keepdim=True)
+            kept = probabilities.masked_fill(probabilities < least, 0)
+            return kept / kept.sum(dim=1, keepdim=True)
+
+        def the_first_axis_holds_rows(probabilities, share):
+            rows = []
+            for row in probabilities:
+                row = row * (row >= share * row.max())
+                rows.append(row / row.sum())
+            return torch.stack(rows)
+
 
 class learn_merges:
     class right:
@@ -118,7 +132,19 @@ class learn_merges:
             return learn(words, count + 1)
 
         def only_the_first_place_in_a_word(words, count):
-            return learn(words, count, once=True)
+            return learn(words, count, join=partial(join, once=True))
+
+        def a_pair_counts_once_in_a_word(words, count):
+            return learn(words, count, pairs_of=set)
+
+        def joined_from_right_to_left(words, count):
+            return learn(words, count, join=join_from_the_right)
+
+        def joined_across_pieces(words, count):
+            return learn(words, count, join=join_as_text)
+
+        def ties_by_the_joined_text(words, count):
+            return learn(words, count, order="".join)
 
 
 def join(pieces, left, right, once=False):
@@ -133,17 +159,27 @@ def join(pieces, left, right, once=False):
     return done
 
 
-def learn(words, count, last=False, once=False):
+def join_from_the_right(pieces, left, right):
+    turned = join([piece[::-1] for piece in pieces[::-1]], right[::-1], left[::-1])
+    return [piece[::-1] for piece in turned[::-1]]
+
+
+def join_as_text(pieces, left, right):
+    return " ".join(pieces).replace(f"{left} {right}", left + right).split()
+
+
+def learn(words, count, last=False, join=join, pairs_of=list, order=tuple):
     texts, found = {word: list(word) for word in words}, []
     while len(found) < count:
         table = {}
         for word, pieces in texts.items():
-            for pair in zip(pieces, pieces[1:], strict=False):
+            for pair in pairs_of(zip(pieces, pieces[1:], strict=False)):
                 table[pair] = table.get(pair, 0) + words[word]
         if not table:
             break
         top = max(table.values())
-        best = sorted(pair for pair in table if table[pair] == top)[-1 if last else 0]
+        tied = sorted((pair for pair in table if table[pair] == top), key=order)
+        best = tied[-1 if last else 0]
         found.append(best)
-        texts = {word: join(pieces, *best, once=once) for word, pieces in texts.items()}
+        texts = {word: join(pieces, *best) for word, pieces in texts.items()}
     return found

@@ -127,6 +127,19 @@ def test_a_file_that_was_changed_gives_a_sentence_or_the_right_tensors(seed):
     assert 10 < sum(sound) < 190
 
 
+@pytest.mark.parametrize(("kind", "size"), [(0, 1), (2, 2), (4, 4), (10, 8)])
+def test_a_long_list_takes_at_most_thirty_times_its_bytes(kind, size):
+    numbers = [bytes([n % 256] * size) for n in range(2**17 // size)]
+    data = gguf([("a", 9, list_of(kind, numbers))])
+    tracemalloc.start()
+    try:
+        read_gguf(data)
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert most < 30 * len(data)
+
+
 WRONG = {
     "another kind of file": b"PK\3\4" + b"\0" * 40,
     "an empty file": b"",
