@@ -61,6 +61,8 @@ UNCHECKED = {
         "growth",
     ): "the upper half is timed; `exponents-counted` has the lower",
     ("speed/flash", "timing"): "times differ from run to run",
+    ("training/induction", "early"): "trained: the text tells of this one training",
+    ("training/induction", "rows"): "trained: the text tells of this one training",
     ("training/induction", "jump"): "trained: `jump-check` has the bounds",
     ("training/induction", "maps"): "trained: `maps-check` checks what it shows",
     ("training/induction", "match"): "trained: `match-check` has the bounds",

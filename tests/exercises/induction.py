@@ -46,6 +46,15 @@ class follower:
                     return ids[place + 1]
             return None
 
+        def the_second_earlier_place(ids):
+            found = [n for n in range(1, len(ids)) if ids[n - 1] == ids[-1]]
+            return ids[found[:2][-1]] if found else None
+
+        def the_most_frequent_follower(ids):
+            found = [n for n in range(1, len(ids)) if ids[n - 1] == ids[-1]]
+            tokens = [ids[n] for n in reversed(found)]
+            return max(tokens, key=tokens.count) if tokens else None
+
         def zero_for_none(ids):
             for place in range(len(ids) - 2, -1, -1):
                 if ids[place] == ids[-1]:
@@ -75,6 +84,12 @@ class one_before:
 
         def one_text_only(query_positions, key_positions):
             return query_positions[:, None] - key_positions == 1
+
+        def the_first_text_for_all(query_positions, key_positions):
+            shape = query_positions.shape[:-1]
+            queries = query_positions.reshape(-1, query_positions.shape[-1])[0]
+            keys = key_positions.reshape(-1, key_positions.shape[-1])[0]
+            return (queries[:, None] - keys == 1).expand(*shape, -1, -1)
 
         def floats(query_positions, key_positions):
             back = query_positions[..., :, None] - key_positions[..., None, :]
@@ -122,6 +137,15 @@ class after_pair:
 
         def the_last_of_the_pair(ids, vocabulary):
             return ids[-1]
+
+        def too_small_a_scale(ids, vocabulary):
+            tokens = nn.functional.one_hot(ids, vocabulary).float()
+            nothing = torch.zeros(2, vocabulary)
+            one_back = torch.cat([nothing, tokens])[1:-1]
+            two_back = torch.cat([nothing, tokens])[:-2]
+            queries = torch.cat([tokens, one_back], dim=-1)
+            keys = torch.cat([one_back, two_back], dim=-1)
+            return attend(queries, keys, tokens, causal=True, scale=5.0)[-1].argmax()
 
         def not_sharp(ids, vocabulary):
             tokens = nn.functional.one_hot(ids, vocabulary).float()

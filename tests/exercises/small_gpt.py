@@ -10,6 +10,9 @@ class bits:
         def by_the_probability(loss):
             return -math.log2(math.exp(-loss))
 
+        def by_a_rounded_logarithm(loss):
+            return loss / 0.6931
+
     class wrong:
         def multiplied_instead_of_divided(loss):
             return loss * math.log(2)
@@ -61,10 +64,11 @@ class gpt_size:
 
 class top_chances:
     class right:
-        def spread_back(logits, k, temperature):
-            best = logits.topk(min(k, logits.shape[-1]), dim=-1)
-            chances = (best.values / temperature).softmax(dim=-1)
-            return torch.zeros_like(logits).scatter(-1, best.indices, chances)
+        def the_others_masked(logits, k, temperature):
+            best = logits.topk(min(k, logits.shape[-1]), dim=-1).indices
+            others = torch.ones_like(logits, dtype=torch.bool).scatter(-1, best, False)
+            logits = logits.masked_fill(others, float("-inf"))
+            return (logits / temperature).softmax(dim=-1)
 
         def divided_again(logits, k, temperature):
             chances = (logits / temperature).softmax(dim=-1)
@@ -79,6 +83,18 @@ class top_chances:
             chances = (logits / temperature).softmax(dim=-1)
             least = chances.topk(k, dim=-1).values[:, -1:]
             return chances.masked_fill(chances < least, 0.0)
+
+        def all_that_tie(logits, k, temperature):
+            k = min(k, logits.shape[-1])
+            least = logits.topk(k, dim=-1).values[:, -1:]
+            logits = logits.masked_fill(logits < least, float("-inf"))
+            return (logits / temperature).softmax(dim=-1)
+
+        def exponentials_that_overflow(logits, k, temperature):
+            best = logits.topk(min(k, logits.shape[-1]), dim=-1)
+            parts = (best.values / temperature).exp()
+            chances = parts / parts.sum(dim=-1, keepdim=True)
+            return torch.zeros_like(logits).scatter(-1, best.indices, chances)
 
         def zeros_for_logits(logits, k, temperature):
             k = min(k, logits.shape[-1])
