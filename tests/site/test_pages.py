@@ -9,9 +9,10 @@ from urllib.parse import unquote, urlsplit
 import pytest
 from visits import PAGES, ROOT, SITE, VIEWS, Visit
 
-# Compressed, with formulas, fonts and icons; one page holds two large explorers.
+# Compressed, with formulas, fonts and icons; one page holds two large explorers, and
+# one the maps of all 270 heads of a model.
 MOST_REQUESTS, MOST_BYTES = 8, 116_000
-WITH_EXPLORERS = {"book/reading/translator": 136_000}
+WITH_EXPLORERS = {"book/reading/translator": 136_000, "book/reading/heads": 118_000}
 INDEX = "search-index.js"  # grows with the book, and only the search page asks for it
 
 
