@@ -2,17 +2,18 @@
 
 import sys
 from functools import partial
-from types import SimpleNamespace
 
 import pytest
 import torch
 from examples import said
+from torch import nn
 
 from attention import attend, attention_weights, flash_attend
 from attention.reading.interface import as_interface, register_forms
 
 equal = torch.testing.assert_close
-CAUSAL, BOTH = SimpleNamespace(is_causal=True), SimpleNamespace(is_causal=False)
+CAUSAL, BOTH = nn.Module(), nn.Module()
+CAUSAL.is_causal, BOTH.is_causal = True, False
 LEAST = torch.finfo(torch.float32).min
 
 
@@ -86,7 +87,7 @@ def test_without_a_mask_the_module_says_whether_it_is_causal(inputs):
         other = CAUSAL if not word else BOTH
         context, _ = as_interface(attend)(other, queries, *five, is_causal=word)
         equal(context, must)
-    equal(as_interface(attend)(None, queries, *five)[0], ahead)
+    equal(as_interface(attend)(nn.Module(), queries, *five)[0], ahead)
 
 
 def test_causal_counts_from_the_start_when_slots_are_empty(inputs):
