@@ -11,7 +11,6 @@ contenders say the same, and are compared before any is timed.
 import time
 import warnings
 from collections.abc import Callable
-from copy import copy
 from functools import cache, partial
 
 import torch
@@ -34,7 +33,7 @@ from common import (
 from harness import Patience, machine, time_side_by_side
 from torch import Tensor, nn
 
-from attention import Attention, KVCache, cpp_attend
+from attention import Attention, KVCache
 
 WIDTH, HEADS, LAYERS = 768, 12, 8
 LENGTHS = [500, 1000, 2000]
@@ -42,7 +41,6 @@ TOLERANCE = {"float32": 1e-4, "bfloat16": 0.15}  # relative, after all layers
 SHARES = {"float32": 0.75, "bfloat16": 0.90}  # of the limit's speed
 TIMES_FASTER = 100  # than a pass over 2,000 tokens
 OURS, COMPILED, CAT = "KVCache", "KVCache, compiled", "torch.cat"
-BY_CPP = "KVCache, cpp_attend"
 WHOLE, TORCH = "whole pass", "nn.MultiheadAttention"
 THEIRS, LIMIT = "transformers", "limit"
 
@@ -104,21 +102,6 @@ class Compiled(Cached):
         for name in ("W_query", "W_key", "W_value", "out_proj"):
             setattr(twin, name, Row1(getattr(layer, name)))
         return twin.requires_grad_(False)
-
-
-class ByCpp(Cached):
-    """The same, where a kernel in C++ attends."""
-
-    def __init__(self, layers: nn.ModuleList, text: Tensor):
-        if text.device.type != "cpu":
-            raise ValueError(f"device: expected the CPU, got {text.device}")
-        twins = map(copy, layers)  # they share their weights
-        super().__init__(KVCache, [by_cpp(twin) for twin in twins], text)
-
-
-def by_cpp(layer: Attention) -> Attention:
-    layer.attend = cpp_attend
-    return layer
 
 
 class Row1(nn.Module):
@@ -242,7 +225,6 @@ class Theirs:
 CONTENDERS: dict[str, Callable] = {
     OURS: partial(Cached, KVCache),
     COMPILED: Compiled,
-    BY_CPP: ByCpp,
     CAT: partial(Cached, Growing),
     THEIRS: Theirs,
     WHOLE: Whole,

@@ -390,7 +390,7 @@ def test_an_edited_module_and_a_moved_definition_are_stale(tmp_path, capsys):
         (name, package)
         for name, needed in verifier.NEEDS.items()
         for package in needed
-        if package != verifier.MODEL
+        if package not in (verifier.MODEL, verifier.COMPILER)
     ],
 )
 def test_a_chapter_is_skipped_with_a_reason_without_its_package(
@@ -404,6 +404,13 @@ def test_a_chapter_is_skipped_with_a_reason_without_its_package(
     except pytest.skip.Exception:
         pytest.fail("a chapter that needs nothing is skipped")
     with pytest.raises(pytest.skip.Exception, match=f"needs {package}, which is not"):
+        verifier.pytest_runtest_setup(SimpleNamespace(path=chapter))
+
+
+def test_a_chapter_is_skipped_with_a_reason_without_a_compiler(monkeypatch):
+    (chapter,) = (ROOT / "book").glob("*/flash_cpp.ipynb")
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(pytest.skip.Exception, match="needs a C\\+\\+ compiler"):
         verifier.pytest_runtest_setup(SimpleNamespace(path=chapter))
 
 

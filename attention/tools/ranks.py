@@ -362,7 +362,16 @@ class Fitted(NamedTuple):
 
 
 def fit_call(
-    queries, keys, values, mask, *, causal, scale, bias, window, documents
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    mask: Tensor | None,
+    *,
+    causal: bool,
+    scale: float | Tensor | None,
+    bias: Tensor | None,
+    window: int | None,
+    documents: Tensor | None,
 ) -> tuple[dict, Fitted]:
     """The facts of a call of attention on this rank, for `agree`, and its tensors.
 
