@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import os
 import sys
 from functools import cache
 from pathlib import Path
@@ -23,7 +24,8 @@ sys.path.insert(0, str(ROOT / "book"))
 
 import tangle  # noqa: E402
 
-SEEDS = range(10)
+# The page tells of ten; ALL_SEEDS=1 tries them all, and these have the slowest of them.
+SEEDS = range(10) if os.environ.get("ALL_SEEDS") else (0, 5, 9)
 equal = torch.testing.assert_close
 
 
@@ -189,7 +191,7 @@ def chapter() -> dict:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", SEEDS)
-def test_both_heads_form_from_any_of_ten_seeds(seed):
+def test_both_heads_form_from_any_seed(seed):
     names = "fit", "read", "train", "jump-check", "maps", "maps-check", "without"
     space = run(chapter(), *names, seed=seed)
     assert min(space["shares"].values()) > 0.9
