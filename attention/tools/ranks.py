@@ -113,6 +113,7 @@ def _work(pipe, rank, ranks, store, seconds, function, arguments) -> None:
         limit = timedelta(seconds=0.8 * seconds)  # in time to say who is missing
         joined = {"rank": rank, "world_size": ranks, "timeout": limit}
         dist.init_process_group("gloo", init_method=f"file://{store}", **joined)
+        dist.barrier()  # or one could end while others are still joining
         answer = pickle.dumps((function(*arguments), None))
     except BaseException as error:
         answer = pickle.dumps((None, f"{type(error).__name__}: {error}"))

@@ -241,3 +241,8 @@ def test_random_programs_of_exchanges_end():
         return "ended"
 
     assert run_ranks(work, 4, 1) == ["ended"] * 4
+
+
+def test_a_rank_that_is_done_at_once_does_not_leave_others_still_joining():
+    for _ in range(10):
+        assert run_ranks(dist.get_rank, 4) == [0, 1, 2, 3]
