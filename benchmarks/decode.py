@@ -90,13 +90,15 @@ class Cached:
 
 
 class Compiled(Cached):
-    """The same, where one query is attended to, and projected, by compiled code."""
+    """The same, compiled whole: all layers, their caches, one row's products."""
 
     def __init__(self, layers: nn.ModuleList, text: Tensor):
-        super().__init__(KVCache, layers, text)
-        self.layers = [self.compiled(layer) for layer in layers]
+        super().__init__(partial(KVCache, text.shape[1]), layers, text)
+        self.layers = [self.twin(layer) for layer in layers]
+        torch.compiler.reset()
+        self.read = torch.compile(self.read, fullgraph=True, dynamic=False)
 
-    def compiled(self, layer: Attention) -> Attention:
+    def twin(self, layer: Attention) -> Attention:
         sizes = (WIDTH, WIDTH, HEADS)
         twin = Attention(*sizes, qkv_bias=True, attend=one_query).eval()
         for name in ("W_query", "W_key", "W_value", "out_proj"):
@@ -112,26 +114,8 @@ class Row1(nn.Module):
         self.weight, self.bias = linear.weight, linear.bias
 
     def forward(self, x: Tensor) -> Tensor:
-        return compiled_row()(x, self.weight, self.bias)
-
-
-@cache
-def compiled_row() -> Callable[..., Tensor]:
-    def row(x, weight, bias):
-        given = (x.float() * weight.float()).sum(dim=-1) + bias.float()
+        given = (x.float() * self.weight.float()).sum(dim=-1) + self.bias.float()
         return given.to(x.dtype).unsqueeze(-2)
-
-    return torch.compile(row)
-
-
-@cache
-def compiled_query() -> Callable[..., Tensor]:
-    def attend(queries, keys, values, scale):
-        scores = (queries.float() * keys.float()).sum(dim=-1, keepdim=True) * scale
-        weights = scores.softmax(dim=-2)
-        return (weights * values.float()).sum(dim=-2, keepdim=True).to(values.dtype)
-
-    return torch.compile(attend, dynamic=True)
 
 
 def one_query(
@@ -146,7 +130,9 @@ def one_query(
     """Attention of one query that may see all keys, in one pass over each."""
     if queries.shape[-2] != 1 or mask is not None:
         raise ValueError("queries: expected one, and no mask, for this form")
-    return compiled_query()(queries, keys, values, queries.shape[-1] ** -0.5)
+    scores = (queries.float() * keys.float()).sum(dim=-1, keepdim=True)
+    weights = (scores * queries.shape[-1] ** -0.5).softmax(dim=-2)
+    return (weights * values.float()).sum(dim=-2, keepdim=True).to(values.dtype)
 
 
 class Whole:

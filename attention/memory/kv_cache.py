@@ -14,7 +14,7 @@ from torch import Tensor
 from attention.tools.checks import check_positions, check_sizes, readable
 from attention.tools.workbench import check_tensor, expected
 
-__all__ = ["KVCache", "check_piece", "check_rollback", "check_room"]
+__all__ = ["KVCache", "check_piece", "check_rollback", "check_room", "frozen"]
 
 
 def check_piece(
@@ -163,7 +163,7 @@ class KVCache:
         """Whether tokens up to `end`, of this kind, can be written in place."""
         if not self._memory or end > self._room:
             return False
-        if self._memory[0].is_inference() and not torch.is_inference_mode_enabled():
+        if frozen(self._memory[0]):
             return False
         rows, own = self._memory[2].shape[:-1], new[2].shape[:-1]
         if self.length > 0:  # the kind was checked, but rows may have come
@@ -182,6 +182,16 @@ class KVCache:
 
 
 _AXES = (-2, -2, -1)  # the axis of tokens in keys, values and positions
+
+
+def frozen(memory: Tensor) -> bool:
+    """Whether it comes from inference mode, and must not be written to outside.
+
+    False while a graph is made of the step, which cannot ask.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    return memory.is_inference() and not torch.is_inference_mode_enabled()
 
 
 def _joined(held: tuple[Tensor, ...], new: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -275,6 +275,24 @@ def test_only_queries_may_be_trained(name, as_importer):
         assert_near(kept, one, other)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["KVCache", "PagedCache", "QuantizedCache, 8 bits"])
+def test_a_compiled_step_is_one_graph_and_says_the_same(name):
+    kept = CACHES[name]
+    layer, x = some_layer(kept, SLOTS["nothing"], torch.float32)
+    plain, cache = kept.make(), kept.make()
+    torch.compiler.reset()
+    # "aot_eager" traces as "inductor" does, and needs no C++ compiler.
+    step = torch.compile(
+        lambda x: layer(x, cache=cache), fullgraph=True, backend="aot_eager"
+    )
+    with torch.no_grad():
+        layer(x[:, :9], cache=plain), layer(x[:, :9], cache=cache)
+        must, got = layer(x[:, 9:10], cache=plain), step(x[:, 9:10])
+    assert (cache.length, plain.length) == (10, 10)
+    torch.testing.assert_close(got, must)
+
+
 @cached
 def test_a_prompt_in_inference_mode_may_be_gone_on_with_outside(name):
     kept = CACHES[name]
