@@ -72,6 +72,7 @@ from attention.scale.context_parallel import (
     ulysses_attend,
     unshard,
 )
+from attention.scale.tensor_parallel import parallelize_attention
 from attention.speed.flash import flash_attend
 from attention.speed.flash_cpp import cpp_attend
 from attention.speed.flash_triton import triton_attend
@@ -148,6 +149,7 @@ __all__ = [  # noqa: RUF022  plainly sorted: GPT is a class, and no constant
     "merge_states",
     "order_positions",
     "padding_mask",
+    "parallelize_attention",
     "picture_places",
     "pool_heads",
     "prefix",

@@ -28,6 +28,7 @@ TRAINS = "trains a model, and mixes no values"
 ROUNDS = "rounds numbers one by one, and mixes none"
 CUTS = "cuts a text between ranks, and mixes no values"
 SENDS = "sends tensors to other ranks, and mixes none"
+SPREADS = "hands a layer that attends to several ranks; its own tests compare the two"
 
 OTHERS = {
     "BLUE": SHOW,
@@ -253,6 +254,7 @@ OTHERS = {
     "scores_in": COUNTS,
     "shard": CUTS,
     "unshard": CUTS,
+    "parallelize_attention": SPREADS,
 }
 
 # What attends, and cannot be asked so many questions.

@@ -1,0 +1,165 @@
+"""Tensor parallelism
+
+Each machine holds some heads of a layer, with their weights and their cache; one
+sum over the machines makes of their parts what one device gives.
+
+Written by `book/scale/tensor_parallel.ipynb`: read and change it there.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+
+from attention.core.layer import Attention
+from attention.core.multi_head import MultiHeadAttention
+from attention.scale.context_parallel import heads_of
+from attention.tools.ranks import agree, place_in
+from attention.tools.workbench import expected
+
+__all__ = ["parallelize_attention"]
+
+
+def parallelize_attention(
+    layer: Attention | MultiHeadAttention, mesh: DeviceMesh
+) -> Attention | MultiHeadAttention:
+    """Cut `layer` over the ranks of `mesh`, in place: each keeps some of the heads.
+
+    Every rank calls it with its copy of the layer; the weights of the first rank are
+    taken. Then every rank calls the layer with the same x and gets what the whole layer
+    gives, forward and backward; a cache holds its own heads. Of an x that is a DTensor
+    cut along its tokens the context is one that is cut alike. `attention_weights` gives
+    the rank's own heads. Key heads that are fewer than the ranks are held by several.
+
+    ValueError, on every rank, for heads that the ranks cannot share, a mesh of several
+    dimensions and a layer that was cut before. Shoeybi et al. 2019, section 3.
+    """
+    own, own_kv = _shares(layer, mesh)
+    heads = layer.num_heads
+    _cut_projections(layer, mesh, own_kv)
+    _keep_equal(layer, mesh)
+    layer.num_heads = own.stop - own.start
+    if hasattr(layer, "num_kv_heads"):
+        layer.num_kv_heads = own_kv.stop - own_kv.start
+    if getattr(layer, "bias", None) is not None:
+        layer.bias = _of_own_heads(layer.bias, own, heads)
+    around = {"mesh": mesh, "own": own, "heads": heads}
+    layer.forward = partial(_entered, layer.forward, **around)
+    layer.attention_weights = partial(_entered, layer.attention_weights, **around)
+    return layer
+
+
+_LINEAR = ("W_query", "W_key", "W_value", "out_proj")
+
+
+def _shares(layer: nn.Module, mesh: DeviceMesh) -> list[slice]:
+    """This rank's heads of queries, and of keys; ValueError if there is a misfit."""
+    if not isinstance(mesh, DeviceMesh) or mesh.ndim != 1:
+        got = getattr(mesh, "shape", mesh)
+        raise expected("mesh", "a DeviceMesh of one dimension", got)
+    group, shares = mesh.get_group(), []
+    rank, ranks = place_in(group)
+
+    def facts():
+        _check_whole(layer)
+        kv_heads = getattr(layer, "num_kv_heads", layer.num_heads)
+        for some in (layer.num_heads, kv_heads):
+            shares.append(heads_of(rank, ranks, layer.num_heads, some))
+        weights = {name: list(each.shape) for name, each in layer.named_parameters()}
+        return {"heads": [layer.num_heads, kv_heads]} | weights
+
+    agree(facts, group)
+    return shares
+
+
+def _check_whole(layer: nn.Module) -> None:
+    if not isinstance(layer, Attention | MultiHeadAttention):
+        must = "an Attention or a MultiHeadAttention"
+        raise expected("layer", must, type(layer).__name__)
+    for name in _LINEAR:
+        part = getattr(layer, name)
+        if not isinstance(part, nn.Linear):
+            raise expected(f"layer.{name}", "an nn.Linear", type(part).__name__)
+        if hasattr(part.weight, "placements"):
+            raise expected("layer", "one that is whole", "one that was cut before")
+
+
+def _cut_projections(layer: nn.Module, mesh: DeviceMesh, own_kv: slice) -> None:
+    """Make distributed tensors of the weights of the four linear layers."""
+    from torch.distributed.tensor import Partial, distribute_module, parallel
+
+    columns, width = parallel.ColwiseParallel(), layer.head_dim
+    summed = {"output_layouts": Partial(), "use_local_output": False}
+    plan = {"W_query": columns, "out_proj": parallel.RowwiseParallel(**summed)}
+    if layer.W_key.out_features >= mesh.size() * width:
+        plan |= {"W_key": columns, "W_value": columns}
+    parallel.parallelize_module(layer, mesh, plan)
+    if "W_key" in plan:
+        return
+
+    def kept(_, heads, __):
+        heads = heads.to_local(grad_placements=[Partial()])
+        return heads[..., own_kv.start * width : own_kv.stop * width]
+
+    for shared in (layer.W_key, layer.W_value):
+        distribute_module(shared, mesh, output_fn=kept)
+
+
+def _keep_equal(layer: nn.Module, mesh: DeviceMesh) -> None:
+    """Weights that all ranks hold begin equal, and get the sum of all gradients."""
+    from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
+
+    whole = [Replicate()]
+    for name, weight in layer.named_parameters():
+        cut = list(getattr(weight, "placements", whole)) != whole
+        if cut or name == "out_proj.bias" or hasattr(weight, "_summed"):
+            continue
+        if not isinstance(weight, DTensor):
+            first = distribute_tensor(weight.detach(), mesh, whole)
+            weight.data.copy_(first.to_local())
+        if weight.requires_grad:
+            weight._summed = weight.register_hook(partial(_sum, mesh))
+
+
+def _sum(mesh: DeviceMesh, gradient: Tensor) -> Tensor:
+    from torch.distributed.tensor import DTensor, Partial, Replicate
+
+    if isinstance(gradient, DTensor):
+        return gradient.redistribute(placements=[Replicate()])
+    return DTensor.from_local(gradient, mesh, [Partial()]).full_tensor()
+
+
+def _own(table: object, own: slice, heads: int) -> object:
+    """Its part for these heads, if it tells heads apart."""
+    several = isinstance(table, Tensor) and table.ndim > 2 and table.shape[-3] == heads
+    return table[..., own, :, :] if several else table
+
+
+def _of_own_heads(bias: Callable, own: slice, heads: int) -> Callable:
+    """A bias that gives these heads alone, if it gives several."""
+
+    def part(table: object, positions: tuple) -> object:
+        rows = max(each.ndim for each in positions) - 1
+        has_heads = isinstance(table, Tensor) and table.ndim == rows + 3
+        return _own(table, own, heads) if has_heads else table
+
+    if isinstance(bias, nn.Module):  # it stays in its place, for its weights
+        bias.register_forward_hook(lambda _, positions, table: part(table, positions))
+        return bias
+    return lambda *positions: part(bias(*positions), positions)
+
+
+def _entered(call, x, mask=None, *, mesh, own, heads, **options) -> Tensor:
+    """What `call` gives for all of x and these heads; placed like x if it is a sum."""
+    from torch.distributed.tensor import DTensor, Replicate
+
+    if not isinstance(x, Tensor):
+        return call(x, mask, **options)  # which refuses it
+    given = x if isinstance(x, DTensor) else DTensor.from_local(x, mesh, [Replicate()])
+    whole = given.redistribute(placements=[Replicate()])
+    found = call(whole, _own(mask, own, heads), **options)
+    if not isinstance(found, DTensor):
+        return found  # weights, of these heads
+    found = found.redistribute(placements=given.placements)
+    return found if given is x else found.to_local()
