@@ -72,6 +72,7 @@ from attention.scale.context_parallel import (
     ulysses_attend,
     unshard,
 )
+from attention.scale.decode_parallel import ShardedCache, tree_attend
 from attention.scale.tensor_parallel import parallelize_attention
 from attention.speed.flash import flash_attend
 from attention.speed.flash_cpp import cpp_attend
@@ -117,6 +118,7 @@ __all__ = [  # noqa: RUF022  plainly sorted: GPT is a class, and no constant
     "RollingCache",
     "Rotary",
     "SelfAttention",
+    "ShardedCache",
     "StackedHeads",
     "YaRN",
     "ablate",
@@ -165,6 +167,7 @@ __all__ = [  # noqa: RUF022  plainly sorted: GPT is a class, and no constant
     "simple_self_attention",
     "sinusoidal",
     "softmax",
+    "tree_attend",
     "tree_mask",
     "triton_attend",
     "ulysses_attend",

@@ -24,6 +24,7 @@ from attention import (
     flash_attend,
     ring_attend,
     simple_self_attention,
+    tree_attend,
     triton_attend,
     ulysses_attend,
     window,
@@ -378,6 +379,7 @@ MECHANISMS = [
     *(plain_causal_biased(in_cpp, COMPILED) if HAS_COMPILER else []),
     of_ranks(ring_attend),
     of_ranks(ulysses_attend),
+    of_ranks(tree_attend),
     Mechanism(
         name="attention_weights", make=weighed, weights=weighed_weights, **WEIGHED
     ),

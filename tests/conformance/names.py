@@ -166,6 +166,7 @@ OTHERS = {
     "KVCache": "remembers keys and values, and mixes none",
     "check_piece": CHECK,
     "check_room": CHECK,
+    "frozen": "tells what inference mode made, and reads no values",
     "check_rollback": CHECK,
     "cache_bytes": COUNTS,
     "check_absorbable": CHECK,
@@ -255,6 +256,8 @@ OTHERS = {
     "shard": CUTS,
     "unshard": CUTS,
     "parallelize_attention": SPREADS,
+    "ShardedCache": "remembers keys and values, and mixes none",
+    "merge_tree": "joins what mechanisms gave, and reads no values",
 }
 
 # What attends, and cannot be asked so many questions.

@@ -20,6 +20,7 @@ from attention import (
     QuantizedCache,
     RollingCache,
     Rotary,
+    ShardedCache,
     alibi,
     attend,
     causal,
@@ -88,6 +89,7 @@ CACHES: dict[str, Kept] = {
     "RollingCache": rolling(6, 0, 0, window(6)),
     "RollingCache, some to spare": rolling(4, 0, 3, window(4)),
     "RollingCache, sinks": rolling(4, 2, 1, window_and_sinks(4, 2)),
+    "ShardedCache, a group of one": Kept(ShardedCache),
 }
 
 SLOTS = {  # of a layer with six heads, each 8 wide
