@@ -17,7 +17,7 @@ from torch import Tensor
 
 from attention.core.masks import and_masks
 from attention.core.scaled_dot_product import check_window, visible
-from attention.speed.flash import TwoPasses, flash_attend, flash_gradients
+from attention.speed.flash import TwoPasses, flash_attend, flash_gradients, flash_state
 from attention.speed.online_softmax import merge_states
 from attention.tools.checks import check_fit, check_sizes, precise
 from attention.tools.ranks import (
@@ -165,7 +165,9 @@ def _ranges(lengths: list[int], order: str, name: str) -> list[list[range]]:
 def _check_dim(tensor: Tensor, dim: int) -> None:
     check_tensor(tensor=tensor)
     if not isinstance(dim, int) or not -tensor.ndim <= dim < tensor.ndim:
-        raise expected("dim", f"an axis of a tensor with {tensor.ndim}", repr(dim))
+        raise expected(
+            "dim", f"an axis of the tensor, which has {tensor.ndim}", repr(dim)
+        )
 
 
 class KeyBlock(NamedTuple):
@@ -283,14 +285,14 @@ def _circulate(
 
 def _around(ring: "_Ring", queries, keys, values, bias, mask) -> tuple[Tensor, Tensor]:
     """Context and logsumexp of this rank's queries, for the keys of all ranks."""
-    shape, exact = (*queries.shape[:-1], values.shape[-1]), precise(queries)
-    context = queries.new_zeros(shape, dtype=exact)
-    lse = queries.new_full(shape[:-1], -torch.inf, dtype=exact)
+    nothing = keys[..., :0, :], values[..., :0, :]
+    context, lse = flash_state(queries, *nothing, scale=1.0)  # zeros and -inf
+    context = context.to(precise(queries))
     for source, (keys_there, values_there) in ring.circulate(keys, values):
         for rows, some, _, options in ring.parts(source, bias, mask, queries.device):
             three = queries[rows], keys_there[some], values_there[some]
-            part, part_lse = flash_attend(*three, **options, return_lse=True)
-            before, part = (context[rows], lse[rows[:2]]), part.to(exact)
+            part, part_lse = flash_state(*three, **options)
+            before, part = (context[rows], lse[rows[:2]]), part.to(context.dtype)
             context[rows], lse[rows[:2]] = merge_states(*before, part, part_lse)
     return context.to(queries.dtype), lse
 
@@ -298,10 +300,11 @@ def _around(ring: "_Ring", queries, keys, values, bias, mask) -> tuple[Tensor, T
 def _around_back(ring: "_Ring", given, tensors, wants_bias: bool) -> list[Tensor]:
     """Gradients of queries, keys and values, and of the bias; sums in 32 bits."""
     (do, dlse, context, lse), (queries, *both, bias, mask) = given, tensors
-    dq, arrived = torch.zeros_like(queries, dtype=lse.dtype), tuple
+    exact, arrived = precise(queries), tuple
+    dq = torch.zeros_like(queries, dtype=exact)
     db = torch.zeros_like(bias) if wants_bias else None
     for source, there in ring.circulate(*both):
-        sums = [torch.zeros_like(tensor, dtype=lse.dtype) for tensor in there]
+        sums = [torch.zeros_like(tensor, dtype=exact) for tensor in there]
         for rows, some, table, options in ring.parts(source, bias, mask, lse.device):
             of_rows = do[rows], context[rows], lse[rows[:2]], queries[rows]
             options["dlse"] = dlse[rows[:2]]

@@ -31,7 +31,14 @@ from attention.tools.checks import (
 )
 from attention.tools.workbench import expected
 
-__all__ = ["TwoPasses", "attend_tile", "flash_attend", "flash_gradients", "tiles"]
+__all__ = [
+    "TwoPasses",
+    "attend_tile",
+    "flash_attend",
+    "flash_gradients",
+    "flash_state",
+    "tiles",
+]
 
 
 _TILE = (128, 8192)  # BLOCK_M queries, BLOCK_N keys; few and large, for a CPU
@@ -65,15 +72,21 @@ def _share(scores: Tensor, values: Tensor) -> Tensor:
     return torch.bmm(weights.to(values.dtype), values)
 
 
+def _exact(tensor: Tensor) -> torch.dtype:
+    """What logsumexps are kept in: 64 bits, but on Apple's GPUs, which have none."""
+    return torch.float32 if tensor.device.type == "mps" else torch.float64
+
+
 def attend_tile(
     scores: Float[Tensor, "heads i j"], values: Float[Tensor, "heads j e"]
 ) -> tuple[Float[Tensor, "heads i e"], Float[Tensor, "heads i"]]:
-    """Context and logsumexp of one tile, whose scores are used up."""
+    """Context, and logsumexp in 64 bits, of one tile, whose scores are used up."""
     m_i = scores.amax(dim=-1)
     blind = m_i.isneginf()
     scores[..., 0].masked_fill_(blind, 0)  # so that their weights are numbers
     context = _share(scores, values).to(scores.dtype)
-    lse = m_i - scores.amax(dim=-1).log()  # they are weights by now
+    largest = scores.amax(dim=-1).to(_exact(scores))  # they are weights by now
+    lse = m_i - largest.log()
     context.masked_fill_(blind[..., None], 0)
     return context, lse.masked_fill_(blind, -torch.inf)
 
@@ -158,16 +171,19 @@ def _backward(
     heads: _Heads, context: Tensor, lse: Tensor, do: Tensor, dlse: Tensor, db
 ) -> list[Tensor]:
     """Gradients of queries, keys and values; that of a bias is filled into `db`."""
-    low, dtype = heads.values.dtype, lse.dtype
+    low, dtype = heads.values.dtype, heads.workspace.dtype
+    rounded = lse.to(dtype)
+    rest = (rounded - lse).nan_to_num(0).exp().to(dtype)  # blind rows: -inf less -inf
     precise_do, values = do.to(dtype), heads.values.to(dtype)
-    delta = (precise_do * context).sum(dim=-1) - dlse
+    delta = ((precise_do * context).sum(dim=-1) - dlse.to(dtype)) * rest
     three = (heads.queries, heads.keys, heads.values)
     dq, dk, dv = (torch.zeros_like(tensor, dtype=dtype) for tensor in three)
     for rows, columns in heads.tiles():
+        do_rows = precise_do[:, rows] * rest[:, rows, None]
         for some in columns:
-            weights = _weights_again(heads.scores(rows, some), lse[:, rows])
-            dv[:, some].add_(torch.bmm(weights.to(low).mT, do[:, rows]))
-            ds = torch.bmm(precise_do[:, rows], values[:, some].mT)
+            weights = _weights_again(heads.scores(rows, some), rounded[:, rows])
+            dv[:, some].add_(torch.bmm(weights.to(low).mT, do_rows.to(low)))
+            ds = torch.bmm(do_rows, values[:, some].mT)
             ds.sub_(delta[:, rows, None]).mul_(weights)
             if db is not None:
                 db[:, rows, some] = ds
@@ -236,11 +252,16 @@ class TwoPasses(_Pass):
     def setup_context(ctx, inputs, output):
         *tensors, ctx.form = inputs
         ctx.save_for_backward(*output, *tensors)
+        ctx.set_materialize_grads(False)  # zeros take room
 
     @staticmethod
     def backward(ctx, do, dlse):
-        needed = ctx.needs_input_grad
-        gradients = _SecondPass.apply(do, dlse, *ctx.saved_tensors, (ctx.form, needed))
+        needed, saved = ctx.needs_input_grad, ctx.saved_tensors
+        arrived = [
+            like.new_zeros(1).expand(like.shape) if gradient is None else gradient
+            for gradient, like in zip((do, dlse), saved, strict=False)
+        ]
+        gradients = _SecondPass.apply(*arrived, *saved, (ctx.form, needed))
         return *gradients, *[None] * (len(needed) - len(gradients))
 
 
@@ -280,7 +301,7 @@ class _Flash(NamedTuple):
         one_tile = 0 < self.band(num_keys) <= self.tile[1]
         in_bands = one_tile and bias is None and mask is None and not self.keep
         context = queries.new_zeros(*shape, values.shape[-1])
-        lse = queries.new_full(shape, -torch.inf, dtype=precise(queries))
+        lse = queries.new_full(shape, -torch.inf, dtype=_exact(queries))
         with as_given(keys):
             for here, heads in _groups((queries, keys, values, bias, mask), self):
                 if in_bands:
@@ -363,7 +384,8 @@ def flash_attend(
         apply = torch.compiler.disable(apply)
     context, lse = apply(*tensors, _Flash(scale, causal, window, tile, keep))
     context = context.view(*shape[:-1], values.shape[-1])
-    return (context, lse.view(shape[:-1])) if return_lse else context
+    lse = lse.view(shape[:-1]).to(precise(queries))
+    return (context, lse) if return_lse else context
 
 
 def _axes(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -373,6 +395,40 @@ def _axes(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def _learns(tensor: Tensor | None) -> bool:
     return tensor is not None and tensor.requires_grad
+
+
+def flash_state(
+    queries: Float[Tensor, "*batch num_queries head_dim"],
+    keys: Float[Tensor, "*keys_batch num_keys head_dim"],
+    values: Float[Tensor, "*values_batch num_keys value_dim"],
+    mask: Bool[Tensor, "..."] | None = None,
+    *,
+    scale: float,
+    causal: bool = False,
+    bias: Float[Tensor, "..."] | None = None,
+    window: int | None = None,
+    tile: tuple[int, int] = _TILE,
+) -> tuple[
+    Float[Tensor, "*batch num_queries value_dim"], Float[Tensor, "*batch num_queries"]
+]:
+    """Context, and logsumexp in 64 bits, for keys that are a part of all.
+
+    Axes before the last two are those of the queries, but for fewer heads of keys and
+    values. Nothing is checked, and there is no gradient: see `flash_gradients`.
+    """
+    form = _Flash(scale, causal, window, tile, keep=True)
+    return form.forward(*_spread_out(queries, keys, values, bias, mask))
+
+
+def _spread_out(queries, keys, values, bias, mask) -> list[Tensor | None]:
+    """With the axes of the queries in front of the last two."""
+    three = (repeat_kv(tensor, queries) for tensor in (queries, keys, values))
+    return [
+        tensor
+        if tensor is None
+        else tensor.expand(*queries.shape[:-2], *tensor.shape[-2:])
+        for tensor in (*three, bias, mask)
+    ]
 
 
 def flash_gradients(
@@ -398,11 +454,8 @@ def flash_gradients(
     but for fewer heads of keys and values. That of the bias is not summed over axes
     along which the bias was spread. Dao et al. 2022, appendix B.
     """
-    axes, three = queries.shape[:-2], (queries, keys, values)
-    spread_out = [
-        tensor if tensor is None else tensor.expand(*axes, *tensor.shape[-2:])
-        for tensor in (*(repeat_kv(tensor, queries) for tensor in three), bias, mask)
-    ]
+    three = (queries, keys, values)
+    spread_out = _spread_out(*three, bias, mask)
     form = _Flash(scale, causal, window, tile, keep=True)
     dlse = torch.zeros_like(lse) if dlse is None else dlse
     needed = (True, True, True, bias is not None)

@@ -263,6 +263,8 @@ OTHERS = {
 # What attends, and cannot be asked so many questions.
 ELSEWHERE = {
     "attend_tile": "one tile of flash_attend, from scores that are made already",
+    "flash_state": "a part of flash_attend, with nothing checked; "
+    "tests/speed/test_flash.py merges parts to the whole",
     "weights_of": "shows the weights of a form; `shown` asks all modules for them",
     "paged_attend": "reads keys that lie in blocks, for one query of each text; "
     "tests/memory/test_paged.py compares it with `attend`",

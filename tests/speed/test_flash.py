@@ -19,7 +19,7 @@ from attention import (
     merge_states,
 )
 from attention.speed.cost import Ledger
-from attention.speed.flash import attend_tile, tiles
+from attention.speed.flash import attend_tile, flash_gradients, flash_state, tiles
 
 OPTIONS = {
     "plain": {},
@@ -747,7 +747,7 @@ def test_a_tile_knows_its_context_and_logsumexp():
     scores, values = torch.randn(2, 3, 5), torch.randn(2, 5, 7)
     context, logsumexp = attend_tile(scores.clone(), values)
     torch.testing.assert_close(context, scores.softmax(dim=-1) @ values)
-    torch.testing.assert_close(logsumexp, scores.logsumexp(dim=-1))
+    torch.testing.assert_close(logsumexp.float(), scores.logsumexp(dim=-1))
 
 
 def test_a_tile_with_nothing_to_see_counts_for_nothing():
@@ -892,3 +892,82 @@ def test_what_is_no_tensor_is_refused(as_importer):
     queries, keys, values = some_tensors()
     with pytest.raises(TypeError, match=said("keys", "torch.Tensor", "got", "list")):
         flash_attend(queries, keys.tolist(), values)
+
+
+# A part of the keys
+
+
+PARTS = {
+    "plain": {},
+    "mask": {"mask": some_mask(2, 1, 5, 12, blind=2)},
+    "bias": {"bias": torch.randn(2, 3, 5, 12)},
+    "both": {"mask": some_mask(5, 12), "bias": torch.randn(2, 3, 5, 12)},
+}
+
+
+def parts_of(options, keys, values):
+    """Keys 0 to 6 and 7 to 11, with what belongs to them."""
+    for some in (slice(0, 7), slice(7, 12)):
+        tables = {name: table[..., some] for name, table in options.items()}
+        yield (keys[..., some, :], values[..., some, :]), tables
+
+
+@pytest.mark.parametrize("tile", [(2, 3), (128, 8192)])
+@pytest.mark.parametrize("heads", [1, 3])
+@pytest.mark.parametrize("options", PARTS.values(), ids=PARTS.keys())
+def test_the_gradients_of_parts_are_those_of_the_whole(options, heads, tile):
+    def draw(*shape):
+        return torch.randn(*shape, dtype=torch.float64, requires_grad=True)
+
+    queries, keys, values = (
+        draw(2, 3, 5, 4),
+        draw(2, heads, 12, 4),
+        draw(2, heads, 12, 7),
+    )
+    options, more = dict(options), []
+    if "bias" in options:
+        options["bias"] = options["bias"].double().requires_grad_()
+        more = [options["bias"]]
+    context, lse = flash_attend(queries, keys, values, **options, return_lse=True)
+    do, dlse = torch.randn_like(context), torch.randn_like(lse)
+    wanted = torch.autograd.grad(
+        (context, lse), [queries, keys, values, *more], (do, dlse)
+    )
+    options = {name: table.detach() for name, table in options.items()}
+    known = [tensor.detach() for tensor in (do, context, lse, queries)]
+    found = [
+        flash_gradients(*known, *both, **tables, scale=0.5, tile=tile, dlse=dlse)
+        for both, tables in parts_of(options, keys.detach(), values.detach())
+    ]
+    close = torch.testing.assert_close
+    close(found[0][0] + found[1][0], wanted[0])
+    for place, dim in ((1, -2), (2, -2), (3, -1))[: len(wanted) - 1]:
+        close(torch.cat([part[place] for part in found], dim), wanted[place])
+    assert more or found[0][3] is None
+
+
+@pytest.mark.parametrize("options", PARTS.values(), ids=PARTS.keys())
+def test_the_states_of_parts_merge_to_the_whole(options):
+    queries, keys = torch.randn(2, 3, 5, 4), torch.randn(2, 1, 12, 4)
+    states = [
+        flash_state(queries, *both, **tables, scale=0.5)
+        for both, tables in parts_of(options, keys, keys)
+    ]
+    context, lse = merge_states(*states[0], *states[1])
+    wanted = flash_attend(queries, keys, keys, **options, return_lse=True)
+    torch.testing.assert_close((context, lse.float()), wanted)
+
+
+def test_no_key_is_a_state_that_counts_for_nothing():
+    queries, none = torch.randn(2, 3, 5, 4), torch.randn(2, 1, 0, 4)
+    context, lse = flash_state(queries, none, none, scale=0.5)
+    assert (context == 0).all()
+    assert lse.isneginf().all()
+
+
+def test_a_logsumexp_is_kept_to_more_digits_than_32_bits_have():
+    signs = torch.randint(-1, 2, (3, 61, 64)).float()  # so that scores are exact
+    exact = (signs.double() @ signs.double().mT / 4).logsumexp(dim=-1)
+    _, lse = flash_state(signs, signs, signs, scale=0.25, tile=(7, 13))
+    assert 8 < exact.max() < 16
+    assert (lse - exact).abs().max() < 3.5e-7  # rounded to 32 bits: 4.8e-7
