@@ -61,7 +61,7 @@ def run_ranks(
     """
     check_sizes(ranks=ranks)
     if not callable(function):
-        raise expected("function", "what can be called", function)
+        raise expected("function", "what can be called", repr(function))
     safe = sys.platform == "linux" and not torch.cuda.is_initialized()
     context, team = multiprocessing.get_context("fork" if safe else "spawn"), []
     with tempfile.TemporaryDirectory() as folder:
@@ -318,6 +318,8 @@ def agree(find: Callable[[], dict], group: dist.ProcessGroup | None) -> list[dic
     others. Facts, but for those whose name begins with "_", must be equal.
     """
     rank, ranks = place_in(group)
+    if ranks == 1:
+        return [find()]
     refusal = None
     try:
         facts = find()
@@ -439,6 +441,6 @@ def check_documents(documents: Tensor, shape: tuple[int, ...]) -> Tensor:
     whole = not (documents.is_floating_point() or documents.is_complex())
     sizes = {(length,), (*batch, length)}
     if not whole or tuple(documents.shape) not in sizes or shape[-2] != length:
-        must = f"whole numbers {(*batch, length)}, one for each query, which is a key,"
+        must = f"whole numbers {(*batch, length)}, one for each token"
         raise expected("documents", must, documents)
     return documents.long()
