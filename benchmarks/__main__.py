@@ -20,7 +20,7 @@ SCRIPTS = {  # with the options that each knows
     "flash_cpp": {"--quick", "--rounds"},
     "decode": {"--quick", "--device", "--rounds"},
     "small_gpt": {"--quick"},
-    "context_parallel": {"--quick"},
+    "context_parallel": {"--quick", "--rounds"},
     "site": {"--quick"},
 }
 

@@ -14,11 +14,14 @@ BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
 import common  # noqa: E402
+import context_parallel  # noqa: E402
 import decode  # noqa: E402
 import flash  # noqa: E402
 import layer  # noqa: E402
 import multi_head  # noqa: E402
 import small_gpt  # noqa: E402
+
+from attention import run_ranks  # noqa: E402
 
 SCRIPTS = {"multi_head": multi_head, "flash": flash}
 
@@ -195,6 +198,73 @@ def test_a_contender_that_says_another_thing_is_named():
     given = torch.ones(3), 1.1 * torch.ones(3)
     with pytest.raises(AssertionError, match="it must say what the whole pass says"):
         decode.compare("it", *given, 0.05)
+
+
+# Several ranks
+
+
+def rank_rows(**shares: float) -> list[common.Row]:
+    """Numbers of a run in which contenders reach these shares of the ideal."""
+    rows = []
+    for name in context_parallel.CONTENDERS:
+        for direction in common.PASSES:
+            cell = context_parallel.PLACE | {"direction": direction, "length": 2048}
+            times = {"milliseconds": 200.0, "spread": 50.0, "rounds": 3, "disturbed": 1}
+            share = {"share": shares.get(name.split(", ")[-1], 0.5)}
+            rows.append(cell | {"contender": name} | times | share)
+            for rank in range(context_parallel.ranks_of(name)):
+                place = {"contender": name, "rank": f"rank {rank}", "peak_mib": 7.0}
+                rows.append(cell | place)
+    return rows
+
+
+def test_a_report_of_ranks_says_what_was_met_and_has_each_ranks_memory():
+    rows = rank_rows(zigzag=0.94, contiguous=0.66)
+    text = context_parallel.report(rows, {"cpu": "a machine"}, rounds=3)
+    head = next(line for line in text.splitlines() if line.startswith("| dtype"))
+    columns = head.strip("| ").split(" | ")[3:]
+    assert columns == [*context_parallel.CONTENDERS, "spread"]
+    assert "| 200 (0.94) |" in text
+    assert "ring, zigzag, forward, meets its goal: 0.94, the goal is 0.93." in text
+    assert "Ulysses, forward+backward, misses its goal: 0.50" in text
+    assert "contiguous order has 0.66; its bound is 0.67." in text
+    assert "disturbed 10 of 30 samples" in text
+    assert "| forward | Ulysses | rank 1 | 7 |" in text
+    assert "rank 1" not in text.split("| one device |")[1].split("\n")[0]
+
+
+def test_the_report_of_ranks_is_what_its_numbers_say():
+    if not (BENCHMARKS / "context_parallel.csv").exists():
+        pytest.skip("no long run has been stored yet")
+    text = (BENCHMARKS / "context_parallel.md").read_text(encoding="utf-8")
+    rounds = int(re.search(r"the median of (\d+) rounds", text)[1])
+    (described,) = re.findall(r"(?m)^(.*, torch .*)\.$", text)
+    rows = rows_of("context_parallel")
+    assert context_parallel.report(rows, {"cpu": described}, rounds) == text
+
+
+def ranks_compared():
+    steps = {n: context_parallel.Step(n, 53, True) for n in context_parallel.CONTENDERS}
+    context_parallel.compare(steps)
+    steps["Ulysses"].inputs[2] = 1.1 * steps["Ulysses"].inputs[2]
+    with pytest.raises(AssertionError, match="Ulysses must give"):
+        context_parallel.compare(steps)
+    taken = context_parallel.sample("Ulysses", steps["Ulysses"], 2)
+    return taken.seconds, taken.foreign
+
+
+def test_ranks_are_compared_and_agree_on_what_they_measured():
+    first, second = run_ranks(ranks_compared, 2)
+    assert first == second
+    assert first[0] > 0
+
+
+def test_a_disturbed_sample_is_taken_again_while_retakes_are_left(monkeypatch):
+    monkeypatch.setattr(context_parallel, "PAUSE_SECONDS", 0)
+    samples = iter([context_parallel.Sample(1, foreign) for foreign in (0.5, 0.9, 0.3)])
+    left = [2]
+    best = context_parallel.least_disturbed(lambda: next(samples), left)
+    assert (best.foreign, left) == (0.3, [0])
 
 
 # The small GPT
