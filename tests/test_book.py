@@ -77,6 +77,7 @@ UNCHECKED = {
 }
 # Chapters that owe the reader fewer than three exercises, each with the reason.
 HOW_TO = {
+    "scale/demo": "it measures what the chapter before computes, and computes nothing",
     "tools/workbench": "it teaches how to use the book: one exercise, few cells",
     "tools/gguf": "it reads a file, and computes nothing of attention",
     "tools/checks": "it looks at arguments, and computes nothing of attention",
@@ -86,6 +87,10 @@ HOW_TO = {
 WORDS = {
     "bdi output scope td th tr w": "the explorer's words of HTML and variable of CSS",
     "corner draw grid light lit placeOf shares": "the explorer's names, not Python's",
+    "GLOO_SOCKET_IFNAME LOCAL_RANK MASTER_ADDR MASTER_PORT NCCL_SOCKET_IFNAME "
+    "OMP_NUM_THREADS RANK WORLD_SIZE": "variables of the environment of ranks",
+    "VmHWM VmRSS": "what Linux calls sizes of a process",
+    "conf endpoint local nnodes rdzv standalone": "options of torchrun",
     "make": "the program that knows the verbs of the Makefile",
     "meta": "torch's device that has shapes but no memory",
 }

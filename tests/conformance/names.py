@@ -258,6 +258,7 @@ OTHERS = {
     "parallelize_attention": SPREADS,
     "ShardedCache": "remembers keys and values, and mixes none",
     "merge_tree": "joins what mechanisms gave, and reads no values",
+    "main": "starts a program that measures, and mixes no values",
 }
 
 # What attends, and cannot be asked so many questions.
