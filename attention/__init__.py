@@ -65,6 +65,7 @@ from attention.reading.language_model import (
     read_gguf,
 )
 from attention.reading.translator import attention_entropy, load_translator
+from attention.scale.at_scale import AttentionSizes, Machine, attention_times
 from attention.scale.context_parallel import (
     order_positions,
     ring_attend,
@@ -94,6 +95,7 @@ __all__ = [  # noqa: RUF022  plainly sorted: GPT is a class, and no constant
     "Attend",
     "Attention",
     "AttentionOnly",
+    "AttentionSizes",
     "BlockPool",
     "BytePairTokenizer",
     "CausalAttention",
@@ -106,6 +108,7 @@ __all__ = [  # noqa: RUF022  plainly sorted: GPT is a class, and no constant
     "LearnedPositions",
     "LinearScaling",
     "Llama3Scaling",
+    "Machine",
     "MultiHeadAttention",
     "MultimodalRotary",
     "NTKScaling",
@@ -129,6 +132,7 @@ __all__ = [  # noqa: RUF022  plainly sorted: GPT is a class, and no constant
     "and_masks",
     "attend",
     "attention_entropy",
+    "attention_times",
     "attention_weights",
     "cache_bytes",
     "causal",

@@ -259,6 +259,14 @@ OTHERS = {
     "ShardedCache": "remembers keys and values, and mixes none",
     "merge_tree": "joins what mechanisms gave, and reads no values",
     "main": "starts a program that measures, and mixes no values",
+    "A100": COUNTS,
+    "AttentionSizes": COUNTS,
+    "AttentionTimes": COUNTS,
+    "H100": COUNTS,
+    "H800": COUNTS,
+    "Machine": COUNTS,
+    "attention_times": COUNTS,
+    "ring_step": COUNTS,
 }
 
 # What attends, and cannot be asked so many questions.
