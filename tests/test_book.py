@@ -9,6 +9,7 @@ import re
 import socket
 import statistics
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -449,8 +450,9 @@ def texts(name: str) -> list[str]:
     return [cell["source"] for cell in Chapter(name).prose]
 
 
-def vocabulary(name: str) -> set[str]:
-    """Every name that the code of this page, the package, torch or Python knows."""
+@cache
+def everywhere() -> set[str]:
+    """Every name that the package, torch or Python knows."""
     import torch
 
     import attention
@@ -463,19 +465,28 @@ def vocabulary(name: str) -> set[str]:
     }
     for path in (ROOT / "attention").rglob("*.cpp"):
         known |= set(re.findall(r"\w+", path.read_text("utf-8")))
-    sources = []
-    if name in notebooks():
-        sources += [cell["source"] for cell in Chapter(name).code]
-    sources += [path.read_text("utf-8") for path in (ROOT / "attention").rglob("*.py")]
-    for source in sources:
-        for node in ast.walk(ast.parse(source)):
-            for field in ("id", "attr", "arg", "name", "asname"):
-                if isinstance(word := getattr(node, field, None), str):
-                    known |= set(word.split("."))
-            match node:  # the axes in a shape: Float[Tensor, "length d_in"]
-                case ast.Subscript(slice=ast.Tuple(elts=[_, ast.Constant(str(axes))])):
-                    known |= set(re.findall(r"\w+", axes))
+    for path in (ROOT / "attention").rglob("*.py"):
+        known |= names_in(path.read_text("utf-8"))
     return known
+
+
+def names_in(source: str) -> set[str]:
+    """The names that a text of Python holds, those of its axes too."""
+    known = set()
+    for node in ast.walk(ast.parse(source)):
+        for field in ("id", "attr", "arg", "name", "asname"):
+            if isinstance(word := getattr(node, field, None), str):
+                known |= set(word.split("."))
+        match node:  # the axes in a shape: Float[Tensor, "length d_in"]
+            case ast.Subscript(slice=ast.Tuple(elts=[_, ast.Constant(str(axes))])):
+                known |= set(re.findall(r"\w+", axes))
+    return known
+
+
+def vocabulary(name: str) -> set[str]:
+    """Every name that the code of this page, the package, torch or Python knows."""
+    own = Chapter(name).code if name in notebooks() else []
+    return everywhere().union(*(names_in(cell["source"]) for cell in own))
 
 
 def unresolved(span: str, known: set[str]) -> set[str]:

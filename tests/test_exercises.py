@@ -130,11 +130,16 @@ def space(chapter: str) -> dict:
 # The answers
 
 
+@functools.cache
+def written(file: Path) -> ast.Module:
+    return ast.parse(file.read_text("utf-8"))
+
+
 def answers(chapter: str, name: str, kind: str) -> list[str]:
     """The names of the answers of a kind; none if the exercise has no entry."""
     if not file_of(chapter).is_file():
         return []
-    found = ast.parse(file_of(chapter).read_text("utf-8")).body
+    found = written(file_of(chapter)).body
     for part in (name, kind):
         of_class = (node for node in found if isinstance(node, ast.ClassDef))
         found = next((node.body for node in of_class if node.name == part), [])
@@ -173,7 +178,7 @@ def test_every_answer_belongs_to_an_exercise():
     found = {
         (path.name, node.name)
         for path in ANSWERS.glob("*.py")
-        for node in ast.parse(path.read_text("utf-8")).body
+        for node in written(path).body
         if isinstance(node, ast.ClassDef)
     }
     assert found <= known, f"{found - known}: tests/exercises answers no such exercise"

@@ -2,6 +2,7 @@
 
 import json
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -46,14 +47,17 @@ def numbers_of(text):
     return [float(number.replace(",", "")) for number in found]
 
 
+@cache
 def printed_numbers():
     """The numbers in each stored output of text, chapter by chapter."""
+    found = []
     for path in sorted(BOOK.glob("*/*.ipynb")):
         if path.parent.name == "reference":
             continue
         for cell in json.loads(path.read_text("utf-8"))["cells"]:
             text = "".join("".join(o.get("text", "")) for o in cell.get("outputs", []))
-            yield numbers_of(re.sub(r"(\d),\s", r"\1 ", text))
+            found.append(numbers_of(re.sub(r"(\d),\s", r"\1 ", text)))
+    return found
 
 
 def appears(values, numbers):
