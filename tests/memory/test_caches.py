@@ -38,10 +38,19 @@ cached = pytest.mark.parametrize("name", CACHES)
 slotted = pytest.mark.parametrize("slots", SLOTS.values(), ids=SLOTS.keys())
 
 
-def pairs():
-    """Each cache with each dtype that it takes."""
-    both = [(name, dtype) for name, kept in CACHES.items() for dtype in kept.dtypes]
-    return pytest.mark.parametrize(("name", "dtype"), both)
+def kinds():
+    """Each cache with all slots in float32, and in each other dtype with all at once.
+
+    What is stored depends on the dtype, and what is asked of it on the slots.
+    """
+    found = [
+        pytest.param(name, dtype, slots, id=f"{name}-{dtype}-{slot}")
+        for name, kept in CACHES.items()
+        for dtype in kept.dtypes
+        for slot, slots in SLOTS.items()
+        if dtype == torch.float32 or slot == "all"
+    ]
+    return pytest.mark.parametrize(("name", "dtype", "slots"), found)
 
 
 def in_pieces(layer, x, ends, cache, mask=None, **first):
@@ -67,8 +76,7 @@ def test_it_keeps_the_promise_of_caches(name):
 
 
 @torch.no_grad()
-@slotted
-@pairs()
+@kinds()
 def test_any_split_gives_what_the_whole_gives(name, dtype, slots):
     kept = CACHES[name]
     layer, x = some_layer(kept, slots, dtype)
@@ -123,8 +131,7 @@ def test_a_text_that_has_ended_may_stand_still_while_others_go_on(name):
 
 
 @torch.no_grad()
-@slotted
-@pairs()
+@kinds()
 def test_what_was_rolled_back_leaves_no_trace(name, dtype, slots):
     kept = CACHES[name]
     layer, x = some_layer(kept, slots, dtype)
