@@ -1,5 +1,6 @@
 """What the chapters of the core train comes out right from any start."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -11,6 +12,11 @@ sys.path.insert(0, str(ROOT / "book"))
 import tangle  # noqa: E402
 
 SEEDS = range(20)
+
+
+def hardest(*seeds: int):
+    """Some that come close to a bound; ALL_SEEDS=1 tries all, as CI does at night."""
+    return SEEDS if os.environ.get("ALL_SEEDS") else seeds
 
 
 def run(chapter: str, space: dict, *names: str, seed: int = 123) -> dict:
@@ -27,7 +33,7 @@ def run(chapter: str, space: dict, *names: str, seed: int = 123) -> dict:
 def test_two_heads_answer_both_questions_and_one_head_does_not():
     cells = "imports", "setup", "multi-head", "talk-encoded", "talk-train", "talk-right"
     chapter = run("core/multi_head", {}, *cells)
-    for seed in SEEDS:
+    for seed in hardest(2, 3):
         two, one = (
             chapter["shares_right"](chapter["train"](heads, seed)) for heads in (2, 1)
         )
@@ -49,7 +55,7 @@ def test_one_pass_nearly_always_answers_all_five_questions():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("seed", hardest(5, 7, 10))
 def test_every_sentence_is_read_backwards(seed: int):
     cells = "imports", "setup", "check-context", "cross-attention", "backwards-task"
     space = run("core/cross", {}, *cells)
