@@ -14,6 +14,7 @@ AXE = next(files("axe_playwright_python").glob("**/axe.min.js")).read_text("utf-
 # That a label says what is seen is a rule of WCAG A, off by default in axe-core.
 OPTIONS = """{
     resultTypes: ["violations"],
+    selectors: false,
     rules: {"label-content-name-mismatch": {enabled: true}},
 }"""
 # Of code's many words, one of each kind is enough to know its contrast.
