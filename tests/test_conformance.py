@@ -5,8 +5,10 @@ The mechanisms, the properties and their faults stand in `conformance/`, and
 """
 
 import json
+import os
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -45,25 +47,52 @@ def pairs(applies):
     ]
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(scope="session", autouse=True)
 def _started(tmp_path_factory):
-    """What needs an interpreter of its own begins while the other tests run."""
-    folder = tmp_path_factory.mktemp("alone")
-    results, printed = folder / "results", folder / "printed"
+    """What needs an interpreter of its own begins while the other tests run.
+
+    The first of the workers to get here starts it, for all, and lets it end.
+    """
+    folder, shared = tmp_path_factory.getbasetemp(), "PYTEST_XDIST_WORKER" in os.environ
+    folder = (folder.parent if shared else folder) / "alone"
+    try:
+        folder.mkdir()
+    except FileExistsError:
+        yield folder, None
+        return
     profile = settings.get_current_profile_name()
-    command = [sys.executable, "-m", "conformance.alone", profile, results]
-    with printed.open("w") as out:
+    command = [sys.executable, "-m", "conformance.alone", profile, folder / "results"]
+    with (folder / "printed").open("w") as out:
         streams = {"stdout": out, "stderr": subprocess.STDOUT}
         with subprocess.Popen(command, cwd=HERE, **streams) as process:
-            yield process, results, printed
-            process.kill()
+            (folder / "pid").write_text(f"{process.pid}\n")
+            yield folder, process
+            if not shared:
+                process.kill()
 
 
-@pytest.fixture(scope="module")
+def has_ended(folder: Path, process: subprocess.Popen | None) -> bool:
+    """Has the interpreter that this worker started, or another one, come to an end?"""
+    if process is not None:
+        return process.poll() is not None
+    try:
+        os.kill(int((folder / "pid").read_text()), 0)
+    except ProcessLookupError:
+        return True
+    except (FileNotFoundError, ValueError):  # it is being started
+        return False
+    return False
+
+
+@pytest.fixture(scope="session")
 def alone(_started):
     """What that interpreter found, by property and mechanism."""
-    process, results, printed = _started
-    assert process.wait() == 0, printed.read_text()
+    folder, process = _started
+    results, ended = folder / "results", False
+    while not results.exists():  # which is there when it is whole
+        assert not ended, (folder / "printed").read_text()
+        ended = has_ended(folder, process)
+        time.sleep(0.1)
     found = map(json.loads, results.read_text().splitlines())
     return {(each["property"], each["mechanism"]): each for each in found}
 

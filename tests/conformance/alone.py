@@ -1,4 +1,4 @@
-"""Run what needs an interpreter of its own, and write the results to a file.
+"""Run what needs an interpreter of its own, and write the results to a file at the end.
 
 The shape checks of a test run wrap every function, and PyTorch does not trace through
 them: so `python -m conformance.alone PROFILE FILE` is started without them, once for
@@ -46,12 +46,12 @@ def main(profile: str, file: str) -> None:
     settings.load_profile(profile)
     torch.set_num_threads(1)  # the other core runs the other tests
     warnings.simplefilter("error")
+    lines = []
 
     def write(property, mechanism, result):
         print(property.name, mechanism.name, result, flush=True)
         names = {"property": property.name, "mechanism": mechanism.name}
-        with Path(file).open("a") as results:
-            results.write(json.dumps(names | result) + "\n")
+        lines.append(json.dumps(names | result) + "\n")
 
     for property in (each for each in PROPERTIES.values() if each.alone):
         examples = share(property, MECHANISMS)
@@ -60,6 +60,9 @@ def main(profile: str, file: str) -> None:
         for fault in FAULTS[property.name]:
             caught = catches(property, fault, examples)
             write(property, fault, {"caught": caught})
+    whole = Path(file)
+    whole.with_suffix(".draft").write_text("".join(lines))
+    whole.with_suffix(".draft").rename(whole)
 
 
 if __name__ == "__main__":
