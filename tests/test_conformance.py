@@ -12,6 +12,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import jaxtyping
 import pytest
 import torch
 from hypothesis import settings
@@ -35,6 +36,22 @@ from conformance.suite import UNSHRUNK, Property, catches, check, excuse_for, sh
 
 HERE = Path(__file__).parent
 FORMS = "conformance.forms"  # where its properties stand
+
+
+# The shapes that functions promise are checked while these properties are asked, which
+# draw every size, dtype and mask; beside the others, too, the checks would cost as much
+# again, and find nothing new.
+SHAPED = {"oracle", "edges", "half", "blind", "grouped", "window", "shown", "pieces"}
+
+
+@pytest.fixture(autouse=True)
+def _unshaped(request):
+    asked = getattr(request.node, "callspec", None)
+    property = asked and asked.params.get("property")
+    off = isinstance(property, Property) and property.name not in SHAPED
+    jaxtyping.config.update("jaxtyping_disable", off)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def pairs(applies):
