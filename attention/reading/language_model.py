@@ -16,6 +16,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from copy import copy
+from functools import partial
 from pathlib import Path
 from zipfile import BadZipFile, ZipFile
 
@@ -37,6 +38,7 @@ __all__ = [
     "LanguageModel",
     "SwiGLU",
     "build_language_model",
+    "caches_of",
     "chat_ids",
     "chat_text",
     "check_best",
@@ -49,6 +51,7 @@ __all__ = [
     "load_language_model",
     "next_probabilities",
     "split_text",
+    "through",
     "with_bar",
 ]
 
@@ -276,13 +279,17 @@ class SwiGLU(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then a small network; each adds to (..., length, d) what it made."""
+    """Attention, then a small network; each adds to (..., length, d) what it made.
 
-    def __init__(self, attention: Attention, d_hidden: int, *, eps: float) -> None:
+    Both read normalised vectors: `norm` makes a norm for each.
+    """
+
+    def __init__(
+        self, attention: Attention, mlp: nn.Module, norm: Callable[[], nn.Module]
+    ) -> None:
         super().__init__()
-        d = attention.d_in
-        self.attention_norm, self.attention = nn.RMSNorm(d, eps=eps), attention
-        self.mlp_norm, self.mlp = nn.RMSNorm(d, eps=eps), SwiGLU(d, d_hidden)
+        self.attention_norm, self.attention = norm(), attention
+        self.mlp_norm, self.mlp = norm(), mlp
 
     def forward(
         self,
@@ -339,8 +346,9 @@ class LanguageModel(nn.Module):
             nn.init.normal_(table, std=0.02)
         self.embedding = nn.Embedding.from_pretrained(table, freeze=False)
         layers = (Attention(d, d, num_heads, **options) for _ in range(num_layers))
-        self.blocks = nn.ModuleList(Block(each, d_hidden, eps=eps) for each in layers)
-        self.norm = nn.RMSNorm(d, eps=eps)
+        norm = partial(nn.RMSNorm, d, eps=eps)
+        blocks = (Block(each, SwiGLU(d, d_hidden), norm) for each in layers)
+        self.blocks, self.norm = nn.ModuleList(blocks), norm()
 
     def forward(
         self,
@@ -352,11 +360,7 @@ class LanguageModel(nn.Module):
     ) -> Float[Tensor, "*batch length vocabulary"]:
         """Logits of the token after each; caches are one for each block."""
         x, caches = self._begin(ids, caches)
-        with ExitStack() as stack:
-            for cache in caches:
-                stack.enter_context(set_back(cache))
-            for block, cache in zip(self.blocks, caches, strict=True):
-                x = block(x, mask, positions=positions, cache=cache)
+        x = through(self.blocks, x, mask, positions, caches)
         return F.linear(self.norm(x), self.embedding.weight)
 
     def attention_weights(
@@ -378,9 +382,7 @@ class LanguageModel(nn.Module):
 
     def _begin(self, ids, caches) -> tuple[Tensor, Sequence[Cache | None]]:
         """Vectors of the tokens, and a cache, or None, for each block."""
-        caches = [None] * len(self.blocks) if caches is None else list(caches)
-        if len(caches) != len(self.blocks):
-            raise expected("caches", f"{len(self.blocks)}, one a block", len(caches))
+        caches = caches_of(caches, len(self.blocks))
         check_ids(ids, len(self.embedding.weight))
         held = getattr(caches[0], "length", 0)
         limit, new = self.context_length, ids.shape[-1]
@@ -388,6 +390,30 @@ class LanguageModel(nn.Module):
             must = f"at most context_length={limit} tokens, those in caches included"
             raise expected("ids", must, f"{new} beside {held}")
         return self.embedding(ids), caches
+
+
+def through(
+    blocks: Iterable[Block],
+    x: Float[Tensor, "*batch length d"],
+    mask: Bool[Tensor, "..."] | None,
+    positions: Int[Tensor, "..."] | None,
+    caches: Sequence[Cache | None],
+) -> Float[Tensor, "*batch length d"]:
+    """`x` behind all blocks; if one of them refuses, all caches are as before."""
+    with ExitStack() as refused:
+        for cache in caches:
+            refused.enter_context(set_back(cache))
+        for block, cache in zip(blocks, caches, strict=True):
+            x = block(x, mask, positions=positions, cache=cache)
+    return x
+
+
+def caches_of(caches: Sequence[Cache] | None, num_blocks: int) -> list[Cache | None]:
+    """A cache, or None, for each block; ValueError for another number of them."""
+    caches = [None] * num_blocks if caches is None else list(caches)
+    if len(caches) != num_blocks:
+        raise expected("caches", f"one for each of {num_blocks} blocks", len(caches))
+    return caches
 
 
 def check_ids(ids: Tensor, vocabulary: int | None = None) -> None:

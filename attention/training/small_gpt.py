@@ -13,8 +13,8 @@ import math
 import os
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -24,25 +24,24 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from attention.core.layer import Attention, Cache, causal, positions_of, set_back
+from attention.core.layer import Attention, Cache, causal, positions_of
 from attention.core.layer import window as within
 from attention.position.absolute import LearnedPositions
 from attention.position.relative import alibi
 from attention.position.rotary import Rotary
-from attention.reading.language_model import check_ids
+from attention.reading.language_model import Block, caches_of, check_ids, through
 from attention.tools.checks import check_heads, check_sizes
 from attention.tools.workbench import expected
 
 __all__ = [
     "GPT",
     "Characters",
-    "GPTBlock",
     "Muon",
     "Recipe",
     "Training",
     "attention_slots",
     "batch_at",
-    "caches_of",
+    "gpt_block",
     "held_out_loss",
     "keep",
     "learning_rate",
@@ -124,33 +123,15 @@ def batch_at(
     return pieces[:, :-1], pieces[:, 1:]
 
 
-class GPTBlock(nn.Module):
-    """Adds what attention gives to each token, then what a small network gives.
+def gpt_block(attention: Attention, *, bias: bool = False) -> Block:
+    """A `Block` with layer norms, and a network four times as wide as its vectors.
 
-    Both read normalised vectors. Radford et al. 2019, section 2.3; companion, 4.5.
+    Radford et al. 2019, section 2.3; companion, 4.5.
     """
-
-    def __init__(self, attention: Attention, *, bias: bool = False) -> None:
-        super().__init__()
-        d = attention.d_in
-        self.attention_norm = nn.LayerNorm(d, bias=bias)
-        self.attention = attention
-        self.mlp_norm = nn.LayerNorm(d, bias=bias)
-        wide, narrow = (nn.Linear(d, 4 * d, bias), nn.Linear(4 * d, d, bias))
-        self.mlp = nn.Sequential(wide, nn.GELU(approximate="tanh"), narrow)
-
-    def forward(
-        self,
-        x: Float[Tensor, "*batch length d"],
-        mask: Bool[Tensor, "..."] | None = None,
-        *,
-        positions: Int[Tensor, "..."] | None = None,
-        cache: Cache | None = None,
-    ) -> Float[Tensor, "*batch length d"]:
-        """The tokens, with both added; all else is handed to the attention."""
-        given = {"positions": positions, "cache": cache}
-        x = x + self.attention(self.attention_norm(x), mask, **given)
-        return x + self.mlp(self.mlp_norm(x))
+    d = attention.d_in
+    wide, narrow = nn.Linear(d, 4 * d, bias), nn.Linear(4 * d, d, bias)
+    mlp = nn.Sequential(wide, nn.GELU(approximate="tanh"), narrow)
+    return Block(attention, mlp, partial(nn.LayerNorm, d, bias=bias))
 
 
 _POSITIONS = ("rotary", "learned", "alibi", "none")
@@ -202,7 +183,7 @@ class GPT(nn.Module):
         given = {"num_kv_heads": num_kv_heads, "qkv_bias": bias, "out_bias": bias}
         given |= attention_slots(num_heads, d // num_heads, positions, window)
         layers = (Attention(d, d, num_heads, **given) for _ in range(num_blocks))
-        self.blocks = nn.ModuleList(GPTBlock(layer, bias=bias) for layer in layers)
+        self.blocks = nn.ModuleList(gpt_block(layer, bias=bias) for layer in layers)
         self.norm = nn.LayerNorm(d, bias=bias)
         self._begin()
 
@@ -216,12 +197,8 @@ class GPT(nn.Module):
     ) -> Float[Tensor, "*batch length vocabulary"]:
         """Logits of the next token at each place; extends `caches`, one for a block."""
         caches = caches_of(caches, len(self.blocks))
-        with ExitStack() as refused:
-            for cache in caches:
-                refused.enter_context(set_back(cache))
-            x = self._embedded(ids, positions, caches[0])
-            for block, cache in zip(self.blocks, caches, strict=True):
-                x = block(x, mask, positions=positions, cache=cache)
+        x = self._embedded(ids, positions, caches[0])
+        x = through(self.blocks, x, mask, positions, caches)
         return F.linear(self.norm(x), self.embedding.weight)
 
     def attention_weights(
@@ -251,14 +228,6 @@ class GPT(nn.Module):
                 nn.init.normal_(weights, std=0.02 / shrink)
             elif name.endswith("bias"):
                 nn.init.zeros_(weights)
-
-
-def caches_of(caches: Sequence[Cache] | None, num_blocks: int) -> list:
-    """A cache, or None, for each block; ValueError for another number of them."""
-    caches = [None] * num_blocks if caches is None else list(caches)
-    if len(caches) != num_blocks:
-        raise expected("caches", f"one for each of {num_blocks} blocks", len(caches))
-    return caches
 
 
 def text_loss(model: nn.Module, inputs: Tensor, targets: Tensor) -> Float[Tensor, ""]:
