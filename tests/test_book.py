@@ -415,7 +415,7 @@ def test_lines_of_code_fit_the_page(notebook):
 def test_prose_and_code_keep_their_balance(chapter):
     words = sum(len(cell["source"].split()) for cell in chapter.prose)
     code = sum(map(lines, chapter.shown))
-    most = 25 if is_tool(chapter) else 20  # where most of the code is folded
+    most = 35 if is_tool(chapter) else 20  # folded code is told of, too
     must = f"must have 8 to {most} words for each line of code in view"
     must = f"{must}, has {words / code:.1f}"
     assert 8 <= words / code <= most, (
