@@ -259,9 +259,10 @@ def show_weights(
 
     Weights with an axis of heads give one map a head, side by side. With two axes
     before the queries, `axes` says what they are: ("layer", "head"), or ("sentence",
-    "head"). `mask` is True where a query may see a key; forbidden cells are hatched.
-    `signed=True` draws scores, in two inks on a scale centred on zero. Tokens are shown
-    by `visible_token`. Needs matplotlib, the extra `maps`. Errors: see `as_maps`.
+    "head"); titles count both from 1. `mask` is True where a query may see a key;
+    forbidden cells are hatched. `signed=True` draws scores, in two inks on a scale
+    centred on zero. Tokens are shown by `visible_token`. Needs matplotlib, the extra
+    `maps`. Errors: see `as_maps`.
     """
     options = {"mask": mask, "signed": signed, "axes": axes}
     maps, allowed = as_maps(weights, queries, keys, **options)

@@ -255,9 +255,9 @@ def test_what_is_left_can_be_trained(small):
 @pytest.mark.parametrize(
     ("heads", "got"),
     [
-        ([(3, 0)], (3, 0)),
+        ([(3, 0)], "from 0 to 2, got (3, 0)"),
         ([(-1, 0)], (-1, 0)),
-        ([(0, 0), (0, 5)], (0, 5)),
+        ([(0, 0), (0, 5)], "from 0 to 4 in layer 0, got (0, 5)"),
         ([(0, -1)], (0, -1)),
         ([(0, 1.0)], "1.0"),
         ([(True, 0)], "True"),
