@@ -21,6 +21,12 @@ class additive:
         def one_and_zero(mask):
             return mask.float()
 
+        def least_of_half(mask):
+            return (~mask).float() * torch.finfo(torch.float16).min
+
+        def least_above_zero(mask):
+            return (~mask).float() * torch.finfo(torch.float32).tiny
+
         def in_64_bits(mask):
             return (~mask).double() * torch.finfo(torch.float32).min
 
@@ -37,6 +43,9 @@ class upper_left:
             return torch.tensor([[k <= q for k in range(keys)] for q in range(queries)])
 
     class wrong:
+        def the_last_rows_of_a_square(queries, keys):
+            return torch.ones(keys, keys, dtype=torch.bool).tril()[-queries:]
+
         def lower_right(queries, keys):
             return torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries)
 
@@ -62,7 +71,8 @@ class plain:
             scores = scaling * groups @ key[:, :, None].mT
             hidden = ~attention_mask[:, :, None]
             weights = scores.masked_fill(hidden, -1e30).softmax(-1)
-            context = (weights @ value[:, :, None]).flatten(1, 2)
+            dropped = nn.functional.dropout(weights, dropout, module.training)
+            context = (dropped @ value[:, :, None]).flatten(1, 2)
             return context.transpose(1, 2), weights.flatten(1, 2)
 
         def by_an_added_mask(
@@ -74,7 +84,8 @@ class plain:
             scores = torch.einsum("bhid,bhjd->bhij", query * scaling, key)
             added = torch.where(attention_mask, 0.0, -torch.inf)
             weights = (scores + added).softmax(dim=-1)
-            return torch.einsum("bhij,bhjd->bihd", weights, value), weights
+            kept = (torch.rand_like(weights) >= dropout) / (1 - dropout)
+            return torch.einsum("bhij,bhjd->bihd", weights * kept, value), weights
 
     class wrong:
         def heads_tiled(
@@ -119,4 +130,34 @@ class plain:
             several = query.shape[1] // key.shape[1]
             key, value = (t.repeat_interleave(several, 1) for t in (key, value))
             weights = (scaling * query @ key.mT).softmax(-1)
+            return (weights @ value).transpose(1, 2), weights
+
+        def axes_run_together(
+            module, query, key, value, attention_mask, scaling, dropout=0.0, **others
+        ):
+            several = query.shape[1] // key.shape[1]
+            key, value = (t.repeat_interleave(several, 1) for t in (key, value))
+            scores = scaling * query @ key.mT
+            weights = scores.masked_fill(~attention_mask, -torch.inf).softmax(-1)
+            dropped = nn.functional.dropout(weights, dropout)
+            batch, heads, queries, width = (dropped @ value).shape
+            return (dropped @ value).reshape(batch, queries, heads, width), weights
+
+        def over_the_queries(
+            module, query, key, value, attention_mask, scaling, dropout=0.0, **others
+        ):
+            several = query.shape[1] // key.shape[1]
+            key, value = (t.repeat_interleave(several, 1) for t in (key, value))
+            scores = scaling * query @ key.mT
+            weights = scores.masked_fill(~attention_mask, -1e30).softmax(-2)
+            dropped = nn.functional.dropout(weights, dropout)
+            return (dropped @ value).transpose(1, 2), weights
+
+        def no_dropout(
+            module, query, key, value, attention_mask, scaling, dropout=0.0, **others
+        ):
+            several = query.shape[1] // key.shape[1]
+            key, value = (t.repeat_interleave(several, 1) for t in (key, value))
+            scores = scaling * query @ key.mT
+            weights = scores.masked_fill(~attention_mask, -torch.inf).softmax(-1)
             return (weights @ value).transpose(1, 2), weights
