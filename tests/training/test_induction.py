@@ -161,6 +161,12 @@ def test_tokens_beyond_the_vocabulary_are_refused(ids, as_importer):
         AttentionOnly(5, 4)(ids)
 
 
+def test_the_length_that_is_asked_for_is_that_of_the_weights(as_importer):
+    weights, ids = torch.rand(2, 3, 5, 5), torch.zeros(2, 7, dtype=torch.int64)
+    with pytest.raises(ValueError, match=said("ids", "(2, 5)", "(2, 7)")):
+        induction_score(weights, ids)
+
+
 def test_one_text_without_a_repetition_is_refused_among_others(as_importer):
     ids = torch.tensor([[1, 2, 1], [1, 2, 3]])
     with pytest.raises(ValueError, match=said("ids", "twice in each text")):
