@@ -311,6 +311,19 @@ def test_all_take_turns_until_their_budget_is_spent():
     assert names == [small_gpt.OURS, small_gpt.PEER, small_gpt.PEER_AS_LARGE]
 
 
+def test_the_report_of_the_training_is_what_its_numbers_say():
+    text = (BENCHMARKS / "small_gpt.md").read_text(encoding="utf-8")
+    budget = float(re.search(r"at most (\S+) CPU seconds", text)[1])
+    (described,) = re.findall(r"(?m)^.*, torch .*$", text)
+    rows = rows_of("small_gpt")
+    assert small_gpt.report(rows, described, budget) == text
+    assert [row["contender"] for row in rows] == [
+        small_gpt.OURS,
+        small_gpt.PEER,
+        small_gpt.PEER_AS_LARGE,
+    ]
+
+
 def test_a_report_of_training_says_who_is_ahead_and_whether_the_goal_was_met():
     row = {"parameters": 7, "context": 64, "batch": 3, "steps": 5, "cpu_seconds": 2.0}
     losses = {"ours": (1.9, 1.95, 1.5), "a": (2.4, 2.4, ""), "b": (2.2, 2.3, "")}
