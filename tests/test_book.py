@@ -78,7 +78,7 @@ UNCHECKED = {
 }
 # Chapters that owe the reader fewer than three exercises, each with the reason.
 HOW_TO = {
-    "scale/demo": "it measures what the chapter before computes, and computes nothing",
+    "scale/demo": "it measures what context_parallel computes, and computes nothing",
     "tools/workbench": "it teaches how to use the book: one exercise, few cells",
     "tools/gguf": "it reads a file, and computes nothing of attention",
     "tools/checks": "it looks at arguments, and computes nothing of attention",
