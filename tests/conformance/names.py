@@ -337,7 +337,7 @@ def attends_by_itself(thing) -> set[str]:
 
 def seems_to_attend(thing) -> bool:
     """A module, or a function that makes numbers of values or of a sequence."""
-    if isinstance(thing, str):  # a colour
+    if not callable(thing):  # a colour, or a machine
         return False
     if inspect.isclass(thing):
         return issubclass(thing, nn.Module)
