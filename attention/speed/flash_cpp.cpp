@@ -1,7 +1,7 @@
 // Attention in tiles for a CPU, forward and backward: book/speed/flash_cpp.ipynb
 // explains it, in the pieces that are marked here.
 
-// [vectors]
+// [headers]
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -22,16 +22,6 @@ Int thread() {
   return 0;
 #endif
 }
-#if defined(__AVX512F__)
-constexpr int BYTES = 64, NR = 4;  // of a register; registers side by side
-#elif defined(__AVX__)
-constexpr int BYTES = 32, NR = 2;
-#else
-constexpr int BYTES = 16, NR = 4;
-#endif
-constexpr int MR = 6, FEW = 3;  // rows at once; queries that pack no keys
-constexpr Int BLOCK_M = 96, BLOCK_N = 192, DEPTH = 96;
-
 struct BFloat16 {
   uint16_t bits;
 };
@@ -39,6 +29,18 @@ struct Half {
   uint16_t bits;
 };
 template <class T> using Precise = std::conditional_t<std::is_same_v<T, double>, double, float>;
+
+// [vectors]
+#if defined(__AVX512F__)
+constexpr int BYTES = 64, NR = 4;  // of a register; registers side by side
+#elif defined(__AVX__)
+constexpr int BYTES = 32, NR = 2;
+#else
+constexpr int BYTES = 16, NR = 4;
+#endif
+constexpr int MR = 6, FEW = 3;  // rows at once; rows of a band that packs no keys
+constexpr Int BLOCK_M = 96, BLOCK_N = 192, DEPTH = 96;
+
 template <class R> struct Vectors {
   using Bits = std::conditional_t<sizeof(R) == 4, int32_t, int64_t>;
   typedef R V __attribute__((vector_size(BYTES)));
@@ -62,11 +64,6 @@ template <class R> inline R total(V<R> x) {
   R sum = 0;
   for (int l = 0; l < W<R>; ++l) sum += x[l];
   return sum;
-}
-template <class R> inline R largest(V<R> x) {
-  R top = x[0];
-  for (int l = 1; l < W<R>; ++l) top = top < x[l] ? x[l] : top;
-  return top;
 }
 Int up(Int n, Int unit) { return (n + unit - 1) / unit * unit; }
 

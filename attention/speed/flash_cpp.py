@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,7 +43,10 @@ _FLAGS = ["-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-x", "c++",
 
 
 def _compiler() -> str:
-    """The compiler that torch would use; RuntimeError if there is none."""
+    """The compiler that torch would use; RuntimeError without, or on Windows."""
+    if find_spec("fcntl") is None:
+        must = "cpp_attend: expected a system with fcntl, such as Linux or macOS"
+        raise RuntimeError(f"{must}, got {platform.system()}")
     name = os.environ.get("CXX", "c++")
     if shutil.which(name) is None:
         need = "cpp_attend needs a C++ compiler, g++ or clang++"
@@ -67,8 +71,8 @@ def _identity(compiler: str, source: str) -> str:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Within it, no other process is."""
-    import fcntl  # not on Windows
+    """Let one process at a time into the block."""
+    import fcntl  # not on Windows, which _compiler refuses
 
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -246,7 +250,8 @@ def cpp_attend(
     make the contexts of others nan.
 
     ValueError for a misfit, dropout, and another device; RuntimeError without a C++
-    compiler, and for a second derivative, or one in forward mode. Dao et al. 2022.
+    compiler, on Windows, and for a second derivative or one in forward mode. Dao et al.
+    2022.
     """
     check_window(window, causal)
     queries, keys, values = unified(queries, keys, values)

@@ -33,11 +33,24 @@ class best_block:
             return max(fit)[1:]
 
         def turned(registers):
-            best = {3: (1, 1), 16: (2, 6), 32: (4, 6), 64: (4, 14)}
+            best = {3: (1, 1), 16: (2, 6), 22: (3, 6), 32: (4, 6), 64: (4, 14)}
             return best[registers]
 
         def always_four_wide(registers):
             return max((registers - 5) // 4, 1), 4
+
+        def the_larger_of_two_that_tie(registers):
+            blocks = [((registers - 1 - N) // N, N) for N in (4, 3, 2, 1)]
+            fit = [b for b in blocks if b[0] > 0]
+            return min(fit, key=lambda b: sum(b) / (b[0] * b[1]))
+
+        def nearly_square(registers):
+            N = min(4, int((registers - 1) ** 0.5))
+            return (registers - 1 - N) // N, N
+
+        def widest_that_is_not_wider_than_high(registers):
+            blocks = [((registers - 1 - N) // N, N) for N in (1, 2, 3, 4)]
+            return max((b for b in blocks if b[0] >= b[1]), key=lambda b: b[1])
 
 
 class power_of_two:
@@ -65,6 +78,18 @@ class power_of_two:
 
         def by_shifting_one(n):
             return (1 << n.clamp(min=0)).float()
+
+        def a_power(n):
+            return 2.0**n
+
+        def by_exp2(n):
+            return torch.exp2(n.float())
+
+        def by_ldexp(n):
+            return torch.ldexp(torch.ones(len(n)), n)
+
+        def in_as_many_bits_as_came(n):
+            return ((n + 127) << 23).view(torch.float32)
 
 
 class pack:
@@ -101,3 +126,14 @@ class pack:
         def panels_of_columns(keys, panel):
             keys = torch.nn.functional.pad(keys, (0, 0, 0, -len(keys) % panel))
             return keys.view(-1, panel, keys.shape[1]).flatten()
+
+        def what_is_there_for_what_is_missing(keys, panel):
+            missing = len(keys) % panel
+            keys = torch.cat([keys, keys.new_zeros(missing, keys.shape[1])])
+            parts = keys.split(panel)
+            return torch.cat([part.T.flatten() for part in parts])
+
+        def one_more_key(keys, panel):
+            if len(keys) % panel:
+                keys = torch.cat([keys, keys.new_zeros(1, keys.shape[1])])
+            return torch.cat([part.T.flatten() for part in keys.split(panel)])

@@ -1,6 +1,7 @@
 """Flash attention in C++: what by hand gives, forward and backward, compiled once."""
 
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -375,6 +376,18 @@ def test_without_a_compiler_all_can_be_imported_and_one_function_says_what_it_ne
     need = "cpp_attend needs a C++ compiler, g++ or clang++: expected "
     assert done.stdout.startswith(need + "'no-such-compiler'"), done.stderr
     assert done.stdout.count("\n") == 1
+
+
+def test_without_file_locks_as_on_windows_it_says_in_a_sentence_where_it_runs(
+    monkeypatch,
+):
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    monkeypatch.setattr(platform, "system", lambda: "Windows")
+    flash_cpp._library.cache_clear()
+    with pytest.raises(RuntimeError) as refused:
+        cpp_attend(*draw())
+    must = "cpp_attend: expected a system with fcntl, such as Linux or macOS, got "
+    assert str(refused.value) == f"{must}Windows"
 
 
 def test_importing_compiles_nothing(tmp_path):
