@@ -30,7 +30,7 @@ def parallelize_attention(
     taken. Then every rank calls the layer with the same x and gets what the whole layer
     gives, forward and backward; a cache holds its own heads. Of an x that is a DTensor
     cut along its tokens the context is one that is cut alike. `attention_weights` gives
-    the rank's own heads. Key heads that are fewer than the ranks are held by several.
+    the rank's own heads. Key heads that are fewer than the ranks are held by all.
 
     ValueError, on every rank, for heads that the ranks cannot share, a mesh of several
     dimensions and a layer that was cut before. Shoeybi et al. 2019, section 3.

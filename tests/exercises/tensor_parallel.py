@@ -83,6 +83,20 @@ def _share(layer, x, rank, ranks, bias=None, keys=None, rows=None, inner=True):
     return linear(context, layer.out_proj.weight[:, rows], bias)
 
 
+def _masked(layer, x, rank, own):
+    """The share of these heads: all are computed, and the others set to zero."""
+
+    def heads(part):
+        return part(x).unflatten(-1, (-1, layer.head_dim)).transpose(-2, -3)
+
+    three = map(heads, (layer.W_query, layer.W_key, layer.W_value))
+    context = attend(*three, causal=True).transpose(-2, -3)
+    mask = torch.zeros(layer.num_heads, 1)
+    mask[own] = 1
+    bias = layer.out_proj.bias if rank == 0 else None
+    return linear((context * mask).flatten(-2), layer.out_proj.weight, bias)
+
+
 class share:
     class right:
         def with_cut_weights(layer, x, rank, ranks):
@@ -92,6 +106,10 @@ class share:
         def with_a_piece_of_the_bias(layer, x, rank, ranks):
             bias = layer.out_proj.bias
             return _share(layer, x, rank, ranks, None if bias is None else bias / ranks)
+
+        def all_heads_and_zeros_for_those_of_others(layer, x, rank, ranks):
+            own = heads_of(rank, ranks, layer.num_heads, layer.num_heads)
+            return _masked(layer, x, rank, own)
 
     class wrong:
         def the_bias_on_each_rank(layer, x, rank, ranks):
@@ -119,3 +137,21 @@ class share:
             bias = layer.out_proj.bias if rank == 0 else None
             width = layer.num_heads // ranks * layer.head_dim
             return _share(layer, x, rank, ranks, bias, rows=slice(0, width))
+
+        def tokens_dealt(layer, x, rank, ranks):
+            whole = layer(x)
+            part = torch.zeros_like(whole)
+            part[:, rank::ranks] = whole[:, rank::ranks]
+            return part
+
+        def columns_of_the_output(layer, x, rank, ranks):
+            whole = layer(x)
+            part = torch.zeros_like(whole)
+            part[..., rank::ranks] = whole[..., rank::ranks]
+            return part
+
+        def a_larger_piece_for_later_ranks(layer, x, rank, ranks):
+            return layer(x) * (rank + 1) * 2 / (ranks * (ranks + 1))
+
+        def heads_dealt_like_cards(layer, x, rank, ranks):
+            return _masked(layer, x, rank, slice(rank, None, ranks))
