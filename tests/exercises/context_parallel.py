@@ -19,6 +19,14 @@ class share_of_ideal:
             counts = ring_work(length, ranks, order)
             return length**2 / 2 / ranks / max(map(sum, counts))
 
+        def of_the_busiest_rank_with_its_diagonal(length, ranks, order):
+            counts = ring_work(length, ranks, order)
+            return length * (length + 1) / 2 / ranks / max(sum(row) for row in counts)
+
+        def of_the_last_rank(length, ranks, order):
+            counts = ring_work(length, ranks, order)
+            return length * (length + 1) / 2 / ranks / sum(counts[-1])
+
         def without_the_diagonal(length, ranks, order):
             counts = torch.tensor(ring_work(length, ranks, order))
             return length**2 / 2 / ranks / counts.amax(dim=0).sum().item()
@@ -53,6 +61,15 @@ class owner:
 
         def pieces_around(position, length, ranks):
             return position * 2 * ranks // length % ranks
+
+        def looked_up(position, length, ranks):
+            for rank, some in enumerate(order_ranges(length, ranks)):
+                if any(position in each for each in some):
+                    return rank
+
+        def in_floats(position, length, ranks):
+            size = length / (2 * ranks)
+            return min(position // size, (length - 1 - position) // size)
 
         def one_piece_too_far(position, length, ranks):
             piece = position * 2 * ranks // length

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from examples import MISFITS, assert_twins, change, said, some_mask, some_tensors
 
+import attention.core.layer as layers
 from attention import Attention, MultiHeadAttention, Rotary, attend, document_mask
 from attention.scale.context_parallel import (
     block_of,
@@ -626,6 +627,25 @@ def test_a_layer_takes_it_with_the_positions_of_its_tokens():
 
     for order, form in (("zigzag", ring_attend), ("striped", ulysses_attend)):
         assert run_ranks(work, 2, order, form) == [True, True]
+
+
+def test_a_layer_that_cannot_look_at_positions_leaves_causal_to_its_form():
+    def of_the_text(*three, causal, **options):
+        return ring_attend(*three, causal=True, **options)
+
+    def work():
+        layers.readable = lambda tensor: False  # as for positions on a GPU
+        torch.manual_seed(3)
+        layer, x = Attention(16, 16, 4, process_heads=Rotary(4)), torch.randn(13, 16)
+        part, positions = shard(x), order_positions(13)
+        one, layer.attend = layer(x), ring_attend
+        with pytest.raises(ValueError, match="a last axis of 13, for the keys of all"):
+            layer(part, positions=positions)
+        layer.attend, layer.masks = of_the_text, ()
+        torch.testing.assert_close(unshard(layer(part, positions=positions)), one)
+        return True
+
+    assert run_ranks(work, 2) == [True, True]
 
 
 def test_alone_it_takes_the_place_of_attend():
