@@ -308,7 +308,7 @@ def _bytes(tensor: Tensor) -> Tensor:
     return tensor.view(torch.uint8) if tensor.dtype == torch.bool else tensor
 
 
-_LETTER = 4096  # bytes
+_MESSAGE = 4096  # bytes
 
 
 def agree(find: Callable[[], dict], group: dist.ProcessGroup | None) -> list[dict]:
@@ -325,12 +325,12 @@ def agree(find: Callable[[], dict], group: dist.ProcessGroup | None) -> list[dic
         facts = find()
     except (TypeError, ValueError) as error:
         refusal, facts = error, {"refused": str(error)[:1000]}
-    letters = _letters(facts, rank, ranks, group)
-    each = {peer: [letter] for peer, letter in enumerate(letters)}
-    post({peer: [letters[rank]] for peer in each}, each, group)()
+    messages = _messages(facts, rank, ranks, group)
+    each = {peer: [message] for peer, message in enumerate(messages)}
+    post({peer: [messages[rank]] for peer in each}, each, group)()
     if refusal is not None:
         raise refusal
-    told = [json.loads(bytes(letter.tolist()).rstrip(b"\0")) for letter in letters]
+    told = [json.loads(bytes(message.tolist()).rstrip(b"\0")) for message in messages]
     for peer, theirs in enumerate(told):
         if "refused" in theirs:
             raise ValueError(f"on rank {peer} of {ranks}: {theirs['refused']}")
@@ -342,13 +342,13 @@ def agree(find: Callable[[], dict], group: dist.ProcessGroup | None) -> list[dic
     return told
 
 
-def _letters(facts: dict, rank: int, ranks: int, group) -> list[Tensor]:
-    """Room for a letter from each rank, with this one's own in its place."""
+def _messages(facts: dict, rank: int, ranks: int, group) -> list[Tensor]:
+    """Room for a message from each rank, with this one's own in its place."""
     device = "cuda" if dist.get_backend(group) == "nccl" else "cpu"
-    letters = list(torch.zeros(ranks, _LETTER, dtype=torch.uint8, device=device))
+    messages = list(torch.zeros(ranks, _MESSAGE, dtype=torch.uint8, device=device))
     own = torch.tensor(list(json.dumps(facts).encode()), dtype=torch.uint8)
-    letters[rank][: len(own)] = own
-    return letters
+    messages[rank][: len(own)] = own
+    return messages
 
 
 class Fitted(NamedTuple):
