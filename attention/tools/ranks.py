@@ -346,8 +346,11 @@ def _messages(facts: dict, rank: int, ranks: int, group) -> list[Tensor]:
     """Room for a message from each rank, with this one's own in its place."""
     device = "cuda" if dist.get_backend(group) == "nccl" else "cpu"
     messages = list(torch.zeros(ranks, _MESSAGE, dtype=torch.uint8, device=device))
-    own = torch.tensor(list(json.dumps(facts).encode()), dtype=torch.uint8)
-    messages[rank][: len(own)] = own
+    own = json.dumps(facts, ensure_ascii=False).encode()
+    if len(own) > _MESSAGE:
+        must = f"expected facts of at most {_MESSAGE} bytes, got {len(own)}"
+        own = json.dumps({"refused": must}).encode()
+    messages[rank][: len(own)] = torch.tensor(list(own), dtype=torch.uint8)
     return messages
 
 

@@ -25,3 +25,6 @@ class reached:
 
         def upside_down(alone, seconds):
             return len(seconds) * max(seconds) / alone
+
+        def by_the_last_rank(alone, seconds):
+            return alone / (len(seconds) * seconds[-1])

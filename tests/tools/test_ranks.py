@@ -180,6 +180,34 @@ def test_each_takes_what_all_have_and_lengths_may_differ():
     assert run_ranks(work, 3) == [(True, must)] * 3
 
 
+@pytest.mark.parametrize("long", [5_000 * "a", 3_000 * "é"])
+def test_facts_longer_than_a_letter_are_refused_on_every_rank(long):
+    def told():
+        try:
+            agree(lambda: {"name": long if dist.get_rank() else ""}, None)
+        except ValueError as error:
+            return str(error)
+
+    first, second = run_ranks(told, 2)
+    assert first == second
+    assert first.startswith("on rank 1 of 2: expected facts of at most 4096 bytes, got")
+
+
+def test_a_long_refusal_is_told_to_every_rank():
+    def told():
+        def facts():
+            if dist.get_rank():
+                raise ValueError(2_000 * "é")
+            return {}
+
+        try:
+            agree(facts, None)
+        except ValueError as error:
+            return str(error)[:20]
+
+    assert run_ranks(told, 2) == ["on rank 1 of 2: éééé", 20 * "é"]
+
+
 def test_facts_must_agree_on_every_rank_but_for_those_with_an_underscore():
     def work(name):
         try:
