@@ -63,7 +63,8 @@ def tree_attend(
     is `flash_attend`. ValueError, on every rank, for what does not fit on one or
     between two; on several ranks also for a gradient, for a window, and for causal=True
     with more than one query. The last two say nothing of a part of the keys: use a mask
-    there. RuntimeError where a rank does not answer. Shyam et al. 2024.
+    there. RuntimeError where a rank does not answer. Shyam et al. 2024, who sum
+    over ranks by all-reduce where this exchanges states and merges them.
     """
     options = {"causal": causal, "scale": scale, "bias": bias, "window": window}
     if place_in(group)[1] == 1:

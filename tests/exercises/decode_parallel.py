@@ -38,6 +38,11 @@ class own_mask:
             rows = [[j <= start + i for j in held] for i in range(new)]
             return torch.tensor(rows, dtype=torch.bool).view(new, len(held))
 
+        def from_lists_that_may_be_empty(rank, ranks, start, new):
+            keys = range(rank, start + new, ranks)
+            queries = range(start, start + new)
+            return torch.tensor([[key <= query for key in keys] for query in queries])
+
     class wrong:
         def lower_right_of_its_own_keys(rank, ranks, start, new):
             count = len(range(rank, start + new, ranks))
@@ -58,6 +63,9 @@ class own_mask:
         def contiguous(rank, ranks, start, new):
             keys = torch.arange(start + new).tensor_split(ranks)[rank]
             return keys <= torch.arange(start, start + new)[:, None]
+
+        def ones_and_zeros(rank, ranks, start, new):
+            return torch.ones(new, start + new).tril(start)[:, rank::ranks]
 
         def only_what_was_there(rank, ranks, start, new):
             keys = torch.arange(start)[rank::ranks]
@@ -86,7 +94,18 @@ class doubling:
                 distance //= 2
             return states
 
-        def all_the_way_around(states, merge):
+        def mirrored(states, merge):
+            block = 2
+            while block <= len(states):
+                states = [
+                    merge(states[rank], states[rank ^ (block - 1)])
+                    for rank in range(len(states))
+                ]
+                block *= 2
+            return states
+
+    class wrong:
+        def from_one_and_to_another(states, merge):
             ranks, distance = len(states), 1
             while distance < ranks:
                 states = [
@@ -96,7 +115,6 @@ class doubling:
                 distance *= 2
             return states
 
-    class wrong:
         def in_place(states, merge):
             distance = 1
             while distance < len(states):

@@ -5,11 +5,13 @@ import itertools
 import os
 import random
 import re
+from functools import partial
 
 import pytest
 import torch
 import torch.distributed as dist
 from examples import MISFITS, assert_twins, change, said, some_mask, some_tensors
+from torch.distributed.device_mesh import init_device_mesh
 
 from attention import (
     Attention,
@@ -21,6 +23,7 @@ from attention import (
     attend,
     attention_weights,
     causal,
+    parallelize_attention,
     window,
 )
 from attention.scale.decode_parallel import ShardedCache, merge_tree, tree_attend
@@ -260,6 +263,23 @@ def test_a_rank_without_tokens_knows_that_rows_may_wait():
 
 def test_two_groups_work_side_by_side():
     assert on_ranks(4, two_groups) == "equal"
+
+
+@torch.no_grad()
+def heads_and_text():
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("text", "heads"))
+    group = mesh["text"].get_group()
+    one, many = layers(SLOTS["grouped, rotary"])
+    many.attend = partial(tree_attend, group=group)
+    parallelize_attention(many, mesh["heads"])
+    x = torch.randn(2, LENGTH, 16, generator=torch.Generator().manual_seed(2))
+    context = in_pieces(many, x, [4, 5, 6], ShardedCache(group))
+    torch.testing.assert_close(context, one(x))
+    return "equal"
+
+
+def test_heads_are_shared_by_some_and_the_text_by_others():
+    assert on_ranks(4, heads_and_text) == "equal"
 
 
 # The form
