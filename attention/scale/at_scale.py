@@ -33,7 +33,7 @@ class Machine(NamedTuple):
 
     operations: float  # a second, in blocks that the diagonal cuts
     link: float  # bytes a second that a rank sends to others of its node
-    network: float = math.inf  # the same, to ranks of other nodes
+    network: float | None = None  # the same, to ranks of other nodes; None: as `link`
     node: int = 8  # how many ranks a node has
     latency: float = 0.0  # seconds until a message begins to arrive
     memory: float = math.inf  # bytes a second, from and to a rank's own memory
@@ -79,16 +79,24 @@ class AttentionTimes(NamedTuple):
 
 def _carry(machine: Machine, near: float | int, far: float | int) -> float:
     """Seconds to send so many bytes within the node, and so many to other nodes."""
-    longest = max(near / machine.link, far / machine.network)
+    network = machine.link if machine.network is None else machine.network
+    longest = max(near / machine.link, far / network)
     return machine.latency + longest if near or far else 0.0
 
 
 def _to_all(machine: Machine, size: float | int, ranks: int) -> AttentionTimes:
-    """So many bytes from each rank to each other."""
+    """So many bytes from each rank to each other, and other ones to each."""
     near = min(ranks, machine.node) - 1
     far = ranks - 1 - near
     send = _carry(machine, near * size, far * size)
     return AttentionTimes(send=send, sent=(ranks - 1) * size)
+
+
+def _pass_on(machine: Machine, size: float | int, ranks: int) -> AttentionTimes:
+    """So many bytes of each rank to all, passed on in circles through all nodes."""
+    sent = (ranks - 1) * size
+    far = sent / machine.node if ranks > machine.node else 0
+    return AttentionTimes(send=_carry(machine, sent - far, far), sent=sent)
 
 
 _RINGS = ("contiguous", "striped", "zigzag")
@@ -170,12 +178,10 @@ def attention_times(
     for back in (False, True)[: 1 + backward]:
         alone = _compute(sizes, machine, length * (length + 1) / 2 / ranks, back)
         if scheme == "tensor":
-            sent = 2 * (ranks - 1) * head * heads * itemsize
-            send = _carry(machine, sent, far * sent / machine.node)
-            parts.append(AttentionTimes(send=send, sent=sent))
+            parts.append(_pass_on(machine, 2 * heads * head * itemsize, ranks))
         elif scheme == "all-gather":
             pair = 2 * kv_heads * head * (4 if back else itemsize)
-            parts.append(_to_all(machine, pair, ranks))
+            parts.append(_pass_on(machine, pair, ranks))
         else:
             size = 2 * (heads // groups + kept) * head * itemsize
             parts.append(_to_all(machine, size, groups))
@@ -193,7 +199,8 @@ _SCHEMES = (*_RINGS, "ulysses", "all-gather", "tensor")
 def _check_plan(sizes, machine, ranks, scheme, ulysses) -> None:
     check_sizes(ranks=ranks, ulysses=ulysses, node=machine.node, **sizes._asdict())
     for name, rate in machine._asdict().items():
-        if not rate > 0 and (name, rate) != ("latency", 0):
+        allowed = ("latency", 0), ("network", None)
+        if (name, rate) not in allowed and not rate > 0:
             must = "a number above 0 (the latency may be 0)"
             raise expected(f"machine.{name}", must, rate)
     if scheme not in _SCHEMES:
@@ -208,6 +215,7 @@ def _check_plan(sizes, machine, ranks, scheme, ulysses) -> None:
         raise expected("ulysses", must, ulysses)
 
 
+# operations of a forward pass
 H800 = Machine(325e12, 200e9, memory=3.35e12, merging=48.0, whole=1.16)
 A100 = Machine(205e12, 300e9, memory=2.039e12, merging=48.0, whole=1.16)
 H100 = Machine(559e12, 450e9, network=26e9, memory=2.4e12, merging=48.0)

@@ -16,6 +16,19 @@ class hiding_length:
             enough = compute / machine.operations >= send / machine.link - 1e-12
             return tokens[enough][0] * ranks
 
+        def by_the_model(machine, sizes, ranks):
+            machine = machine._replace(network=None, latency=0.0, whole=1.0)
+            low, high = 2 * ranks, 10**6
+            while low < high:
+                middle = (low + high) // 2
+                sizes = sizes._replace(length=middle)
+                t = attention_times(sizes, machine, ranks)
+                if t.compute / ranks < t.send / (ranks - 1):
+                    low = middle + 1
+                else:
+                    high = middle
+            return low
+
     class wrong:
         def of_one_rank(machine, sizes, ranks):
             share = sizes.num_kv_heads / sizes.num_heads
@@ -36,6 +49,16 @@ class hiding_length:
         def keys_alone(machine, sizes, ranks):
             share = sizes.num_kv_heads / sizes.num_heads / 2
             return ranks * share * sizes.itemsize * machine.operations / machine.link
+
+        def over_the_network(machine, sizes, ranks):
+            rate = min(machine.link, machine.network or machine.link)
+            share = sizes.num_kv_heads / sizes.num_heads
+            return ranks * share * sizes.itemsize * machine.operations / rate
+
+        def whole_blocks(machine, sizes, ranks):
+            share = sizes.num_kv_heads / sizes.num_heads
+            tokens = share * sizes.itemsize * machine.operations / machine.link
+            return ranks * tokens * machine.whole
 
 
 class best_group:
@@ -102,6 +125,14 @@ class best_group:
             return max(seconds, key=seconds.get)
 
 
+def first(sizes, machine, seconds, most, **plan):
+    ranks = 1
+    while ranks <= most and 2 * ranks <= sizes.length:
+        if attention_times(sizes, machine, ranks, **plan).seconds <= seconds:
+            return ranks
+        ranks *= 2
+
+
 class ranks_needed:
     class right:
         def all_then_the_first(sizes, machine, seconds):
@@ -159,3 +190,26 @@ class ranks_needed:
                 if attention_times(sizes, machine, ranks).compute <= seconds:
                     return ranks
             return None
+
+        def up_to_256(sizes, machine, seconds):
+            return first(sizes, machine, seconds, most=256)
+
+        def up_to_512(sizes, machine, seconds):
+            return first(sizes, machine, seconds, most=512)
+
+        def up_to_1024(sizes, machine, seconds):
+            return first(sizes, machine, seconds, most=1024)
+
+        def up_to_2048(sizes, machine, seconds):
+            return first(sizes, machine, seconds, most=2048)
+
+        def up_to_8192(sizes, machine, seconds):
+            return first(sizes, machine, seconds, most=8192)
+
+        def less_than(sizes, machine, seconds):
+            for ranks in (2**k for k in range(13) if 2 * 2**k <= sizes.length):
+                if attention_times(sizes, machine, ranks).seconds < seconds:
+                    return ranks
+
+        def striped(sizes, machine, seconds):
+            return first(sizes, machine, seconds, 4096, scheme="striped")

@@ -204,20 +204,53 @@ def test_exchange_in_a_node_and_a_ring_between_use_the_links_that_they_should():
     assert send() == pytest.approx((ring - 3 * pair) / 2e11 + 3 * pair / 2e10)
 
 
-def test_ranks_of_other_nodes_are_reached_over_the_network():
-    near, far = (attention_times(SIZES, REAL, ranks, "all-gather") for ranks in (8, 16))
-    part = 2 * SIZES.length * 8 * 128 * 2
-    assert near.send == pytest.approx(1e-5 + 7 * part / 8 / 2e11)
-    assert far.send == pytest.approx(1e-5 + 8 * part / 16 / 2e10)
-    assert far.sent == 15 * part / 16
+def test_without_a_network_other_nodes_are_as_near_as_the_own():
+    """And not free: a network costs nothing only if it is given so."""
+    for scheme in SCHEMES:
+        same = seconds(PLAIN._replace(network=PLAIN.link), scheme=scheme)
+        assert seconds(PLAIN, scheme=scheme) == same
+    near, far = (
+        attention_times(SIZES, machine, 32, "ulysses").send
+        for machine in (PLAIN._replace(node=32), PLAIN)
+    )
+    assert near / 2 < far < near
 
 
-def test_an_all_reduce_sends_the_output_twice_over_all_links_of_a_node():
-    output = SIZES.length * 32 * 128 * 2
-    near, far = (attention_times(SIZES, REAL, ranks, "tensor") for ranks in (8, 32))
-    assert near.send == pytest.approx(1e-5 + 2 * 7 / 8 * output / 2e11)
-    assert far.sent == pytest.approx(2 * 31 / 32 * output)
+def test_an_exchange_sends_each_byte_straight_to_its_rank():
+    near, far = (attention_times(SIZES, REAL, ranks, "ulysses") for ranks in (8, 16))
+    head = SIZES.length * 128 * 2
+    assert near.send == pytest.approx(1e-5 + 7 * (2 * 4 + 2) * head / 8 / 2e11)
+    assert far.send == pytest.approx(1e-5 + 8 * (2 * 2 + 2) * head / 16 / 2e10)
+    assert far.sent == 15 * (2 * 2 + 2) * head / 16
+
+
+@pytest.mark.parametrize(
+    ("scheme", "part"),
+    [("all-gather", 2 * 8 * 128 * 2), ("tensor", 2 * 32 * 128 * 2)],
+)
+def test_what_all_get_is_passed_on_over_all_networks_of_a_node(scheme, part):
+    part *= SIZES.length
+    near, far = (attention_times(SIZES, REAL, ranks, scheme) for ranks in (8, 32))
+    assert near.send == pytest.approx(1e-5 + 7 / 8 * part / 2e11)
+    assert far.sent == pytest.approx(31 / 32 * part)
     assert far.send == pytest.approx(1e-5 + far.sent / (8 * 2e10))
+    inside = attention_times(SIZES, REAL._replace(network=1e30), 32, scheme)
+    assert inside.send == pytest.approx(1e-5 + 7 / 8 * far.sent / 2e11)
+    alone = attention_times(SIZES, REAL._replace(node=1), 32, scheme)
+    assert alone.send == pytest.approx(1e-5 + far.sent / 2e10)
+
+
+@pytest.mark.parametrize("nodes", [2, 3, 8])
+def test_a_ring_through_all_nodes_crosses_as_often_as_is_counted(nodes):
+    ranks, crossings = 8 * nodes, 0
+    for start in range(ranks):  # one ring; the block of each rank goes around
+        for hop in range(ranks - 1):
+            place = (start + hop) % ranks
+            crossings += place // 8 != (place + 1) % ranks // 8
+    assert crossings == nodes * (ranks - 1)  # all blocks, less one, on each way out
+    t = attention_times(SIZES, REAL._replace(latency=0.0), ranks, "all-gather")
+    block = 2 * SIZES.length / ranks * 8 * 128 * 2
+    assert t.send == pytest.approx(crossings / ranks * block / 2e10)
 
 
 def test_backward_the_sums_of_gradients_travel_in_four_bytes():
