@@ -195,7 +195,6 @@ OTHERS = {
     "check_choice": CHECK,
     "caches_of": CHECK,
     "check_ids": CHECK,
-    "through": "goes through the blocks of a model, which attend",
     "check_stored": CHECK,
     "check_vocabulary": CHECK,
     "generate": "asks a model for one token after the other, and mixes no values",
@@ -276,6 +275,7 @@ ELSEWHERE = {
     "attend_tile": "one tile of flash_attend, from scores that are made already",
     "flash_state": "a part of flash_attend, with nothing checked; "
     "tests/speed/test_flash.py merges parts to the whole",
+    "through": "goes through the blocks of a model; tests of `LanguageModel` and `GPT`",
     "weights_of": "shows the weights of a form; `shown` asks all modules for them",
     "paged_attend": "reads keys that lie in blocks, for one query of each text; "
     "tests/memory/test_paged.py compares it with `attend`",

@@ -128,6 +128,25 @@ def assert_near(kept: Kept, got: Tensor, must: Tensor) -> None:
     torch.testing.assert_close(got, must, rtol=0.0, atol=bound(kept, must))
 
 
+def compile_steps(names: list[str]) -> None:
+    """Write one token with each of these caches, as one graph and without."""
+    for name in names:
+        layer, x = some_layer(CACHES[name], SLOTS["nothing"], torch.float32)
+        plain, cache = CACHES[name].make(), CACHES[name].make()
+        torch.compiler.reset()
+        # "aot_eager" traces as "inductor" does, and needs no C++ compiler.
+        step = torch.compile(
+            lambda x, layer=layer, cache=cache: layer(x, cache=cache),
+            fullgraph=True,
+            backend="aot_eager",
+        )
+        with torch.no_grad():
+            layer(x[:, :9], cache=plain), layer(x[:, :9], cache=cache)
+            must, got = layer(x[:, 9:10], cache=plain), step(x[:, 9:10])
+        assert (cache.length, plain.length) == (10, 10)
+        torch.testing.assert_close(got, must)
+
+
 def some_piece(new, batch=(2,), heads=3, widths=(8, 8), dtype=torch.float32, start=0):
     """Keys, values and positions of `new` tokens."""
     keys, values = (torch.randn(*batch, heads, new, w, dtype=dtype) for w in widths)
