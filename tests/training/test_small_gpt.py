@@ -4,8 +4,9 @@ import csv
 import hashlib
 import importlib
 import math
+import multiprocessing
+import os
 import signal
-import subprocess
 import sys
 from copy import deepcopy
 from itertools import pairwise
@@ -374,48 +375,48 @@ def assert_same(training, whole):
     assert all(torch.equal(got[2][name], must[2][name]) for name in must[2])
 
 
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-import torch
-from attention.training import small_gpt as it
-torch.set_num_threads(1)
-{when}
-recipe = it.Recipe(steps=11, count=3, length=7, warm_up=2, look_every=3,
-                   model={tiny})
-training = it.Training({text!r}, recipe)
-for step in it.train(training, Path(sys.argv[1])):
-    if step == {step}:
-        os.kill(os.getpid(), signal.SIGKILL)
-"""
-IN_A_WRITE = """
-replace, written = os.replace, []
-def die(*paths):
-    written.append(paths)
-    if len(written) == {count}:
-        content = Path(paths[0]).read_bytes()
-        Path(paths[0]).write_bytes(content[: len(content) // 2])
-        os.kill(os.getpid(), signal.SIGKILL)
-    replace(*paths)
-os.replace = die
-"""
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def killed_at_a_step(folder: Path, monkeypatch) -> None:
+    for step in train(Training(TEXT, RECIPE), folder):
+        if step == 8:
+            die()
+
+
+def killed_in_a_write(folder: Path, monkeypatch) -> None:
+    """In the middle of the third checkpoint."""
+    replace, written = os.replace, []
+
+    def replace_or_die(*paths):
+        written.append(paths)
+        if len(written) == 5:
+            content = Path(paths[0]).read_bytes()
+            Path(paths[0]).write_bytes(content[: len(content) // 2])
+            die()
+        replace(*paths)
+
+    monkeypatch.setattr(os, "replace", replace_or_die)
+    for _ in train(Training(TEXT, RECIPE), folder):
+        pass
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("step", "when", "left"), [(8, "", 6), (99, IN_A_WRITE.format(count=5), 6)]
-)
+@pytest.mark.skipif(sys.platform != "linux", reason="a fork is safe there alone")
+@pytest.mark.parametrize("killed", [killed_at_a_step, killed_in_a_write])
 def test_a_training_that_is_killed_goes_on_to_the_same_losses(
-    step, when, left, tmp_path
+    killed, tmp_path, monkeypatch
 ):
-    """At a step, and in the middle of writing the third checkpoint."""
-    code = KILLED.format(step=step, when=when, text=TEXT, tiny=TINY)
-    run = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True)
-    assert run.returncode == -signal.SIGKILL, run.stderr.decode()
+    forked = multiprocessing.get_context("fork").Process
+    process = forked(target=killed, args=(tmp_path, monkeypatch))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     torch.set_num_threads(1)
     training, whole = Training(TEXT, RECIPE), Training(TEXT, RECIPE)
     assert resume(training, tmp_path) == []
-    assert len(training.losses) == left
+    assert len(training.losses) == 6
     assert [*train(training, tmp_path)][-1] == [*train(whole)][-1] == 11
     assert_same(training, whole)
 
