@@ -7,7 +7,7 @@ from functools import cache
 
 import pytest
 import visits
-from fonts import only
+from fonts import are_here, only
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 from xdist.scheduler import LoadScopeScheduling
 
@@ -68,9 +68,13 @@ def read():
 
 
 @pytest.fixture(scope="session", params=visits.PAGES)
-def visit(request, browser: Browser):
-    """One page of the book, open: what a test asks of it, no other may depend on."""
-    seen = visits.visit(request.param, browser)
+def visit(request, start):
+    """One page of the book, open: what a test asks of it, no other may depend on.
+
+    It is set in wide letters: what has room in them has room in others.
+    """
+    wide = bool(os.environ.get("CI")) or are_here("wide")
+    seen = visits.visit(request.param, start("wide" if wide else None))
     yield seen
     seen.page.close()
 

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+INSTALLED = Path("/usr/share/fonts")
 # What a machine may have: a bare Debian, most other systems, and letters as wide as in
 # the fonts that some readers need. The first font writes words, the other one code.
 FONTS = {
@@ -31,13 +32,17 @@ FONTCONFIG = """<?xml version="1.0"?>
 """
 
 
+def are_here(fonts: str) -> bool:
+    """Has this machine these fonts?"""
+    return all(any(INSTALLED.rglob(files)) for files in FONTS[fonts].values())
+
+
 def only(fonts: str, folder: Path) -> dict[str, str]:
     """The environment of a machine with these fonts alone; {} if they are not here."""
+    if not are_here(fonts):
+        return {}
     for files in FONTS[fonts].values():
-        found = list(Path("/usr/share/fonts").rglob(files))
-        if not found:
-            return {}
-        for file in found:
+        for file in INSTALLED.rglob(files):
             (folder / file.name).symlink_to(file)
     words, code = FONTS[fonts]
     settings = folder / "fonts.conf"

@@ -7,7 +7,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
-from visits import PAGES, ROOT, SITE, VIEWS, Visit
+from visits import ROOT, VIEWS, Visit
 
 # Compressed, with formulas, fonts and icons; one page holds two large explorers, and
 # one the maps of all 270 heads of a model.
@@ -46,15 +46,6 @@ def test_a_page_never_scrolls_sideways(visit: Visit):
     assert {view: seen["overflow"] for view, seen in visit.looks.items()} == (
         dict.fromkeys(VIEWS, 0)
     )
-
-
-@pytest.mark.parametrize("name", PAGES)
-@pytest.mark.parametrize("browser", ["wide"], indirect=True)
-def test_no_page_scrolls_sideways_on_a_phone_in_wide_letters(browser, read, name: str):
-    page = browser.new_page(viewport={"width": 390, "height": 844})
-    read(page, (SITE / f"{name}.html").as_uri())
-    assert page.evaluate("document.documentElement.scrollWidth - innerWidth") == 0
-    page.close()
 
 
 def test_every_formula_is_rendered(look: dict):
