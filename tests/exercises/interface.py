@@ -30,6 +30,10 @@ class additive:
         def in_64_bits(mask):
             return (~mask).double() * torch.finfo(torch.float32).min
 
+        def the_future(mask):
+            least = torch.finfo(torch.float32).min
+            return torch.full(mask.shape, least).triu(1)
+
         def a_row(mask):
             return ((~mask).float() * torch.finfo(torch.float32).min).flatten()
 
@@ -93,71 +97,83 @@ class plain:
         ):
             several = query.shape[1] // key.shape[1]
             key, value = (t.repeat(1, several, 1, 1) for t in (key, value))
-            scores = scaling * query @ key.mT
-            weights = scores.masked_fill(~attention_mask, -torch.inf).softmax(-1)
-            return (weights @ value).transpose(1, 2), weights
+            return _plain(query, key, value, attention_mask, scaling, dropout)
 
-        def heads_first(
-            module, query, key, value, attention_mask, scaling, dropout=0.0, **others
-        ):
-            several = query.shape[1] // key.shape[1]
-            key, value = (t.repeat_interleave(several, 1) for t in (key, value))
-            scores = scaling * query @ key.mT
-            weights = scores.masked_fill(~attention_mask, -torch.inf).softmax(-1)
-            return weights @ value, weights
+        def heads_first(module, *inputs, sliding_window=None, **options):
+            context, weights = _plain(*inputs, **options)
+            return context.transpose(1, 2), weights
+
+        def axes_run_together(module, *inputs, sliding_window=None, **options):
+            context, weights = _plain(*inputs, **options)
+            return context.transpose(1, 2).reshape(context.shape), weights
 
         def its_own_scale(
             module, query, key, value, attention_mask, scaling, dropout=0.0, **others
         ):
-            several = query.shape[1] // key.shape[1]
-            key, value = (t.repeat_interleave(several, 1) for t in (key, value))
-            scores = query @ key.mT / query.shape[-1] ** 0.5
-            weights = scores.masked_fill(~attention_mask, -torch.inf).softmax(-1)
-            return (weights @ value).transpose(1, 2), weights
+            scaling = query.shape[-1] ** -0.5
+            return _plain(query, key, value, attention_mask, scaling, dropout)
 
         def the_mask_turned(
             module, query, key, value, attention_mask, scaling, dropout=0.0, **others
         ):
-            several = query.shape[1] // key.shape[1]
-            key, value = (t.repeat_interleave(several, 1) for t in (key, value))
-            scores = scaling * query @ key.mT
-            weights = scores.masked_fill(attention_mask, -1e30).softmax(-1)
-            return (weights @ value).transpose(1, 2), weights
+            return _plain(query, key, value, ~attention_mask, scaling, dropout)
 
         def no_mask(
             module, query, key, value, attention_mask, scaling, dropout=0.0, **others
         ):
-            several = query.shape[1] // key.shape[1]
-            key, value = (t.repeat_interleave(several, 1) for t in (key, value))
-            weights = (scaling * query @ key.mT).softmax(-1)
-            return (weights @ value).transpose(1, 2), weights
+            everything = torch.ones_like(attention_mask)
+            return _plain(query, key, value, everything, scaling, dropout)
 
-        def axes_run_together(
+        def over_the_queries(module, *inputs, sliding_window=None, **options):
+            return _plain(*inputs, axis=-2, **options)
+
+        def no_dropout(module, *inputs, sliding_window=None, dropout=0.0):
+            return _plain(*inputs)
+
+        def dropout_of_the_scores(
             module, query, key, value, attention_mask, scaling, dropout=0.0, **others
         ):
-            several = query.shape[1] // key.shape[1]
-            key, value = (t.repeat_interleave(several, 1) for t in (key, value))
-            scores = scaling * query @ key.mT
-            weights = scores.masked_fill(~attention_mask, -torch.inf).softmax(-1)
-            dropped = nn.functional.dropout(weights, dropout)
-            batch, heads, queries, width = (dropped @ value).shape
-            return (dropped @ value).reshape(batch, queries, heads, width), weights
+            query = nn.functional.dropout(query, dropout)
+            return _plain(query, key, value, attention_mask, scaling)
 
-        def over_the_queries(
+        def dropout_of_the_values(
             module, query, key, value, attention_mask, scaling, dropout=0.0, **others
         ):
-            several = query.shape[1] // key.shape[1]
-            key, value = (t.repeat_interleave(several, 1) for t in (key, value))
-            scores = scaling * query @ key.mT
-            weights = scores.masked_fill(~attention_mask, -1e30).softmax(-2)
-            dropped = nn.functional.dropout(weights, dropout)
-            return (dropped @ value).transpose(1, 2), weights
+            value = nn.functional.dropout(value, dropout)
+            return _plain(query, key, value, attention_mask, scaling)
 
-        def no_dropout(
-            module, query, key, value, attention_mask, scaling, dropout=0.0, **others
+        def dropout_of_the_context(
+            module, *inputs, sliding_window=None, dropout=0.0, **others
         ):
-            several = query.shape[1] // key.shape[1]
-            key, value = (t.repeat_interleave(several, 1) for t in (key, value))
-            scores = scaling * query @ key.mT
-            weights = scores.masked_fill(~attention_mask, -torch.inf).softmax(-1)
-            return (weights @ value).transpose(1, 2), weights
+            context, weights = _plain(*inputs)
+            return nn.functional.dropout(context, dropout), weights
+
+        def dropout_keeps_its_share(
+            module, *inputs, sliding_window=None, dropout=0.0, **others
+        ):
+            return _plain(*inputs, 1 - dropout if dropout else 0.0)
+
+        def dropout_without_growth(
+            module, *inputs, sliding_window=None, dropout=0.0, **others
+        ):
+            return _plain(
+                *inputs, dropout, drop=lambda w, p: w * (torch.rand_like(w) >= p)
+            )
+
+        def dropout_alike_in_all_heads(
+            module, *inputs, sliding_window=None, dropout=0.0, **others
+        ):
+            def drop(weights, p):
+                return weights * (torch.rand_like(weights[:, :1]) >= p) / (1 - p)
+
+            return _plain(*inputs, dropout, drop=drop)
+
+
+def _plain(query, key, value, mask, scaling, dropout=0.0, *, axis=-1, drop=None):
+    """What is right, but for what a mistake changes."""
+    several = query.shape[1] // key.shape[1]
+    key, value = (t.repeat_interleave(several, 1) for t in (key, value))
+    scores = scaling * query @ key.mT
+    weights = scores.masked_fill(~mask, -1e30).softmax(axis)
+    dropped = (drop or nn.functional.dropout)(weights, dropout)
+    return (dropped @ value).transpose(1, 2), weights
