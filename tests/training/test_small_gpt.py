@@ -336,6 +336,16 @@ def test_each_weight_has_one_optimiser_and_embedding_and_norms_have_adam():
     assert id(training.model.embedding.weight) in adam
 
 
+def test_embedding_and_norms_stay_where_their_gradient_is_zero():
+    training = Training(TEXT, RECIPE)
+    weights = training.adam.param_groups[0]["params"]
+    before = [each.detach().clone() for each in weights]
+    for each in weights:
+        each.grad = torch.zeros_like(each)
+    training.adam.step()
+    assert_close([each.detach() for each in weights], before, rtol=0, atol=0)
+
+
 def test_it_learns_and_equal_recipes_give_equal_losses():
     first, second = (Training(TEXT, RECIPE) for _ in range(2))
     torch.manual_seed(5)
