@@ -39,6 +39,7 @@ __all__ = [
     "check_cache",
     "extended",
     "in_order",
+    "need_no_look",
     "positions_of",
     "prefix",
     "set_back",
@@ -153,6 +154,17 @@ def table_of(
     return table.unsqueeze(-3) if table.ndim == rows + 2 else table
 
 
+def need_no_look(
+    x: Tensor, positions: Tensor | None = None, cache: Cache | None = None
+) -> bool:
+    """Whether positions are made such that `causal` is the flag causal=True.
+
+    They count from 0, or go on after the cache for one token, which then sees all keys.
+    """
+    from_0 = cache is None or cache.length == 0
+    return positions is None and (from_0 or x.shape[-2] == 1)
+
+
 def in_order(query_positions: Tensor, key_positions: Tensor) -> bool:
     """Whether `causal` of these positions is the flag causal=True.
 
@@ -218,11 +230,11 @@ def what_is_seen(
 ) -> tuple[Tensor | None, dict]:
     """The mask and the options with which `layer` calls its form.
 
-    `held` are the positions of the keys; `counted` says that those of the queries were
-    counted from 0.
+    `held` are the positions of the keys; `counted` is what `need_no_look` says.
     """
     if layer.masks == (causal,) and layer.bias is None:
-        counted = counted and held.shape == positions.shape
+        alone = positions.shape[-1] == 1
+        counted = counted and (alone or held.shape == positions.shape)
         if counted or in_order(positions, held):
             return mask, {"causal": True}
     shape = (*queries.shape[:-1], keys.shape[-2])
@@ -338,7 +350,7 @@ class Attention(nn.Module):
             return (*self._heads(x, None), mask), {"causal": True}  # as in 2017
         if cache is not None:
             check_cache(cache, self, x)
-        counted = positions is None and (cache is None or cache.length == 0)
+        counted = need_no_look(x, positions, cache)
         positions = held = positions_of(x, positions, cache)
         queries, keys, values = self._heads(x, positions)
         if cache is not None:

@@ -116,7 +116,9 @@ class KVCache:
     @property
     def positions(self) -> Int[Tensor, "*rows length"]:
         """Those of the tokens that are held."""
-        return self._held()[2] if self._memory else torch.empty(0, dtype=torch.long)
+        if not self._memory:
+            return torch.empty(0, dtype=torch.long)
+        return self._memory[2].narrow(-1, 0, self.length)
 
     def extend(
         self,
@@ -129,11 +131,12 @@ class KVCache:
         Int[Tensor, "*held_rows held"],
     ]:
         """Keys, values and positions of all tokens so far, these included."""
-        held = self._held() if self.length else ()
-        like, last = (held[:2], held[2][..., -1:]) if held else (None, None)
+        like = last = None
+        if self.length > 0:
+            like, last = self._memory[:2], self.positions[..., -1:]
         check_piece(keys, values, positions, like=like, last=last)
         check_room(self.capacity, self.length, keys.shape[-2])
-        self._write(held, (keys, values, positions.long()))
+        self._write((keys, values, positions.long()))
         self.length += keys.shape[-2]
         return self._held()
 
@@ -147,13 +150,15 @@ class KVCache:
         pairs = zip(self._memory, _AXES, strict=True)
         return tuple(memory.narrow(axis, 0, self.length) for memory, axis in pairs)
 
-    def _write(self, held: tuple[Tensor, ...], new: tuple[Tensor, ...]) -> None:
+    def _write(self, new: tuple[Tensor, ...]) -> None:
         end = self.length + new[0].shape[-2]
-        if torch.is_grad_enabled():
-            self._memory, self._room = _joined(held, new), 0
-        elif self._takes(new, end):
+        if not torch.is_grad_enabled() and self._takes(new, end):
             for memory, piece, axis in zip(self._memory, new, _AXES, strict=True):
                 memory.narrow(axis, self.length, end - self.length).copy_(piece)
+            return
+        held = self._held() if self.length > 0 else ()
+        if torch.is_grad_enabled():
+            self._memory, self._room = _joined(held, new), 0
         else:
             room = self.capacity or max(1, -(-end // self.block)) * self.block
             self._memory = _with_room(_joined(held, new) if held else new, room)

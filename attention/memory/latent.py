@@ -21,6 +21,7 @@ from attention.core.layer import (
     causal,
     check_cache,
     extended,
+    need_no_look,
     positions_of,
     set_back,
     what_is_seen,
@@ -239,7 +240,7 @@ class LatentAttention(nn.Module):
             check_cache(cache, self, x)
         if self.absorb:
             check_absorbable(self)
-        counted = positions is None and (cache is None or cache.length == 0)
+        counted = need_no_look(x, positions, cache)
         positions = held = positions_of(x, positions, cache)
         queries, keys, latents = self._made(x, positions)
         if cache is not None:

@@ -304,7 +304,8 @@ def check_positions(positions: Tensor, x: Tensor) -> None:
     if not fits or any(rows not in (1, n) for rows, n in pairs):
         must = f"shape ({length},), or {(*batch, length)}, like x"
         raise expected("positions", must, tuple(own))
-    if positions.numel() and readable(positions) and positions.min() < 0:
+    looked = positions.numel() and _at_once(positions)
+    if looked and surely(positions.min() < 0):
         raise expected("positions", "at least 0", positions.min().item())
 
 

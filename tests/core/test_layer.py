@@ -362,7 +362,8 @@ def test_what_the_flag_cannot_tell_is_told_by_a_table():
     memory = Ring(3)
     told(layer, x[:, :5], cache=memory)
     assert memory.positions.tolist() == [3, 4, 2]
-    assert told(layer, x[:, 5:6], cache=memory)["mask"].squeeze().all()
+    mask = told(layer, x[:, 5:], cache=memory)["mask"].squeeze()
+    assert mask.tolist() == [[True] * 4 + [False], [True] * 5]
     for slots in ({"bias": nearer}, {"masks": (window(3),)}, {"masks": ()}):
         assert not told(some(slots)[0], x)["causal"]
     assert "bias" in told(some({"bias": nearer})[0], x)
@@ -373,6 +374,20 @@ def test_a_bias_beside_16_bits_stays_in_float32():
         layer, x = some({"bias": nearer}, dtype)
         assert told(layer, x)["bias"].dtype == torch.float32
         assert layer(x).dtype == dtype
+
+
+def test_one_counted_token_needs_no_table_and_no_look_at_positions(monkeypatch):
+    """So a step compiles without one: a graph cannot look at positions."""
+    monkeypatch.setattr("attention.core.layer.readable", lambda tensor: False)
+    layer, x = some()
+    for memory in (Growing(), Ring(3)):
+        told(layer, x[:, :5], cache=memory)
+        assert flagged(told(layer, x[:, 5:6], cache=memory))
+        place = torch.tensor([6])
+        assert not flagged(told(layer, x[:, 6:], cache=memory, positions=place))
+    memory = Growing()
+    told(layer, x[:, :5], cache=memory)
+    assert not flagged(told(layer, x[:, 5:], cache=memory))
 
 
 def test_positions_in_order_are_known_by_their_values():
