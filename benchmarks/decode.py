@@ -74,19 +74,17 @@ class Cached:
         self.layers, self.last = layers, text[:, -1:]
         self.caches = [make() for _ in layers]
         self.before = text.shape[1] - 1
-        self.place = torch.tensor([self.before], device=text.device)
-        positions = torch.arange(self.before, device=text.device)
-        self.read(text[:, :-1], positions)
+        self.read(text[:, :-1])
 
-    def read(self, x: Tensor, positions: Tensor) -> Tensor:
+    def read(self, x: Tensor) -> Tensor:
         for layer, memory in zip(self.layers, self.caches, strict=True):
-            x = layer(x, positions=positions, cache=memory)
+            x = layer(x, cache=memory)
         return x
 
     def __call__(self) -> Tensor:
         for memory in self.caches:
             memory.truncate(self.before)
-        return self.read(self.last, self.place)
+        return self.read(self.last)
 
 
 class Compiled(Cached):
@@ -336,6 +334,7 @@ def verdict(rows: list[Row]) -> str:
         by_name = {row["contender"]: row for row in group}
         for name in (OURS, COMPILED):
             if name not in by_name:
+                words.append(f"In {dtype} at {length}, {name} did not run.")
                 continue
             row, goal = by_name[name], SHARES[dtype]
             met = "meets" if row["share"] >= goal else "misses"

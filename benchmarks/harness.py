@@ -25,6 +25,9 @@ FOREIGN_CORES = 0.12  # others may use this much of one core during a sample
 RETAKES = 4
 PAUSE_SECONDS = 0.5
 
+# Of a CPU's instructions those that decide which products PyTorch can pick.
+FEATURES = ["avx2", "avx512f", "avx512_bf16", "amx_bf16"]
+
 Call = Callable[[], Any]
 
 
@@ -197,14 +200,15 @@ def machine(device: str) -> str:
         return f"{torch.cuda.get_device_name()}, {cudnn}, {versions}"
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
     cores = f"{cores or os.cpu_count()} cores, {torch.get_num_threads()} threads"
-    return f"{cpu_model()}, {cores}, {versions}"
+    model = cpu_info("model name") or platform.processor() or platform.machine()
+    features = [name for name in FEATURES if name in cpu_info("flags").split()]
+    return ", ".join([model, *features, cores, versions])
 
 
-def cpu_model() -> str:
-    """The processor's name as the system gives it."""
+def cpu_info(field: str) -> str:
+    """What the system says of its first processor; nothing where /proc is not."""
     info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    for line in info.read_text().splitlines() if info.exists() else []:
+        if line.startswith(field):
+            return line.partition(":")[2].strip()
+    return ""

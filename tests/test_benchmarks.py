@@ -17,6 +17,7 @@ import common  # noqa: E402
 import context_parallel  # noqa: E402
 import decode  # noqa: E402
 import flash  # noqa: E402
+import harness  # noqa: E402
 import layer  # noqa: E402
 import multi_head  # noqa: E402
 import small_gpt  # noqa: E402
@@ -179,6 +180,18 @@ def test_a_report_of_a_step_says_what_was_met_and_missed():
     assert "KVCache, compiled misses the goal: 0.50" in text
     assert "7 × as fast as the whole pass, the goal is 100 ×." in text
     assert "disturbed 7 of 21 samples" in text
+
+
+def test_a_report_of_a_step_says_who_did_not_run():
+    rows = [row for row in step_rows() if row["contender"] != decode.COMPILED]
+    text = decode.report(rows, {"cpu": "a machine"}, rounds=3)
+    assert "In float32 at 2000, KVCache, compiled did not run." in text
+
+
+def test_a_machine_is_told_with_what_its_processor_can(monkeypatch):
+    info = {"model name": "A chip", "flags": "fpu avx2 avx512f_other amx_bf16"}
+    monkeypatch.setattr(harness, "cpu_info", info.get)
+    assert harness.machine("cpu").startswith("A chip, avx2, amx_bf16, ")
 
 
 @torch.no_grad()
