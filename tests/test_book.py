@@ -414,21 +414,21 @@ def test_lines_of_code_fit_the_page(notebook):
 
 def test_prose_and_code_keep_their_balance(chapter):
     words = sum(len(cell["source"].split()) for cell in chapter.prose)
-    code = sum(map(lines, chapter.shown))
-    most = 35 if is_tool(chapter) else 20  # folded code is told of, too
-    must = f"must have 8 to {most} words for each line of code in view"
-    must = f"{must}, has {words / code:.1f}"
-    assert 8 <= words / code <= most, (
-        f"{chapter.file}: {must} ({words} words, {code} lines): say what the code "
-        "does, or fold what is no idea with the tag `hide-input`; or say less"
-    )
+    shown = sum(map(lines, chapter.shown))
     code = sum(len(cell["source"].splitlines()) for cell in chapter.code)
-    least = 3 if is_tool(chapter) else 6
-    must = f"must have at least {least} words for each line, folded ones too"
-    assert words / code >= least, (
-        f"{chapter.file}: {must}, has {words / code:.1f} ({words} words, {code} "
-        "lines): say more, or do it in fewer lines"
+    # Folded code is told of, too, so the two rules bound one number of words.
+    each, most = (3, 35) if is_tool(chapter) else (6, 20)
+    least = max(8 * shown, each * code)
+    told = (
+        f"{chapter.file}: expected at least {least} words and at most {most * shown}, "
+        f"got {words}: 8 to {most} for each of {shown} lines of code in view, and at "
+        f"least {each} for each of {code} lines with folded ones"
     )
+    both = "show more of what is folded (`hide-input`), or do it in fewer lines"
+    assert least <= most * shown, f"{told}. No text can do that: {both}"
+    less = f"say less, or {both}"
+    more = "say what the code does, fold what is no idea, or do it in fewer lines"
+    assert least <= words <= most * shown, f"{told}: {more if words < least else less}"
 
 
 # Names in backticks

@@ -66,7 +66,18 @@ TOLD = {
     "more code than words": (
         test_book.test_prose_and_code_keep_their_balance,
         padded(broken("harm")),
-        (FILE, "8 to 20 words for each line", "words", "lines", "hide-input"),
+        (
+            FILE,
+            "at least",
+            "words and at most",
+            "8 to 20 for each",
+            "say what the code",
+        ),
+    ),
+    "more folded code than any number of words fits": (
+        test_book.test_prose_and_code_keep_their_balance,
+        broken("sol-window", source="\n".join(["x = 1"] * 600)),
+        (FILE, "words and at most", "No text can do that", "hide-input"),
     ),
     "a stub that passes": (
         test_book.test_an_exercise_fails_until_it_is_solved,
