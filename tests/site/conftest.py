@@ -46,8 +46,12 @@ def start(tmp_path_factory):
         chromium = playwright.chromium
         return chromium.launch(executable_path=CHROMIUM, env=os.environ | env)
 
-    with sync_playwright() as playwright:
-        yield start  # what runs ends with the driver
+    try:
+        playwright = sync_playwright().start()
+    except Exception as error:  # whatever is missing, it only says that it has ended
+        absent(f"Playwright does not start, maybe for want of libatomic1: {error}")
+    yield start
+    playwright.stop()  # and with it all that runs
 
 
 @pytest.fixture(scope="session")
