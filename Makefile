@@ -12,6 +12,9 @@ BENCH_READY := $(VENV)/.ready-bench
 SITE := _build/html
 BUILD := $(VENV)/bin/jupyter-book build . -W -n --keep-going --quiet >/dev/null
 PORT ?= 8000
+STYLE := $(PY) -m ruff format --check --quiet . || { \
+	echo "Run '$(PY) -m ruff format .' to format these files."; exit 1; }; \
+	$(PY) -m ruff check --quiet .
 
 # The first Python that is new enough; `make PYTHON=/path/to/python3` chooses another.
 PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
@@ -39,8 +42,9 @@ check: $(READY) ## Check one chapter in half a minute (CHAPTER=core/causal)
 	@test -f "book/$(CHAPTER).ipynb" || { \
 		echo "Name a chapter: make check CHAPTER=core/causal" >&2; exit 1; }
 	@$(PY) book/tangle.py
+	@$(STYLE)
 	@OMP_NUM_THREADS=1 $(PY) -m pytest --quiet -k "$(notdir $(CHAPTER))" \
-		tests/test_book.py $(wildcard tests/$(dir $(CHAPTER))test_$(notdir $(CHAPTER)).py) \
+		tests/test_book.py tests/test_exercises.py $(wildcard tests/$(dir $(CHAPTER))test_$(notdir $(CHAPTER)).py) \
 		--jaxtyping-packages=attention,beartype.beartype
 	@OMP_NUM_THREADS=1 $(PY) -m pytest --nbval book/$(CHAPTER).ipynb --quiet \
 		-p no:cacheprovider
@@ -71,10 +75,7 @@ train: $(READY) ## Train the small GPT for longer than its page does (ARGS=--var
 	@OMP_NUM_THREADS=1 $(PY) book/train.py $(ARGS)
 
 lint: $(READY) ## Check format, style and the workflows
-	@$(PY) -m ruff format --check --quiet . \
-		|| { echo "Run '$(PY) -m ruff format .' to format these files:"; \
-		     $(PY) -m ruff format --check . ; exit 1; }
-	@$(PY) -m ruff check --quiet .
+	@$(STYLE)
 	@$(VENV)/bin/zizmor --offline --quiet .github
 	@echo "lint: format, style and workflows are clean"
 
