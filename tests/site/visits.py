@@ -77,6 +77,8 @@ LOOK = """() => {
             .filter(e => e.closest("defs") === null)
             .filter(e => getComputedStyle(e).fill === "rgb(255, 255, 255)")
             .map(e => e.outerHTML.slice(0, 200)),
+        cut: all(".cell_output pre").filter(e => e.scrollWidth > e.clientWidth)
+            .map(e => e.textContent.slice(0, 200)),
         sheets: all(".text_html")
             .map(e => getComputedStyle(e).backgroundColor)
             .filter(color => color !== "rgba(0, 0, 0, 0)"),
