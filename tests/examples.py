@@ -141,3 +141,22 @@ MISFITS = {  # what every form of attention must refuse, and in which words
         said("causal=True", "no more queries than keys", "got 11", "7"),
     ),
 }
+
+
+class Growing:
+    """The smallest cache."""
+
+    length = 0
+
+    def extend(self, *new):
+        if self.length:
+            pairs = zip(self.held, new, (-2, -2, -1), strict=True)
+            new = [torch.cat([old, more], dim) for old, more, dim in pairs]
+        self.held, self.length = new, new[-1].shape[-1]
+        return tuple(new)
+
+
+def in_pieces(layer, x, ends):
+    """What a layer gives for a text that comes in pieces, which a cache joins."""
+    cache, pieces = Growing(), torch.tensor_split(x, ends, dim=1)
+    return torch.cat([layer(piece, cache=cache) for piece in pieces], dim=1)

@@ -5,6 +5,7 @@ from functools import partial
 
 import pytest
 import torch
+from examples import in_pieces
 
 from attention import Attention, attend, window
 from attention.position.longer import (
@@ -169,21 +170,6 @@ def test_no_token_at_all_is_turned_to_none(kind):
     heads = torch.randn(2, 3, 0, 6)
     got, _ = Rotary(6, scaling=kind(4.0))(heads, heads, torch.arange(0))
     assert got.shape == (2, 3, 0, 6)
-
-
-def in_pieces(layer, x, ends):
-    class Growing:
-        length = 0
-
-        def extend(self, *new):
-            if self.length:
-                pairs = zip(self.held, new, (-2, -2, -1), strict=True)
-                new = [torch.cat([old, more], dim) for old, more, dim in pairs]
-            self.held, self.length = new, new[-1].shape[-1]
-            return tuple(new)
-
-    cache, pieces = Growing(), torch.tensor_split(x, ends, dim=1)
-    return torch.cat([layer(piece, cache=cache) for piece in pieces], dim=1)
 
 
 @every

@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 import torch
-from examples import TRACERS, said
+from examples import TRACERS, in_pieces, said
 
 from attention import Attention, future_leak, window
 from attention.position.rotary import (
@@ -190,19 +190,6 @@ def test_a_short_text_hardly_tells_the_pairings_apart_and_a_long_one_does():
 # In the layer
 
 
-class Growing:
-    """The smallest cache."""
-
-    length = 0
-
-    def extend(self, *new):
-        if self.length:
-            pairs = zip(self.held, new, (-2, -2, -1), strict=True)
-            new = [torch.cat([old, more], dim) for old, more, dim in pairs]
-        self.held, self.length = new, new[-1].shape[-1]
-        return tuple(new)
-
-
 FILLS = {
     "rotary": Rotary(4),
     "interleaved": Rotary(4, interleaved=True),
@@ -218,11 +205,6 @@ def some_layer(process, **slots):
     options = {"num_kv_heads": 2, "head_dim": 4, "process_heads": process}
     layer = Attention(5, 7, 6, **options, **slots).double()
     return layer.requires_grad_(False), torch.randn(2, 11, 5, dtype=torch.float64)
-
-
-def in_pieces(layer, x, ends):
-    cache, pieces = Growing(), torch.tensor_split(x, ends, dim=1)
-    return torch.cat([layer(piece, cache=cache) for piece in pieces], dim=1)
 
 
 @every
