@@ -49,7 +49,7 @@ from attention.tools.ranks import from_all
 
 RANKS, HEADS, WIDTH = 2, 12, 64
 LENGTHS = [2048, 4096, 8192]
-RETAKES = 20  # of disturbed samples, for each cell
+RETAKES = 10  # of disturbed samples, for each cell
 TOLERANCE = 1e-5  # relative, of context and gradients
 SECONDS = 3600  # after which a cell is given up
 ONE, OURS = "one device", "ring, zigzag"
@@ -167,6 +167,7 @@ def measure_memory(lengths: list[int]) -> list[Row]:
     rows = []
     for name in CONTENDERS:
         ranks = 1 if name == ONE else RANKS
+        say(f"memory: {name}")
         found = in_fresh_process(run_ranks, memory_peaks, ranks, name, lengths)
         for rank, peaks in enumerate(found):
             place = {**PLACE, "contender": name, "rank": f"rank {rank}"}
