@@ -18,7 +18,6 @@ from torch import Tensor
 from attention.core.masks import and_masks
 from attention.core.scaled_dot_product import check_window, visible
 from attention.speed.flash import TwoPasses, flash_attend, flash_gradients, flash_state
-from attention.speed.online_softmax import merge_states
 from attention.tools.checks import check_fit, check_sizes, precise
 from attention.tools.ranks import (
     agree,
@@ -287,13 +286,10 @@ def _around(ring: "_Ring", queries, keys, values, bias, mask) -> tuple[Tensor, T
     """Context and logsumexp of this rank's queries, for the keys of all ranks."""
     nothing = keys[..., :0, :], values[..., :0, :]
     context, lse = flash_state(queries, *nothing, scale=1.0)  # zeros and -inf
-    context = context.to(precise(queries))
     for source, (keys_there, values_there) in ring.circulate(keys, values):
         for rows, some, _, options in ring.parts(source, bias, mask, queries.device):
             three = queries[rows], keys_there[some], values_there[some]
-            part, part_lse = flash_state(*three, **options)
-            before, part = (context[rows], lse[rows[:2]]), part.to(context.dtype)
-            context[rows], lse[rows[:2]] = merge_states(*before, part, part_lse)
+            flash_state(*three, **options, state=(context[rows], lse[rows[:2]]))
     return context.to(queries.dtype), lse
 
 
@@ -308,12 +304,10 @@ def _around_back(ring: "_Ring", given, tensors, wants_bias: bool) -> list[Tensor
         for rows, some, table, options in ring.parts(source, bias, mask, lse.device):
             of_rows = do[rows], context[rows], lse[rows[:2]], queries[rows]
             options["dlse"] = dlse[rows[:2]]
-            found = flash_gradients(*of_rows, *(t[some] for t in there), **options)
-            dq[rows] += found[0]
-            sums[0][some] += found[1]
-            sums[1][some] += found[2]
+            options["sums"] = dq[rows], *(total[some] for total in sums)
+            *_, part = flash_gradients(*of_rows, *(t[some] for t in there), **options)
             if wants_bias:
-                db[table] += found[3].sum_to_size(db[table].shape)
+                db[table] += part.sum_to_size(db[table].shape)
         for total, before in zip(sums, arrived(), strict=False):
             total += before
         arrived = _pass_on(sums, ring.length_of(source - 1), ring.group)
@@ -343,8 +337,15 @@ class _Ring(NamedTuple):
     def parts(self, source, bias, mask, device):
         """For each block with a source: where it lies in three tables, and options."""
         theirs, seen = self.keys[source], {"causal": self.causal, "window": self.window}
-        for queries, keys, causal, window in blocks(self.queries, theirs, **seen):
+        found, tables = (
+            blocks(self.queries, theirs, **seen),
+            (bias, mask, self.documents),
+        )
+        plain = self.window is None and all(table is None for table in tables)
+        for some in _side_by_side(found) if plain else zip(found):
+            queries, keys, causal, window = some[-1]
             rows, columns = _slice(queries, self.queries), _slice(keys, theirs)
+            columns = slice(_slice(some[0].keys, theirs).start, columns.stop)
             table = (..., rows, slice(keys.start, keys.stop, keys.step))
             masks = [None if mask is None else mask[table]]
             if self.documents is not None:
@@ -363,6 +364,15 @@ class _Ring(NamedTuple):
 
     def backward(self, *given, needed):
         return _around_back(self, given[:4], given[4:], needed[3])
+
+
+def _side_by_side(found: Iterator[KeyBlock]) -> Iterator[list[KeyBlock]]:
+    """Blocks of the same queries, whose keys lie one behind the other on their rank.
+
+    Only the last can be causal, and ends with its queries: so together they are one.
+    """
+    for _, some in itertools.groupby(found, key=lambda block: block.queries):
+        yield [*some]
 
 
 def _slice(some: range, ranges: list[range]) -> slice:

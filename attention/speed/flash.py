@@ -8,8 +8,7 @@ Written by `book/speed/flash.ipynb`: read and change it there.
 
 import itertools
 import math
-from collections.abc import Iterator
-from functools import reduce
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -17,7 +16,6 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from attention.core.scaled_dot_product import check_window, visible
-from attention.speed.online_softmax import merge_states
 from attention.tools.checks import (
     as_given,
     check_bias,
@@ -139,16 +137,43 @@ def _hide_past(scores: Tensor, gone: int) -> None:
     edge.triu_(gone).add_(hidden)
 
 
+_FEW, _ENOUGH = 64, 1e-5  # keys, and what the heaviest of them must weigh
+
+
+def _attend_quickly(scores: Tensor, values: Tensor) -> tuple[Tensor, Tensor] | None:
+    """As `attend_tile`; None, the scores lost, if the first keys weigh too little."""
+    few = scores[..., :_FEW]
+    m_i = few.amax(dim=-1)
+    torch.softmax(scores, dim=-1, out=scores)
+    largest = few.amax(dim=-1)  # they are weights by now
+    if not largest.min() > _ENOUGH:  # nan too
+        return None
+    context = torch.bmm(scores.to(values.dtype), values).to(scores.dtype)
+    return context, m_i - largest.to(_exact(scores)).log()
+
+
+def _count_in(context: Tensor, lse: Tensor, part: Tensor, part_lse: Tensor) -> None:
+    """Merge a part into the context and logsumexp of some rows, in their place."""
+    total = torch.logaddexp(lse, part_lse)
+    finite = total.clamp(min=torch.finfo(total.dtype).min)  # for blind rows
+    before, now = (
+        (some - finite).exp().to(context.dtype)[..., None] for some in (lse, part_lse)
+    )
+    context.mul_(before).addcmul_(part, now)
+    lse.copy_(total)
+
+
 def _forward(heads: _Heads, context: Tensor, lse: Tensor) -> None:
-    """Fill in the context and logsumexp of some heads, band by band."""
+    """Let all keys count in the context and logsumexp of some heads, band by band."""
+    quick = context.device.type == "cpu"  # elsewhere it would have to wait
     for rows, columns in heads.tiles():
-        parts = [
-            attend_tile(heads.scores(rows, some), heads.values[:, some])
-            for some in columns
-        ]
-        if parts:
-            merged = reduce(lambda left, right: merge_states(*left, *right), parts)
-            context[:, rows], lse[:, rows] = merged
+        for some in columns:
+            values, part = heads.values[:, some], None
+            if quick:
+                part = _attend_quickly(heads.scores(rows, some), values)
+                quick = part is not None
+            part = part or attend_tile(heads.scores(rows, some), values)
+            _count_in(context[:, rows], lse[:, rows], *part)
 
 
 def _forward_in_bands(heads: _Heads, context: Tensor) -> None:
@@ -168,16 +193,15 @@ def _weights_again(scores: Tensor, lse: Tensor) -> Tensor:
 
 
 def _backward(
-    heads: _Heads, context: Tensor, lse: Tensor, do: Tensor, dlse: Tensor, db
-) -> list[Tensor]:
-    """Gradients of queries, keys and values; that of a bias is filled into `db`."""
+    heads: _Heads, context: Tensor, lse: Tensor, do: Tensor, dlse: Tensor, sums, db
+) -> None:
+    """Add to `sums` the gradients of queries, keys and values; fill a bias's in."""
     low, dtype = heads.values.dtype, heads.workspace.dtype
     rounded = lse.to(dtype)
     rest = (rounded - lse).nan_to_num(0).exp().to(dtype)  # blind rows: -inf less -inf
     precise_do, values = do.to(dtype), heads.values.to(dtype)
     delta = ((precise_do * context).sum(dim=-1) - dlse.to(dtype)) * rest
-    three = (heads.queries, heads.keys, heads.values)
-    dq, dk, dv = (torch.zeros_like(tensor, dtype=dtype) for tensor in three)
+    (dq, dk, dv), scale = sums, heads.form.scale
     for rows, columns in heads.tiles():
         do_rows = precise_do[:, rows] * rest[:, rows, None]
         for some in columns:
@@ -188,9 +212,8 @@ def _backward(
             if db is not None:
                 db[:, rows, some] = ds
             ds = ds.to(low)
-            dq[:, rows].add_(torch.bmm(ds, heads.keys[:, some]))
-            dk[:, some].add_(torch.bmm(ds.mT, heads.queries[:, rows]))
-    return [dq.mul_(heads.form.scale), dk.mul_(heads.form.scale), dv]
+            dq[:, rows].add_(torch.bmm(ds, heads.keys[:, some]), alpha=scale)
+            dk[:, some].add_(torch.bmm(ds.mT, heads.queries[:, rows]), alpha=scale)
 
 
 _AT_ONCE = 2**20  # scores
@@ -297,32 +320,53 @@ class _Flash(NamedTuple):
         return min(num_keys, (self.window or num_keys) + self.tile[0] - 1)
 
     def forward(self, queries, keys, values, bias, mask):
-        shape, num_keys = queries.shape[:-1], keys.shape[-2]
+        tensors, num_keys = (queries, keys, values, bias, mask), keys.shape[-2]
         one_tile = 0 < self.band(num_keys) <= self.tile[1]
-        in_bands = one_tile and bias is None and mask is None and not self.keep
-        context = queries.new_zeros(*shape, values.shape[-1])
-        lse = queries.new_full(shape, -torch.inf, dtype=_exact(queries))
-        with as_given(keys):
-            for here, heads in _groups((queries, keys, values, bias, mask), self):
-                if in_bands:
+        if one_tile and bias is None and mask is None and not self.keep:
+            context, lse = _nothing(queries, values, queries.dtype)
+            with as_given(keys):
+                for here, heads in _groups(tensors, self):
                     _forward_in_bands(heads, context[here])
-                else:
-                    _forward(heads, context[here], lse[here])
+            return context, lse
+        context, lse = self.count_in(*_nothing(queries, values), *tensors)
+        return context.to(queries.dtype), lse
+
+    def count_in(self, context, lse, *tensors):
+        """Context and logsumexp, written over: with these keys beside those so far."""
+        with as_given(context):
+            for here, heads in _groups(tensors, self):
+                _forward(heads, context[here], lse[here])
         return context, lse
 
     def backward(self, do, dlse, context, lse, *tensors, needed):
         if not self.keep:  # `vmap` hid that a gradient would be wanted
             context, lse = self._replace(keep=True).forward(*tensors)
         *three, bias, _ = tensors
-        gradients = [tensor.new_zeros(tensor.shape) for tensor in three]
         db = torch.zeros(bias.shape).to(bias) if needed[3] else None
+        sums = self.add_gradients(_zeros(three), db, do, dlse, context, lse, *tensors)
+        gradients = [s.to(tensor.dtype) for s, tensor in zip(sums, three, strict=True)]
+        return gradients if db is None else [*gradients, db]
+
+    def add_gradients(self, sums, db, do, dlse, context, lse, *tensors):
+        """The sums, with the gradients of queries, keys and values added."""
         with as_given(context):
             for here, heads in _groups(tensors, self):
                 given = context[here], lse[here], do[here], dlse[here]
-                parts = _backward(heads, *given, None if db is None else db[here])
-                for gradient, part in zip(gradients, parts, strict=True):
-                    gradient[here] = part
-        return gradients if db is None else [*gradients, db]
+                here_sums = [total[here] for total in sums]
+                _backward(heads, *given, here_sums, None if db is None else db[here])
+        return sums
+
+
+def _nothing(queries, values, dtype=None) -> tuple[Tensor, Tensor]:
+    """Context, in 32 bits or more, and logsumexp of queries that have seen no key."""
+    shape, dtype = queries.shape[:-1], dtype or precise(queries)
+    context = queries.new_zeros(*shape, values.shape[-1], dtype=dtype)
+    return context, queries.new_full(shape, -torch.inf, dtype=_exact(queries))
+
+
+def _zeros(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Room for sums in 32 bits or more."""
+    return [tensor.new_zeros(tensor.shape, dtype=precise(tensor)) for tensor in tensors]
 
 
 def flash_attend(
@@ -408,16 +452,19 @@ def flash_state(
     bias: Float[Tensor, "..."] | None = None,
     window: int | None = None,
     tile: tuple[int, int] = _TILE,
+    state: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[
     Float[Tensor, "*batch num_queries value_dim"], Float[Tensor, "*batch num_queries"]
 ]:
-    """Context, and logsumexp in 64 bits, for keys that are a part of all.
+    """Context in 32 bits or more, and logsumexp in 64, for a part of all keys.
 
-    Axes before the last two are those of the queries, but for fewer heads of keys and
+    With `state`, what other keys gave, it goes on from there and writes over it. Axes
+    before the last two are those of the queries, but for fewer heads of keys and
     values. Nothing is checked, and there is no gradient: see `flash_gradients`.
     """
     form = _Flash(scale, causal, window, tile, keep=True)
-    return form.forward(*_spread_out(queries, keys, values, bias, mask))
+    state = _nothing(queries, values) if state is None else state
+    return form.count_in(*state, *_spread_out(queries, keys, values, bias, mask))
 
 
 def _spread_out(queries, keys, values, bias, mask) -> list[Tensor | None]:
@@ -446,24 +493,27 @@ def flash_gradients(
     window: int | None = None,
     tile: tuple[int, int] = _TILE,
     dlse: Float[Tensor, "*batch num_queries"] | None = None,
+    sums: Sequence[Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Gradients of queries, keys, values and bias, for keys that are a part of all.
 
     `context` and `lse` belong to all keys; `do`, and `dlse` if it is not zero, are the
     gradients that arrive at them. Axes before the last two are those of the queries,
     but for fewer heads of keys and values. That of the bias is not summed over axes
-    along which the bias was spread. Dao et al. 2022, appendix B.
+    along which the bias was spread; the others are in 32 bits or more, and are added to
+    `sums`, if given. Dao et al. 2022, appendix B.
     """
-    three = (queries, keys, values)
-    spread_out = _spread_out(*three, bias, mask)
+    *three, bias, mask = _spread_out(queries, keys, values, bias, mask)
     form = _Flash(scale, causal, window, tile, keep=True)
     dlse = torch.zeros_like(lse) if dlse is None else dlse
-    needed = (True, True, True, bias is not None)
-    given = form.backward(do, dlse, context, lse, *spread_out, needed=needed)
-    sums = [
-        gradient.unflatten(-3, (tensor.shape[-3], -1)).sum(dim=-3)
-        if gradient.shape != tensor.shape
-        else gradient
-        for gradient, tensor in zip(given, three, strict=False)
+    db = None if bias is None else torch.zeros(bias.shape).to(bias)
+    sums = _zeros((queries, keys, values)) if sums is None else sums
+    found = [
+        total if total.shape == tensor.shape else _zeros([tensor])[0]
+        for total, tensor in zip(sums, three, strict=True)
     ]
-    return *sums, given[3] if bias is not None else None
+    form.add_gradients(found, db, do, dlse, context, lse, *three, bias, mask)
+    for total, part in zip(sums, found, strict=True):
+        if part is not total:  # several heads of queries share one of keys
+            total += part.unflatten(-3, (total.shape[-3], -1)).sum(dim=-3)
+    return *sums, db

@@ -958,6 +958,42 @@ def test_the_states_of_parts_merge_to_the_whole(options):
     torch.testing.assert_close((context, lse.float()), wanted)
 
 
+@pytest.mark.parametrize("options", PARTS.values(), ids=PARTS.keys())
+def test_a_state_goes_on_where_other_keys_have_left_it(options):
+    queries, keys = torch.randn(2, 3, 5, 4), torch.randn(2, 1, 12, 4)
+    first, second = parts_of(options, keys, keys)
+    state = flash_state(queries, *first[0], **first[1], scale=0.5)
+    context, lse = flash_state(queries, *second[0], **second[1], scale=0.5, state=state)
+    wanted = flash_attend(queries, keys, keys, **options, return_lse=True)
+    torch.testing.assert_close((context, lse.float()), wanted)
+    assert context is state[0]
+    assert lse is state[1]
+
+
+@pytest.mark.parametrize("heads", [1, 3])
+def test_gradients_of_a_part_are_added_to_sums_that_are_given(heads):
+    queries, do = torch.randn(2, 2, 3, 5, 4)
+    keys, values = torch.randn(2, 2, heads, 12, 4)
+    known = do, *flash_state(queries, keys, values, scale=0.5), queries
+    alone = flash_gradients(*known, keys, values, scale=0.5)
+    sums = [torch.full_like(tensor, 7) for tensor in (queries, keys, values)]
+    flash_gradients(*known, keys, values, scale=0.5, sums=sums)
+    torch.testing.assert_close(sums, [found + 7 for found in alone[:3]])
+
+
+@pytest.mark.parametrize("gap", [0, 9, 30, 200, torch.inf])
+def test_the_logsumexp_is_right_however_little_the_first_keys_weigh(gap):
+    queries, keys, values = torch.randn(3, 3, 5, 307, 8)
+    bias = torch.zeros(307, 307)
+    bias[2:, :100] = -gap  # in all rows but two
+    tables = {"bias": bias, "return_lse": True, "tile": (64, 101)}
+    found = flash_attend(queries, keys, values, **tables)
+    exact = (tensor.double() for tensor in (queries, keys, values))
+    scores = next(exact) @ next(exact).mT / 8**0.5 + bias
+    torch.testing.assert_close(found[1], scores.logsumexp(dim=-1).float())
+    torch.testing.assert_close(found[0], (scores.softmax(-1) @ next(exact)).float())
+
+
 def test_no_key_is_a_state_that_counts_for_nothing():
     queries, none = torch.randn(2, 3, 5, 4), torch.randn(2, 1, 0, 4)
     context, lse = flash_state(queries, none, none, scale=0.5)
