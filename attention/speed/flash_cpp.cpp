@@ -1,607 +1,546 @@
-// Attention in tiles for a CPU, forward and backward: book/speed/flash_cpp.ipynb
-// explains it, in the pieces that are marked here.
+// Attention in tiles for a CPU, forward and backward, in the pieces that
+// book/speed/flash_cpp.ipynb explains. Compiled for a type of INPUT, and of a FACTOR of products.
 
-// [headers]
-#include <algorithm>
-#include <cmath>
-#include <cstdint>
-#include <cstdlib>
-#include <cstring>
-#include <type_traits>
-#include <utility>
+// [names]
+#include <ATen/Parallel.h>
+#include <ATen/cpu/vec/functional.h>
+#include <ATen/cpu/vec/vec.h>
+#include <ATen/native/CPUBlas.h>
+#include <c10/core/CPUAllocator.h>
 
-#if defined(_OPENMP)
-#include <omp.h>
-#endif
+#include <atomic>
 
+namespace {  // for this file alone: so the compiler can put small functions where they are called
+namespace vec = at::vec;
+using at::BFloat16, at::Half, at::native::cpublas::brgemm;
 using Int = int64_t;
-Int thread() {
-#if defined(_OPENMP)
-  return omp_get_thread_num();
-#else
-  return 0;
-#endif
-}
-struct BFloat16 {
-  uint16_t bits;
-};
-struct Half {
-  uint16_t bits;
-};
-template <class T> using Precise = std::conditional_t<std::is_same_v<T, double>, double, float>;
-
-// [vectors]
-#if defined(__AVX512F__)
-constexpr int BYTES = 64, NR = 4;  // of a register; registers side by side
-#elif defined(__AVX__)
-constexpr int BYTES = 32, NR = 2;
-#else
-constexpr int BYTES = 16, NR = 4;
-#endif
-constexpr int MR = 6, FEW = 3;  // rows at once; rows of a band that packs no keys
-constexpr Int BLOCK_M = 96, BLOCK_N = 192, DEPTH = 96;
-
-template <class R> struct Vectors {
-  using Bits = std::conditional_t<sizeof(R) == 4, int32_t, int64_t>;
-  typedef R V __attribute__((vector_size(BYTES)));
-  typedef Bits I __attribute__((vector_size(BYTES)));
-  typedef uint16_t H __attribute__((vector_size(BYTES / sizeof(R) * 2)));
-};
-template <class R> using V = typename Vectors<R>::V;
-template <class R> using I = typename Vectors<R>::I;
-template <class R> constexpr Int W = BYTES / sizeof(R);
-template <class R> constexpr Int PANEL = NR * W<R>;
-
-template <class R> inline V<R> load(const R* from) {
-  V<R> x;
-  std::memcpy(&x, from, sizeof x);
-  return x;
-}
-template <class R> inline void store(R* to, V<R> x) { std::memcpy(to, &x, sizeof x); }
-template <class R> inline V<R> all(R x) { return x - V<R>{}; }
-template <class X> inline X larger(X a, X b) { return a > b ? a : b; }  // b if one is nan
-template <class R> inline R total(V<R> x) {
-  R sum = 0;
-  for (int l = 0; l < W<R>; ++l) sum += x[l];
-  return sum;
-}
+using T = INPUT;
+using C = FACTOR;
+using R = std::conditional_t<sizeof(C) == 8, double, float>;  // of scores and sums
+using V = vec::Vectorized<R>;
+constexpr bool PAIRS = sizeof(C) == 2;
+constexpr Int BLOCK_M = 64, BLOCK_N = 256, FEW = 8, L = V::size();
+constexpr R LOG2_E = 1.44269504088896340736, LN_2 = 0.693147180559945309417, INF = INFINITY;
 Int up(Int n, Int unit) { return (n + unit - 1) / unit * unit; }
 
-// [numbers]
-// 16 bits to 32 and back
-inline V<float> widen(const float* from) { return load(from); }
-inline V<double> widen(const double* from) { return load(from); }
-inline V<float> widen(const BFloat16* from) {
-  Vectors<float>::H h;
-  std::memcpy(&h, from, sizeof h);
-  return (V<float>)(__builtin_convertvector(h, I<float>) << 16);
+// [product]
+// In 64 bits, which the library does not take
+void brgemm(Int rows, Int columns, Int inner, Int a_row, Int, Int, bool add, const double* a,
+    const double* b, double* c, bool) {
+  for (; rows > 0; --rows, a += a_row, c += columns) {
+    if (!add) std::fill_n(c, columns, 0);
+    for (Int k = 0; k < inner; ++k)
+      for (Int j = 0; j < columns; ++j) c[j] += a[k] * b[k * columns + j];
+  }
 }
-inline V<float> widen(const Half* from) {
-  Vectors<float>::H h;
-  std::memcpy(&h, from, sizeof h);
-  I<float> x = __builtin_convertvector(h, I<float>), size = x & 0x7fff;
-  I<float> number = (I<float>)((V<float>)(size << 13) * 0x1p112f);
-  return (V<float>)((size > 0x7bff ? (size << 13) | 0x7f800000 : number) | ((x & 0x8000) << 16));
-}
-inline void narrow(float* to, V<float> x) { store(to, x); }
-inline void narrow(double* to, V<double> x) { store(to, x); }
-inline void narrow(BFloat16* to, V<float> x) {
-  I<float> u = (I<float>)x, rounded = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
-  auto h = __builtin_convertvector(x == x ? rounded : (u >> 16) | 0x40, Vectors<float>::H);
-  std::memcpy(to, &h, sizeof h);
-}
-inline void narrow(Half* to, V<float> x) {
-  I<float> u = (I<float>)x, size = u & 0x7fffffff, sign = (u >> 16) & 0x8000;
-  I<float> normal = (size - (112 << 23) + 0xfff + ((size >> 13) & 1)) >> 13;
-  I<float> small = (I<float>)((V<float>)size + 0.5f) - 0x3f000000;
-  I<float> y = size < (113 << 23) ? small : normal;
-  y = size >= 0x47800000 ? (size > 0x7f800000 ? I<float>{} + 0x7e00 : I<float>{} + 0x7c00) : y;
-  auto h = __builtin_convertvector(y | sign, Vectors<float>::H);
-  std::memcpy(to, &h, sizeof h);
+// C (+)= A B. In 16 bits, two rows of B are woven into one of pairs.
+void product(Int rows, Int columns, Int inner, const C* a, Int a_row, const C* b, R* c, bool add) {
+  brgemm(rows, columns, inner, a_row, columns, columns, add, a, b, c, PAIRS);
 }
 
 // [exp2]
-// 2^x for x <= 0 or so; nan stays nan, -inf gives 0
-inline V<float> exp2(V<float> x) {
-  const V<float> magic = all(0x1.8p23f + 127);
-  x = larger(all(-127.f), x);
-  V<float> z = x + magic, f = x - (z - magic);
-  V<float> p = f * 1.32647273e-3f + 9.67151279e-3f;
-  p = p * f + 5.55073374e-2f;
-  p = p * f + 2.40222421e-1f;
-  p = p * f + 6.93146978e-1f;
-  p = p * f + 1.f;
-  return p * (V<float>)((I<float>)z << 23);
+// 2^x for x <= 0 or so: nan stays nan, -inf gives 0
+template <bool coarse = false> vec::Vectorized<float> exp2(vec::Vectorized<float> x) {
+  using F = vec::Vectorized<float>;
+  const F magic(0x1.8p23f + 127);
+  x = vec::clamp_min(x, F(-127));
+  F z = x + magic, f = x - (z - magic), p;
+  if (coarse) {  // enough for 8 bits
+    p = vec::fmadd(f, F(5.517167e-2f), F(2.4261113e-1f));
+    p = vec::fmadd(p, f, F(6.9326099e-1f)), p = vec::fmadd(p, f, F(9.9992807e-1f));
+  } else {
+    p = vec::fmadd(f, F(1.32647273e-3f), F(9.67151279e-3f));
+    p = vec::fmadd(p, f, F(5.55073374e-2f)), p = vec::fmadd(p, f, F(2.40222421e-1f));
+    p = vec::fmadd(p, f, F(6.93146978e-1f)), p = vec::fmadd(p, f, F(1));
+  }
+  return p * vec::cast<float>(vec::cast<int32_t>(z) << vec::Vectorized<int32_t>(23));
 }
-inline V<double> exp2(V<double> x) {
-  const V<double> magic = all(0x1.8p52 + 1023);
-  x = larger(all(-1023.), x);
-  V<double> z = x + magic, f = (x - (z - magic)) * 0.693147180559945309, p = all(1.);
-  for (double n = 13; n > 0; --n) p = p * f / n + 1.;
-  return p * (V<double>)((I<double>)z << 52);
+template <bool coarse = false> vec::Vectorized<double> exp2(vec::Vectorized<double> x) {
+  return x.exp2();
 }
 
-// [product]
-// C (+)= A B, for M rows of A: rows and columns of A are so far apart; B and C have rows
-template <int M, int N, class R> inline __attribute__((always_inline)) void micro(
-    Int K, const R* a, Int row, Int column, const R* b, Int b_row, R* c, Int c_row, bool add) {
-  V<R> sum[M][N] = {};
-  for (Int k = 0; k < K; ++k, a += column, b += b_row) {
-    V<R> line[N];
-    for (int n = 0; n < N; ++n) line[n] = load(b + n * W<R>);
-    for (int m = 0; m < M; ++m)
-      for (int n = 0; n < N; ++n) sum[m][n] += a[m * row] * line[n];
-  }
-  for (int m = 0; m < M; ++m)
-    for (int n = 0; n < N; ++n) {
-      R* to = c + m * c_row + n * W<R>;
-      store(to, add ? load(to) + sum[m][n] : sum[m][n]);
-    }
+// [numbers]
+V get(const R* from) { return V::loadu(from); }
+template <class X> V get(const X* from) {  // 16 bits
+  V x;
+  vec::load_to_float(from, x);
+  return x;
 }
-template <int M, int N, class R> void strip(Int rows, Int K, const R* a, Int row, Int column,
-    const R* b, Int b_row, R* c, Int c_row, bool add) {
-  Int m = 0;
-  for (; m + M <= rows; m += M)
-    micro<M, N>(K, a + m * row, row, column, b, b_row, c + m * c_row, c_row, add);
-  if constexpr (M > 1)
-    if (m < rows)
-      strip<M / 2, N>(rows - m, K, a + m * row, row, column, b, b_row, c + m * c_row, c_row, add);
+template <class X> void put(X* to, V a, V b) {
+  if constexpr (std::is_same_v<X, R>) a.store(to), b.store(to + L);
+  else vec::convert_from_float<X>(a, b).store(to);
 }
-// B in panels of PANEL columns that lie `b_panel` apart
-template <class R> void product(Int rows, Int columns, Int K, const R* a, Int row, Int column,
-    const R* b, Int b_row, Int b_panel, R* c, Int c_row, bool add) {
-  for (Int n = 0; n < columns; n += PANEL<R>, b += b_panel)
-    for (Int k = 0; k < K; k += DEPTH) {
-      const R *x = a + k * column, *y = b + k * b_row;
-      Int deep = std::min<Int>(DEPTH, K - k);
-      bool more = add || k;
-      if (n + PANEL<R> <= columns)
-        strip<MR, NR>(rows, deep, x, row, column, y, b_row, c + n, c_row, more);
-      else
-        for (Int w = n; w < columns; w += W<R>)
-          strip<MR, 1>(rows, deep, x, row, column, y + w - n, b_row, c + w, c_row, more);
-    }
+R total(V x) {
+  return vec::vec_reduce_all<R>([](V a, V b) { return a + b; }, x);
+}
+void scaled(const R* from, Int width, R factor, T* to) {
+  for (Int c = 0; c < width; c += 2 * L)
+    put(to + c, get(from + c) * V(factor), get(from + c + L) * V(factor));
+}
+
+// [order]
+// Columns become rows, in squares of 16 by 16
+template <class X>
+void transpose(const X* from, Int from_row, Int rows, Int columns, X* to, Int to_row) {
+  for (Int i = 0; i < rows; i += 16)
+    for (Int j = 0; j < columns; j += 16)
+      vec::transpose_mxn<X, 16, 16>(from + i * from_row + j, from_row, to + j * to_row + i, to_row);
+}
+// The transposed as a right factor: of 16 bits, a pair moves as one word of 32
+void turn(const C* from, Int rows, Int width, C* to) {
+  using Word = std::conditional_t<PAIRS, float, C>;
+  Int words = width * sizeof(C) / sizeof(Word);
+  transpose((const Word*)from, words, rows, words, (Word*)to, rows);
+}
+// The rows as they are as a right factor
+void weave(const C* from, Int rows, Int width, C* to) {
+  constexpr Int k = PAIRS ? 2 : 1;
+  for (Int r = 0; r < rows; r += k)
+    for (Int c = 0; c < width; ++c)
+      for (Int i = 0; i < k; ++i) to[r * width + k * c + i] = from[(r + i) * width + c];
+}
+// Two rows of BLOCK_M sums, from column c on, into a right factor
+void put_two(R* to, Int c, V a, V b) { a.store(to + c), b.store(to + BLOCK_M + c); }
+void put_two(BFloat16* to, Int c, vec::Vectorized<float> a, vec::Vectorized<float> b) {
+  using I = vec::Vectorized<int32_t>;
+  I x = vec::cast<int32_t>(a) + I(0x8000), y = vec::cast<int32_t>(b) + I(0x8000);
+  (((x >> I(16)) & I(0xffff)) | (y & I(~0xffff))).store(to + 2 * c);
 }
 
 // [call]
 struct Matrix {
   char* data;
   Int batch, head, row;
-  template <class T> T* at(Int b, Int h, Int i) const {
-    return (T*)data + b * batch + h * head + i * row;
-  }
 };
 struct Call {
-  Int batch, heads, groups, queries, keys, width, value_width, causal, window, threads;
+  Int batch, heads, groups, queries, keys, width, value_width, causal, window;
   double scale;
   Matrix q, k, v, context, lse, bias, mask, d_context, d_lse, dq, dk, dv, d_bias;
 };
-
-// [pack]
-// rows of numbers to rows of floats, the rest of each row filled with zeros
-template <class T, class R>
-void copy_rows(const T* from, Int step, Int rows, Int width, R* to, Int to_step, R factor = 1) {
-  for (Int r = 0; r < rows; ++r, from += step, to += to_step) {
-    Int c = 0;
-    for (; c + W<R> <= width; c += W<R>) store(to + c, widen(from + c) * factor);
-    if (c == width) continue;
-    T rest[W<R>] = {};
-    std::memcpy(rest, from + c, (width - c) * sizeof(T));
-    store(to + c, widen(rest) * factor);
+// Memory, taken piece by piece; from address 0 on it tells how much will be needed
+struct Room {
+  Int at = 0;
+  template <class X> X* take(Int n) {
+    X* piece = (X*)at;
+    at = up(at + n * sizeof(X), 64);
+    return piece;
   }
-}
-template <int H, class R, size_t... L>
-inline void swap(V<R>& a, V<R>& b, std::index_sequence<L...>) {
-#ifdef __clang__
-  V<R> x = __builtin_shufflevector(a, b, (L & H ? W<R> + L - H : L)...),
-       y = __builtin_shufflevector(a, b, (L & H ? W<R> + L : L + H)...);
-#else
-  V<R> x = __builtin_shuffle(a, b, I<R>{(L & H ? W<R> + L - H : L)...}),
-       y = __builtin_shuffle(a, b, I<R>{(L & H ? W<R> + L : L + H)...});
-#endif
-  a = x;
-  b = y;
-}
-template <int H, class R> inline void transpose(V<R>* x) {
-  for (int i = 0; i < W<R>; ++i)
-    if (!(i & H)) swap<H, R>(x[i], x[i + H], std::make_index_sequence<W<R>>());
-  if constexpr (H > 1) transpose<H / 2, R>(x);
-}
-// W rows of keys become columns of a panel
-template <class R> void pack_columns(const R* from, Int step, Int width, R* panel) {
-  for (Int c = 0; c < width; c += W<R>) {
-    V<R> square[W<R>];
-    for (Int r = 0; r < W<R>; ++r) square[r] = load(from + r * step + c);
-    transpose<W<R> / 2, R>(square);
-    for (Int r = 0; r < std::min<Int>(W<R>, width - c); ++r)
-      store(panel + (c + r) * PANEL<R>, square[r]);
-  }
-}
-template <class R> R* column(R* columns, Int n, Int width) {
-  return columns + n / PANEL<R> * PANEL<R> * width + n % PANEL<R>;
+};
+// [deal]
+// Tasks for all threads: each takes the next one when it is done
+template <class F> void deal(Int tasks, const F& task) {
+  std::atomic<Int> next{0};
+  at::parallel_for(0, at::get_num_threads(), 1, [&](Int, Int) {
+    for (Int n; (n = next++) < tasks;) task(n, at::get_thread_num());
+    at::native::cpublas::brgemm_release(PAIRS);
+  });
 }
 
-// [rows]
-// The rest is about one call
-
-template <class T> struct Pass {
-  using R = Precise<T>;
-  static constexpr R LOG2_E = 1.44269504088896340736, LN_2 = 0.693147180559945309417,
-                     INF = INFINITY;
+// [bands]
+// A band: BLOCK_M rows of all queries that share a head of keys
+struct Band {
+  Int head, start, rows, from = INT64_MAX, to = 0;  // the keys that one of them sees
+  Int first[BLOCK_M], end[BLOCK_M];                 // that each of them sees
+  R m[BLOCK_M], l[BLOCK_M], alpha[BLOCK_M];
+};
+struct Attention {
   const Call& call;
-  const Int group = call.heads / call.groups, D = up(call.width, W<R>),
-            E = up(call.value_width, W<R>);
-  const Int earlier = call.keys - call.queries, blocks = up(call.keys, BLOCK_N) / BLOCK_N;
-  const bool stacked =
-      group * call.queries <= BLOCK_M;  // the query heads of a key head are one band
-  const Int bands = stacked ? 1 : group * (up(call.queries, BLOCK_M) / BLOCK_M);  // of a key head
+  const Int D = call.width, E = call.value_width, group = call.heads / call.groups;
+  const Int rows = group * call.queries, all = call.batch * call.groups;
+  const Int bands = up(rows, BLOCK_M) / BLOCK_M, blocks = up(call.keys, BLOCK_N) / BLOCK_N;
+  const R factor = call.scale * LOG2_E;
 
-  struct Band {
-    Int batch, head, start, rows;
-  };  // some rows of a head, or of several if stacked
-  Band band(Int batch, Int g, Int n) const {
-    if (stacked) return {batch, g * group, 0, group * call.queries};
-    Int per_head = bands / group, start = n % per_head * BLOCK_M;
-    return {batch, g * group + n / per_head, start, std::min(BLOCK_M, call.queries - start)};
+  template <class X> static X* place(const Matrix& m, Int batch, Int head, Int row) {
+    return (X*)m.data + batch * m.batch + head * m.head + row * m.row;
   }
-  template <class X> X* row(const Matrix& matrix, const Band& band, Int r) const {
-    r += band.start;
-    return matrix.at<X>(band.batch, band.head + r / call.queries, r % call.queries);
+  template <class X> X* of_query(const Matrix& m, const Band& band, Int r) const {
+    Int i = band.start + r, g = band.head % call.groups;
+    return place<X>(m, band.head / call.groups, g * group + i / call.queries, i % call.queries);
   }
-  Int end(const Band& band, Int r) const {
-    return call.causal ? earlier + (band.start + r) % call.queries + 1 : call.keys;
+  T* of_key(const Matrix& m, Int head, Int j) const {
+    return place<T>(m, head / call.groups, head % call.groups, j);
   }
-  Int first(const Band& band, Int r) const {
-    return call.window ? std::max<Int>(0, end(band, r) - call.window) : 0;
-  }
-  // The blocks of keys that a band sees, from .first to before .second
-  std::pair<Int, Int> visible(const Band& band) const {
-    if (stacked && call.causal) {
-      Band all{0, 0, 0, call.queries};
-      return {first(all, 0) / BLOCK_N, blocks};
+  Band band(Int head, Int n) const {
+    Band b{head, n * BLOCK_M, std::min(BLOCK_M, rows - n * BLOCK_M)};
+    for (Int r = 0; r < BLOCK_M; ++r) {
+      Int end =
+          call.causal ? (b.start + r) % call.queries + 1 + call.keys - call.queries : call.keys;
+      b.first[r] = call.window ? std::max<Int>(end - call.window, 0) : 0;
+      b.end[r] = r < b.rows ? std::max<Int>(end, 0) : 0;
+      b.m[r] = -INF, b.l[r] = 0;
+      if (r < b.rows) b.from = std::min(b.from, b.first[r]), b.to = std::max(b.to, b.end[r]);
     }
-    return {first(band, 0) / BLOCK_N, (end(band, band.rows - 1) + BLOCK_N - 1) / BLOCK_N};
+    return b;
   }
-  Int width_of(Int block) const { return std::min(BLOCK_N, call.keys - block * BLOCK_N); }
-
-  // [blocks]
-  // One block of keys and values: as columns for products, or the rows themselves
-  struct Block {
-    const R *columns, *rows, *values;
-    Int row, value_row;
-  };
-  Int unit() const { return BLOCK_N * (call.width + E); }
-  // What is read next comes nearer while this is computed
-  void fetch(const Matrix& matrix, Int batch, Int g, Int j, Int width) const {
-    for (Int i = j; i < std::min(j + W<R>, call.keys); ++i)
-      for (Int c = 0; c < width; c += 64 / Int(sizeof(T)))
-        __builtin_prefetch(matrix.at<T>(batch, g, i) + c, 0, 2);
+  // How many keys of a tile are computed: few shapes, so that few products are prepared
+  Int width_of(const Band& band, Int j) const { return std::min(BLOCK_N, up(band.to - j, 64)); }
+  void copy(const T* from, Int width, C* to) const {
+    if constexpr (std::is_same_v<T, C>) std::copy_n(from, width, to);
+    else
+      for (Int c = 0; c < width; c += L) get(from + c).store(to + c);
   }
-  Block pack(Int batch, Int g, Int block, R* to, R* rows) const {
-    Int j = block * BLOCK_N, n = width_of(block);
-    for (Int c = 0; c < n; c += W<R>) {
-      Int few = std::min(W<R>, n - c);
-      copy_rows(call.k.at<T>(batch, g, j + c), call.k.row, few, call.width, rows, D);
-      pack_columns(rows, D, call.width, column(to, c, call.width));
-      copy_rows(call.v.at<T>(batch, g, j + c), call.v.row, few, call.value_width,
-          to + BLOCK_N * call.width + c * E, E);
-      fetch(call.k, batch, g, j + BLOCK_N + c, call.width),
-          fetch(call.v, batch, g, j + BLOCK_N + c, call.value_width);
-    }
-    return packed(to);
+  void copy_band(const Matrix& m, const Band& band, Int width, C* to) const {
+    for (Int r = 0; r < band.rows; ++r) copy(of_query<T>(m, band, r), width, to + r * width);
+    std::fill(to + band.rows * width, to + BLOCK_M * width, C(0));
   }
-  Block packed(const R* at) const { return {at, nullptr, at + BLOCK_N * call.width, 0, E}; }
-  // [few]
-  // The same for few queries: 32 bits where they lie, 16 bits as a copy
-  Block read(Int batch, Int g, Int block, R* values, R* rows) const {
-    Int j = block * BLOCK_N, n = width_of(block);
-    if (std::is_same_v<T, R> && D == call.width && E == call.value_width)
-      return {nullptr, (R*)call.k.at<T>(batch, g, j), (R*)call.v.at<T>(batch, g, j), call.k.row,
-          call.v.row};
-    for (Int c = 0; c < n; c += W<R>) {
-      Int few = std::min(W<R>, n - c);
-      copy_rows(call.k.at<T>(batch, g, j + c), call.k.row, few, call.width, rows + c * D, D);
-      copy_rows(
-          call.v.at<T>(batch, g, j + c), call.v.row, few, call.value_width, values + c * E, E);
-      fetch(call.k, batch, g, j + BLOCK_N + c, call.width);
-    }
-    return {nullptr, rows, values, D, E};
-  }
-  void dots(const Band& band, Int block, const R* q, const Block& keys, R* s) const {
-    Int j = block * BLOCK_N, n = width_of(block), g = band.head / group;
-    for (Int c = 0; c < n; c += W<R>)
-      for (Int r = 0; r < band.rows; ++r) {
-        if (r == 0) fetch(call.v, band.batch, g, j + BLOCK_N + c, call.value_width);
-        V<R> part[W<R>] = {}, sum = {};
-        for (Int i = 0; i < std::min(W<R>, n - c); ++i)
-          for (Int d = 0; d < D; d += W<R>)
-            part[i] += load(q + r * D + d) * load(keys.rows + (c + i) * keys.row + d);
-        transpose<W<R> / 2, R>(part);
-        for (auto& each : part) sum += each;
-        store(s + r * BLOCK_N + c, sum);
-      }
+  void copy_block(const Matrix& m, Int head, Int j, Int width, C* to) const {
+    Int n = std::min(BLOCK_N, call.keys - j);
+    for (Int i = 0; i < n; ++i) copy(of_key(m, head, j + i), width, to + i * width);
+    std::fill(to + n * width, to + BLOCK_N * width, C(0));
   }
 
   // [scores]
-  // The scores of a tile, to base 2; false if nothing in it is seen
-  bool scores(const Band& band, Int block, const R* q, const Block& keys, R* s) const {
-    Int j = block * BLOCK_N, n = width_of(block);
-    bool seen = !call.mask.data, edge = call.mask.data || call.bias.data || n % W<R>;
-    for (Int r = 0; r < band.rows && !seen; ++r)
-      seen = std::memchr(row<char>(call.mask, band, r) + j, 1, n);
-    if (!seen) return false;
-    if (!keys.columns) dots(band, block, q, keys, s);
-    else
-      product(band.rows, up(n, W<R>), call.width, q, D, 1, keys.columns, PANEL<R>,
-          PANEL<R> * call.width, s, BLOCK_N, false);
-    for (Int r = 0; r < band.rows; ++r) {
-      Int from = std::clamp<Int>(first(band, r) - j, 0, n),
-          to = std::clamp<Int>(end(band, r) - j, 0, n);
-      if (!edge && from == 0 && to == n) continue;
-      R* line = s + r * BLOCK_N;
-      if (call.bias.data) {
-        const R* bias = row<R>(call.bias, band, r) + j;
-        for (Int c = 0; c < n; ++c) line[c] += LOG2_E * bias[c];
-      }
-      if (call.mask.data) {
-        const char* mask = row<char>(call.mask, band, r) + j;
-        for (Int c = 0; c < n; ++c) line[c] = mask[c] ? line[c] : -INF;
-      }
-      std::fill(line, line + from, -INF);
-      std::fill(line + to, line + up(n, W<R>), -INF);
+  // A column for each query, a row for each key; false if a mask hides all of it
+  bool scores(const Band& band, Int j, const C* keys, const C* qt, R* s, R* given) const {
+    Int n = width_of(band, j), real = std::min(n, call.keys - j);
+    bool seen = !call.mask.data, hidden = false, edge = false;
+    for (Int r = 0; r < band.rows && call.mask.data; ++r) {
+      const char* mask = call.mask.data ? of_query<char>(call.mask, band, r) + j : nullptr;
+      seen |= std::memchr(mask, 1, real) != nullptr;
+      hidden |= std::memchr(mask, 0, real) != nullptr;
     }
+    if (!seen) return false;
+    product(n, BLOCK_M, D, keys, D, qt, s, false);
+    if (call.bias.data || hidden) add_given(band, j, n, real, s, given);
+    R first[BLOCK_M], end[BLOCK_M];
+    for (Int r = 0; r < BLOCK_M; ++r) {
+      first[r] = std::clamp<Int>(band.first[r] - j, 0, n);
+      end[r] = std::clamp<Int>(band.end[r] - j, 0, n);
+      edge |= first[r] > 0 || end[r] < n;
+    }
+    for (Int i = 0; i < n && edge; ++i)
+      for (Int c = 0; c < BLOCK_M; c += L) {
+        V inside = (get(first + c) <= V(i)) & (V(i) < get(end + c));
+        V::blendv(V(-INF), get(s + i * BLOCK_M + c), inside).store(s + i * BLOCK_M + c);
+      }
     return true;
+  }
+  // The bias in units of q k, and -inf where the mask hides
+  void add_given(const Band& band, Int j, Int n, Int real, R* s, R* given) const {
+    std::fill_n(given, BLOCK_M * BLOCK_N, 0);
+    for (Int r = 0; r < band.rows; ++r) {
+      const R* bias = call.bias.data ? of_query<R>(call.bias, band, r) + j : nullptr;
+      const char* mask = call.mask.data ? of_query<char>(call.mask, band, r) + j : nullptr;
+      R* to = given + r * BLOCK_N;
+      for (Int c = 0; c < real && call.bias.data; ++c) to[c] = bias[c] / R(call.scale);
+      for (Int c = 0; c < real && mask; ++c) to[c] = mask[c] ? to[c] : -INF;
+    }
+    transpose(given, BLOCK_N, BLOCK_M, n, given + BLOCK_M * BLOCK_N, BLOCK_M);
+    for (Int c = 0; c < n * BLOCK_M; c += L) {
+      V more = get(given + BLOCK_M * BLOCK_N + c);  // where it is -inf, a nan is hidden as well
+      V::blendv(get(s + c) + more, more, more == V(-INF)).store(s + c);
+    }
   }
 
   // [softmax]
-  // Scores of up to W rows become weights, measured from the largest so far
-  void softmax(R* s, Int rows, Int n, R* m, R* l, R* acc) const {
-    V<R> part[W<R>], top = load(m);
-    for (int r = 0; r < W<R>; ++r) part[r] = all(-INF);
-    for (int r = 0; r < rows; ++r) {
-      V<R> a = part[r], b = a;
-      Int c = 0;
-      for (; c + W<R> < n; c += 2 * W<R>)
-        a = larger(a, load(s + r * BLOCK_N + c)), b = larger(b, load(s + r * BLOCK_N + c + W<R>));
-      if (c < n) a = larger(a, load(s + r * BLOCK_N + c));
-      part[r] = larger(a, b);
-    }
-    transpose<W<R> / 2, R>(part);
-    for (auto& each : part) top = larger(each, top);
-    V<R> base = top == -INF ? V<R>{} : top, alpha = exp2(load(m) - base), sum = {};
-    for (auto& each : part) each = V<R>{};
-    for (int r = 0; r < rows; ++r) {
-      V<R> from = all(R(base[r])), sum = {};
-      R* line = s + r * BLOCK_N;
-      for (Int c = 0; c < n; c += W<R>) {
-        V<R> weight = exp2(load(line + c) - from);
-        sum += weight;
-        store(line + c, weight);
+  // Scores become weights, measured from the largest of each column so far
+  void softmax(Band& band, Int n, const R* s, C* p, R* acc) const {
+    for (Int c = 0; c < BLOCK_M; c += 4 * L) {
+      V top[4], sum[4];
+      for (int v = 0; v < 4; ++v) top[v] = V(-INF), sum[v] = V(0);
+      for (Int i = 0; i < n; ++i)
+        for (int v = 0; v < 4; ++v)
+          top[v] = vec::clamp_min(get(s + i * BLOCK_M + c + v * L), top[v]);
+      for (int v = 0; v < 4; ++v) {
+        V old = get(band.m + c + v * L), now = vec::maximum(old, top[v]);
+        now.store(band.m + c + v * L);
+        top[v] = V::blendv(now, V(0), now == V(-INF));
+        exp2((old - top[v]) * V(factor)).store(band.alpha + c + v * L);
       }
-      part[r] = sum;
-      if (alpha[r] != 1)
-        for (Int c = r * E; c < (r + 1) * E; c += W<R>) store(acc + c, load(acc + c) * R(alpha[r]));
+      for (Int i = 0; i < n; i += 2)
+        for (int v = 0; v < 4; ++v) {
+          const R* at = s + i * BLOCK_M + c + v * L;
+          V a = exp2<PAIRS>((get(at) - top[v]) * V(factor));
+          V b = exp2<PAIRS>((get(at + BLOCK_M) - top[v]) * V(factor));
+          sum[v] = sum[v] + (a + b), put_two(p + i * BLOCK_M, c + v * L, a, b);
+        }
+      for (int v = 0; v < 4; ++v) {
+        R* l = band.l + c + v * L;
+        vec::fmadd(get(l), get(band.alpha + c + v * L), sum[v]).store(l);
+      }
     }
-    transpose<W<R> / 2, R>(part);
-    for (auto& each : part) sum += each;
-    store(l, load(l) * alpha + sum), store(m, top);
+    if (std::all_of(band.alpha, band.alpha + BLOCK_M, [](R a) { return a == 1; })) return;
+    for (Int e = 0; e < E * BLOCK_M; e += BLOCK_M)
+      for (Int c = 0; c < BLOCK_M; c += L)
+        (get(acc + e + c) * get(band.alpha + c)).store(acc + e + c);
   }
 
   // [band]
   struct Desk {
-    R *q, *s, *acc, *m, *l, *rows, *block;
-  };  // what a thread needs for a band
-  Int desk_size() const { return BLOCK_M * (D + BLOCK_N + E + 2) + BLOCK_N * D + unit(); }
-  Desk desk(R* at) const {
-    R *s = at + BLOCK_M * D, *acc = s + BLOCK_M * BLOCK_N, *m = acc + BLOCK_M * E;
-    return {at, s, acc, m, m + BLOCK_M, m + 2 * BLOCK_M, m + 2 * BLOCK_M + BLOCK_N * D};
+    C *q, *qt, *p;
+    R *s, *acc, *given;
+  };
+  Desk desk(Room& room) const {
+    return {room.take<C>(std::max(BLOCK_M * D, BLOCK_N * E)), room.take<C>(BLOCK_M * D),
+        room.take<C>(BLOCK_N * BLOCK_M), room.take<R>(BLOCK_N * BLOCK_M), room.take<R>(BLOCK_M * E),
+        room.take<R>(std::max(2 * BLOCK_N, E) * BLOCK_M)};
   }
-
-  void forward_band(
-      const Band& band, Int g, Int from, Int to, const R* ahead, const Desk& desk) const {
-    for (Int r = 0; r < band.rows; ++r)
-      copy_rows(
-          row<T>(call.q, band, r), 0, 1, call.width, desk.q + r * D, 0, R(call.scale * LOG2_E));
-    std::fill(desk.acc, desk.acc + BLOCK_M * E, 0), std::fill(desk.m, desk.m + BLOCK_M, -INF),
-        std::fill(desk.l, desk.l + BLOCK_M, 0);
-    for (Int block = from; block < to; ++block) {
-      Block keys = ahead     ? packed(ahead + block * unit())
-          : band.rows <= FEW ? read(band.batch, g, block, desk.block, desk.rows)
-                             : pack(band.batch, g, block, desk.block, desk.rows);
-      if (!scores(band, block, desk.q, keys, desk.s)) continue;
-      Int n = width_of(block);
-      for (Int r = 0; r < band.rows; r += W<R>)
-        softmax(desk.s + r * BLOCK_N, std::min(W<R>, band.rows - r), up(n, W<R>), desk.m + r,
-            desk.l + r, desk.acc + r * E);
-      product(band.rows, E, n, desk.s, BLOCK_N, 1, keys.values, keys.value_row, PANEL<R>, desk.acc,
-          E, true);
+  void forward_band(Band band, const C* keys, const C* values_t, Room room) const {
+    auto [q, qt, p, s, acc, given] = desk(room);
+    if (!PAIRS) p = (C*)s;
+    copy_band(call.q, band, D, q), turn(q, BLOCK_M, D, qt), std::fill_n(acc, BLOCK_M * E, 0);
+    for (Int j = band.from / BLOCK_N * BLOCK_N; j < band.to; j += BLOCK_N) {
+      if (!scores(band, j, keys + j * D, qt, s, given)) continue;
+      Int n = width_of(band, j);
+      softmax(band, n, s, p, acc), product(E, BLOCK_M, n, values_t + j * E, BLOCK_N, p, acc, true);
     }
+    transpose(acc, BLOCK_M, E, BLOCK_M, given, E), finish(band, given);
   }
-  void finish(const Band& band, const Desk& desk) const {
+  void finish(const Band& band, const R* acc) const {
     for (Int r = 0; r < band.rows; ++r) {
-      R l = desk.l[r];
-      put(desk.acc + r * E, row<T>(call.context, band, r), call.value_width,
-          desk.m[r] == -INF && l == 0 ? 0 : 1 / l);
-      *row<R>(call.lse, band, r) = (desk.m[r] + std::log2(l)) * LN_2;
-    }
-  }
-  static void put(const R* from, T* to, Int width, R factor) {
-    for (Int c = 0; c < width; c += W<R>) {
-      T line[W<R>];
-      narrow(line, load(from + c) * factor);
-      std::memcpy(to + c, line, std::min<Int>(W<R>, width - c) * sizeof(T));
-    }
-  }
-  // [parts]
-  // Another part of the same rows joins the first
-  void merge(const Desk& a, const Desk& b, Int rows) const {
-    for (Int r = 0; r < rows; ++r) {
-      R top = std::max(a.m[r], b.m[r]), base = top == -INF ? 0 : top, x = std::exp2(a.m[r] - base),
-        y = std::exp2(b.m[r] - base);
-      a.m[r] = top, a.l[r] = x * a.l[r] + y * b.l[r];
-      for (Int c = r * E; c < (r + 1) * E; c += W<R>)
-        store(a.acc + c, load(a.acc + c) * x + load(b.acc + c) * y);
+      R l = band.l[r];
+      scaled(acc + r * E, E, l == 0 ? 0 : 1 / l, of_query<T>(call.context, band, r));
+      *of_query<R>(call.lse, band, r) = band.m[r] * R(call.scale) + std::log2(l) * LN_2;
     }
   }
 
   // [forward]
-  int forward() const {
-    const Int all = call.batch * call.groups, many = 8 * call.threads;
-    const bool ahead = bands > 1;
-    const Int at_once = std::min(all, ahead ? up(many, bands) / bands : all);
-    const Int splits =
-        ahead ? 1 : std::clamp<Int>(many / std::max<Int>(all, 1), 1, std::max<Int>(blocks / 4, 1));
-    const Int packed_size = ahead ? at_once * blocks * unit() : 0,
-              desks = ahead || splits == 1 ? call.threads : all * splits;
-    R* work = (R*)std::aligned_alloc(64, up((packed_size + desks * desk_size()) * sizeof(R), 64));
-    if (!work) return 1;
+  void forward_many() const {
+    Int threads = at::get_num_threads(), at_once = std::min(all, up(8 * threads, bands) / bands);
+    Room size;
+    desk(size);
+    Int packed = blocks * BLOCK_N * (D + E) * sizeof(C),
+        whole = at_once * packed + threads * size.at;
+    auto memory = c10::GetCPUAllocator()->allocate(whole);
+    auto keys = [&](Int n) { return (C*)((char*)memory.get() + n * packed); };
+    auto mine = [&](Int thread) { return Room{Int(keys(at_once)) + thread * size.at}; };
     for (Int start = 0; start < all; start += at_once) {
       Int heads = std::min(at_once, all - start);
-#pragma omp parallel num_threads(call.threads)
-      {
-        if (ahead) {
-#pragma omp for schedule(static)
-          for (Int n = 0; n < heads * blocks; ++n)
-            pack((start + n / blocks) / call.groups, (start + n / blocks) % call.groups, n % blocks,
-                work + n * unit(), desk(work + packed_size + thread() * desk_size()).rows);
+      deal(heads * blocks, [&](Int n, Int thread) {
+        Int head = n / blocks, j = n % blocks * BLOCK_N;
+        C* to = keys(head);
+        Room room = mine(thread);
+        C* values = desk(room).q;
+        copy_block(call.k, start + head, j, D, to + j * D);
+        copy_block(call.v, start + head, j, E, values);
+        transpose(values, E, BLOCK_N, E, to + blocks * BLOCK_N * D + j * E, BLOCK_N);
+      });
+      deal(heads * bands, [&](Int n, Int thread) {  // the last bands first: they see most
+        C* from = keys(n % heads);
+        Band next = band(start + n % heads, bands - 1 - n / heads);
+        forward_band(next, from, from + blocks * BLOCK_N * D, mine(thread));
+      });
+    }
+  }
+
+  // [few]
+  // Some keys for a few queries, read where they lie
+  void few(Band& band, Int from, Int to, const R* q, R* acc) const {
+    constexpr Int n = 64;
+    const T *k = of_key(call.k, band.head, from), *v = of_key(call.v, band.head, from);
+    R s[FEW * n];
+    for (Int j = from; j < to; j += n, k += n * call.k.row, v += n * call.v.row) {
+      Int real = std::min(n, to - j);
+      std::fill_n(s, FEW * n, -INF);
+      for (Int i = 0; i < real; ++i)
+        for (Int r = 0; r < band.rows; ++r) {
+          V sum(0);
+          for (Int d = 0; d < D; d += L)
+            sum = vec::fmadd(get(q + r * D + d), get(k + i * call.k.row + d), sum);
+          s[r * n + i] = total(sum);
         }
-#pragma omp for schedule(dynamic, 1)
-        for (Int n = 0; n < heads * bands * splits; ++n) {
-          Int head = n % heads, part = n / heads, g = (start + head) % call.groups;
-          Band rows = band((start + head) / call.groups, g, ahead ? bands - 1 - part : 0);
-          auto [from, to] = visible(rows);
-          Desk mine = desk(
-              work + packed_size + (splits > 1 ? head * splits + part : thread()) * desk_size());
-          Int count = to - from;
-          if (splits > 1) to = from + count * (part + 1) / splits, from += count * part / splits;
-          forward_band(rows, g, from, to, ahead ? work + head * blocks * unit() : nullptr, mine);
-          if (splits == 1) finish(rows, mine);
+      for (Int r = 0; r < band.rows; ++r) {
+        add_given_few(band, r, j, real, s + r * n);
+        R *line = s + r * n, top = std::max(*std::max_element(line, line + real), band.m[r]);
+        R base = top == -INF ? 0 : top, alpha = std::exp2((band.m[r] - base) * factor);
+        V sum(0);
+        for (Int i = 0; i < n; i += L) {
+          V weight = exp2((get(line + i) - V(base)) * V(factor));
+          weight.store(line + i), sum = sum + weight;
         }
-        if (splits > 1) {
-#pragma omp for schedule(static)
-          for (Int head = 0; head < heads; ++head) {
-            Band rows = band((start + head) / call.groups, (start + head) % call.groups, 0);
-            Desk sum = desk(work + packed_size + head * splits * desk_size());
-            for (Int part = 1; part < splits; ++part)
-              merge(
-                  sum, desk(work + packed_size + (head * splits + part) * desk_size()), rows.rows);
-            finish(rows, sum);
+        band.m[r] = top, band.l[r] = band.l[r] * alpha + total(sum);
+        for (Int e = 0; e < E; e += 2 * L) {
+          R* at = acc + r * E + e;
+          V x = get(at) * V(alpha), y = get(at + L) * V(alpha);
+          for (Int i = 0; i < real; ++i) {
+            const T* value = v + i * call.v.row + e;
+            x = vec::fmadd(V(line[i]), get(value), x);
+            y = vec::fmadd(V(line[i]), get(value + L), y);
           }
+          put(at, x, y);
         }
       }
     }
-    std::free(work);
-    return 0;
+  }
+
+  // [given]
+  void add_given_few(const Band& band, Int r, Int j, Int n, R* line) const {
+    const R* bias = call.bias.data ? of_query<R>(call.bias, band, r) + j : nullptr;
+    const char* mask = call.mask.data ? of_query<char>(call.mask, band, r) + j : nullptr;
+    for (Int i = 0; i < n; ++i) {
+      if (call.bias.data) line[i] += bias[i] / R(call.scale);
+      bool hidden = j + i < band.first[r] || j + i >= band.end[r];
+      if (hidden || (call.mask.data && !mask[i])) line[i] = -INF;
+    }
+  }
+
+  // [merge]
+  // Another part of the keys joins the first
+  void merge(Band& a, const Band& b, R* acc, const R* other) const {
+    for (Int r = 0; r < a.rows; ++r) {
+      R top = std::max(a.m[r], b.m[r]), base = top == -INF ? 0 : top;
+      R x = std::exp2((a.m[r] - base) * factor), y = std::exp2((b.m[r] - base) * factor);
+      a.m[r] = top, a.l[r] = x * a.l[r] + y * b.l[r];
+      for (Int e = r * E; e < (r + 1) * E; ++e) acc[e] = x * acc[e] + y * other[e];
+    }
+  }
+  void forward_few() const {
+    Int most = up(call.keys, BLOCK_N) / BLOCK_N,
+        parts = std::clamp<Int>(8 * at::get_num_threads() / all, 1, most);
+    std::vector<Band> part(all * parts);
+    std::vector<R> memory(all * parts * rows * (D + E));
+    auto q = [&](Int n) { return memory.data() + n * rows * (D + E); };
+    auto acc = [&](Int n) { return q(n) + rows * D; };
+    deal(all * parts, [&](Int n, Int) {
+      Band& mine = part[n] = band(n / parts, 0);
+      for (Int r = 0; r < rows; ++r)
+        for (Int d = 0; d < D; d += L)
+          get(of_query<T>(call.q, mine, r) + d).store(q(n) + r * D + d);
+      Int count = std::max<Int>(mine.to - mine.from, 0), k = n % parts;
+      few(mine, mine.from + count * k / parts, mine.from + count * (k + 1) / parts, q(n), acc(n));
+    });
+    deal(all, [&](Int head, Int) {
+      Int n = head * parts;
+      for (Int k = 1; k < parts; ++k) merge(part[n], part[n + k], acc(n), acc(n + k));
+      finish(part[n], acc(n));
+    });
   }
 
   // [backward]
-  // The gradients of a key head from some blocks of its keys: blocks part, part + parts, ...
-  Int task_size() const {
-    return bands * BLOCK_M * (2 * D + E + 2) +
-        BLOCK_N * (call.width + call.value_width + 2 * D + E) + 2 * BLOCK_M * BLOCK_N;
+  struct Rows {  // of a band: two matrices, each as both right factors; and what is summed
+    C *q, *qt, *go, *got;
+    R *dqt, *lse, *delta;
+  };
+  struct Block {
+    C *k, *kt, *v, *rows, *p, *g, *woven;
+    R *s, *ds, *given, *dk, *dv;
+  };
+  Rows rows_of(Room& room) const {
+    return {room.take<C>(BLOCK_M * D), room.take<C>(BLOCK_M * D), room.take<C>(BLOCK_M * E),
+        room.take<C>(BLOCK_M * E), room.take<R>(BLOCK_M * D), room.take<R>(BLOCK_M),
+        room.take<R>(BLOCK_M)};
   }
-  void backward_part(Int batch, Int g, Int part, Int parts, R* q) const {
-    R *dq = q + bands * BLOCK_M * D, *d_context = dq + bands * BLOCK_M * D,
-      *lse = d_context + bands * BLOCK_M * E, *delta = lse + bands * BLOCK_M;
-    R *columns = delta + bands * BLOCK_M, *values = columns + BLOCK_N * call.width,
-      *keys = values + BLOCK_N * call.value_width;
-    R *dk = keys + BLOCK_N * D, *dv = dk + BLOCK_N * D, *s = dv + BLOCK_N * E,
-      *ds = s + BLOCK_M * BLOCK_N;
-    std::fill(dq, d_context, 0);
-    for (Int n = 0; n < bands; ++n) {
-      Band rows = band(batch, g, n);
-      for (Int r = 0, at = n * BLOCK_M; r < rows.rows; ++r, ++at) {
-        copy_rows(row<T>(call.q, rows, r), 0, 1, call.width, q + at * D, 0, R(call.scale * LOG2_E));
-        copy_rows(row<T>(call.d_context, rows, r), 0, 1, call.value_width, d_context + at * E, 0);
-        copy_rows(row<T>(call.context, rows, r), 0, 1, call.value_width, s, 0);
-        V<R> sum = {};
-        for (Int c = 0; c < E; c += W<R>) sum += load(s + c) * load(d_context + at * E + c);
-        delta[at] = total<R>(sum) - *row<R>(call.d_lse, rows, r);
-        lse[at] = *row<R>(call.lse, rows, r) * LOG2_E;
-        if (lse[at] == -INF) lse[at] = INF;  // of a row that sees nothing
-      }
+  Block block_of(Room& room) const {
+    return {room.take<C>(BLOCK_N * D), room.take<C>(BLOCK_N * D), room.take<C>(BLOCK_N * E),
+        room.take<C>(BLOCK_M * std::max(D, E)), room.take<C>(BLOCK_N * BLOCK_M),
+        room.take<C>(BLOCK_N * BLOCK_M), room.take<C>(BLOCK_N * BLOCK_M),
+        room.take<R>(BLOCK_N * BLOCK_M), room.take<R>(BLOCK_N * BLOCK_M),
+        room.take<R>(2 * BLOCK_N * BLOCK_M), room.take<R>(BLOCK_N * D), room.take<R>(BLOCK_N * E)};
+  }
+  void prepare(const Band& band, const Rows& to, C* room) const {
+    copy_band(call.q, band, D, room), turn(room, BLOCK_M, D, to.qt), weave(room, BLOCK_M, D, to.q);
+    copy_band(call.d_context, band, E, room);
+    turn(room, BLOCK_M, E, to.got), weave(room, BLOCK_M, E, to.go);
+    std::fill_n(to.dqt, BLOCK_M * D, 0), std::fill_n(to.delta, BLOCK_M, 0);
+    std::fill_n(to.lse, BLOCK_M, INF);  // of a row that sees nothing
+    for (Int r = 0; r < band.rows; ++r) {
+      const T *o = of_query<T>(call.context, band, r), *go = of_query<T>(call.d_context, band, r);
+      V sum(0);
+      for (Int e = 0; e < E; e += L) sum = vec::fmadd(get(o + e), get(go + e), sum);
+      to.delta[r] = total(sum) - *of_query<R>(call.d_lse, band, r);
+      R lse = *of_query<R>(call.lse, band, r) * LOG2_E;
+      if (lse != -INF) to.lse[r] = lse;
     }
-    for (Int block = part; block < blocks; block += parts) {
-      Int j = block * BLOCK_N, n = width_of(block);
-      copy_rows(call.v.at<T>(batch, g, j), call.v.row, n, call.value_width, dv, E);
-      copy_rows(call.k.at<T>(batch, g, j), call.k.row, n, call.width, keys, D);
-      for (Int c = 0; c < n; c += W<R>) {
-        pack_columns(dv + c * E, E, call.value_width, column(values, c, call.value_width));
-        pack_columns(keys + c * D, D, call.width, column(columns, c, call.width));
-      }
-      std::fill(dk, s, 0);
-      for (Int b = 0; b < bands; ++b) {
-        Band rows = band(batch, g, b);
-        auto [from, to] = visible(rows);
-        if (block < from || block >= to ||
-            !scores(rows, block, q + b * BLOCK_M * D, {columns, nullptr, nullptr, 0, 0}, s))
-          continue;
-        const R *my_q = q + b * BLOCK_M * D, *my_do = d_context + b * BLOCK_M * E;
-        product(rows.rows, up(n, W<R>), call.value_width, my_do, E, 1, values, PANEL<R>,
-            PANEL<R> * call.value_width, ds, BLOCK_N, false);
-        for (Int r = 0; r < rows.rows; ++r) {
-          V<R> top = all(lse[b * BLOCK_M + r]), mean = all(delta[b * BLOCK_M + r]);
-          for (Int c = r * BLOCK_N; c < r * BLOCK_N + n; c += W<R>) {
-            V<R> weight = exp2(load(s + c) - top);
-            store(s + c, weight), store(ds + c, weight * (load(ds + c) - mean));
+  }
+
+  // [gradient]
+  // Scores become weights, and the gradients of weights become those of scores
+  void to_weights(Int n, const Rows& rows, const Block& to, C* p, C* g, C* woven) const {
+    for (Int i = 0; i < n; i += 2)
+      for (Int c = 0; c < BLOCK_M; c += 2 * L) {
+        V ds[2][2];
+        for (int k = 0; k < 2; ++k) {
+          Int at = (i + k) * BLOCK_M + c;
+          V w[2];
+          for (int v = 0; v < 2; ++v) {
+            Int x = at + v * L, y = c + v * L;
+            V power = vec::fmsub(get(to.s + x), V(factor), get(rows.lse + y));
+            w[v] = exp2<PAIRS>(vec::clamp_max(power, V(0)));  // scores of 1e30 are rounded
+            ds[k][v] = w[v] * (get(to.ds + x) - get(rows.delta + y));
           }
-          if (call.d_bias.data) std::copy_n(ds + r * BLOCK_N, n, row<R>(call.d_bias, rows, r) + j);
+          put(p + at, w[0], w[1]), put(g + at, ds[k][0], ds[k][1]);
         }
-        product(n, E, rows.rows, s, 1, BLOCK_N, my_do, E, PANEL<R>, dv, E, true);
-        product(n, D, rows.rows, ds, 1, BLOCK_N, my_q, D, PANEL<R>, dk, D, true);
-        product(rows.rows, D, n, ds, BLOCK_N, 1, keys, D, PANEL<R>, dq + b * BLOCK_M * D, D, true);
+        for (int v = 0; v < 2 && PAIRS; ++v)
+          put_two(woven + i * BLOCK_M, c + v * L, ds[0][v], ds[1][v]);
       }
-      for (Int r = 0; r < n; ++r) {
-        put(dk + r * D, call.dk.at<T>(batch, g, j + r), call.width, LN_2);
-        put(dv + r * E, call.dv.at<T>(batch, g, j + r), call.value_width, 1);
+  }
+  // The gradients of a head of keys, from blocks part, part + parts, ...
+  void backward_part(Int head, Int part, Int parts, Room room) const {
+    std::vector<Rows> mine;
+    std::vector<Band> band_of;
+    for (Int n = 0; n < bands; ++n) mine.push_back(rows_of(room)), band_of.push_back(band(head, n));
+    Block b = block_of(room);
+    C *p = PAIRS ? b.p : (C*)b.s, *g = PAIRS ? b.g : (C*)b.ds, *woven = PAIRS ? b.woven : g;
+    for (Int n = 0; n < bands; ++n) prepare(band_of[n], mine[n], b.rows);
+    for (Int j = part * BLOCK_N; j < call.keys; j += parts * BLOCK_N) {
+      copy_block(call.k, head, j, D, b.k), copy_block(call.v, head, j, E, b.v);
+      transpose(b.k, D, BLOCK_N, D, b.kt, BLOCK_N), std::fill_n(b.dk, BLOCK_N * D, 0),
+          std::fill_n(b.dv, BLOCK_N * E, 0);
+      for (Int m = 0; m < bands; ++m) {
+        const Band& rows = band_of[m];
+        if (j + BLOCK_N <= rows.from || j >= rows.to) continue;
+        if (!scores(rows, j, b.k, mine[m].qt, b.s, b.given)) continue;
+        Int n = width_of(rows, j);
+        product(n, BLOCK_M, E, b.v, E, mine[m].got, b.ds, false);
+        to_weights(n, mine[m], b, p, g, woven);
+        for (Int r = 0; r < rows.rows && call.d_bias.data; ++r)
+          for (Int i = 0; i < std::min(n, call.keys - j); ++i)
+            of_query<R>(call.d_bias, rows, r)[j + i] = b.ds[i * BLOCK_M + r];
+        product(n, E, BLOCK_M, p, BLOCK_M, mine[m].go, b.dv, true);
+        product(n, D, BLOCK_M, g, BLOCK_M, mine[m].q, b.dk, true);
+        product(D, BLOCK_M, n, b.kt, BLOCK_N, woven, mine[m].dqt, true);
+      }
+      for (Int i = 0; i < std::min(BLOCK_N, call.keys - j); ++i) {
+        scaled(b.dk + i * D, D, call.scale, of_key(call.dk, head, j + i));
+        scaled(b.dv + i * E, E, 1, of_key(call.dv, head, j + i));
       }
     }
   }
+
   // [sums]
-  void finish_backward(Int batch, Int g, R* q, Int parts) const {
-    R* dq = q + bands * BLOCK_M * D;
-    for (Int part = 1; part < parts; ++part)
-      for (Int n = 0; n < bands * BLOCK_M * D; n += W<R>)
-        store(dq + n, load(dq + n) + load(dq + part * task_size() + n));
+  void finish_backward(Int head, Int parts, Room room, Int size) const {
     for (Int n = 0; n < bands; ++n) {
-      Band rows = band(batch, g, n);
+      Room later{room.at};
+      R* dqt = rows_of(room).dqt;
+      for (Int part = 1; part < parts; ++part) {
+        later.at += size;
+        Room its = later;
+        const R* more = rows_of(its).dqt;
+        for (Int c = 0; c < BLOCK_M * D; c += L) (get(dqt + c) + get(more + c)).store(dqt + c);
+      }
+      Band rows = band(head, n);
+      std::vector<R> dq(BLOCK_M * D);
+      transpose(dqt, BLOCK_M, D, BLOCK_M, dq.data(), D);
       for (Int r = 0; r < rows.rows; ++r)
-        put(dq + (n * BLOCK_M + r) * D, row<T>(call.dq, rows, r), call.width, call.scale);
+        scaled(&dq[r * D], D, call.scale, of_query<T>(call.dq, rows, r));
     }
   }
-  int backward() const {
-    const Int all = call.batch * call.groups,
-              parts = std::clamp<Int>(
-                  2 * call.threads / std::max<Int>(all, 1), 1, std::max<Int>(blocks, 1));
-    R* work = (R*)std::aligned_alloc(
-        64, up((parts > 1 ? all * parts : call.threads) * task_size() * sizeof(R), 64));
-    if (!work) return 1;
-#pragma omp parallel num_threads(call.threads)
-    {
-#pragma omp for schedule(dynamic, 1)
-      for (Int n = 0; n < all * parts; ++n) {
-        Int head = n / parts, batch = head / call.groups, g = head % call.groups;
-        R* mine = work + (parts > 1 ? n : thread()) * task_size();
-        backward_part(batch, g, n % parts, parts, mine);
-        if (parts == 1) finish_backward(batch, g, mine, 1);
-      }
-      if (parts > 1) {
-#pragma omp for schedule(static)
-        for (Int head = 0; head < all; ++head)
-          finish_backward(
-              head / call.groups, head % call.groups, work + head * parts * task_size(), parts);
-      }
-    }
-    std::free(work);
-    return 0;
+  void backward() const {
+    Int threads = at::get_num_threads(), parts = std::clamp<Int>(2 * threads / all, 1, blocks);
+    Room one;
+    for (Int n = 0; n < bands; ++n) rows_of(one);
+    block_of(one);
+    auto memory = c10::GetCPUAllocator()->allocate((parts > 1 ? all * parts : threads) * one.at);
+    auto room = [&](Int n) { return Room{Int(memory.get()) + n * one.at}; };
+    deal(all * parts, [&](Int n, Int thread) {
+      Room mine = room(parts > 1 ? n : thread);
+      backward_part(n / parts, n % parts, parts, mine);
+      if (parts == 1) finish_backward(n, 1, mine, 0);
+    });
+    for (Int head = 0; head < all && parts > 1; ++head)
+      finish_backward(head, parts, room(head * parts), one.at);
   }
 };
 
+}  // namespace
+
 // [entry]
-extern "C" int flash(const Call* call, int dtype, int backward) {
-  auto run = [&](auto pass) { return backward ? pass.backward() : pass.forward(); };
-  if (dtype == 0) return run(Pass<float>{*call});
-  if (dtype == 1) return run(Pass<BFloat16>{*call});
-  if (dtype == 2) return run(Pass<Half>{*call});
-  return run(Pass<double>{*call});
+extern "C" int flash(const Call* call, int backward) try {
+  Attention attention{*call};
+  if (backward) attention.backward();
+  else if (attention.rows <= FEW) attention.forward_few();
+  else attention.forward_many();
+  return 0;
+} catch (const std::exception&) {
+  return 1;
 }

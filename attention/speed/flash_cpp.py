@@ -1,7 +1,7 @@
 """Flash attention in C++
 
-Flash attention as a kernel for a CPU, forward and backward: each thread keeps a
-tile in its own caches, and multiplies it in its registers.
+Flash attention as a kernel for a CPU, forward and backward: a tile stays in the
+caches of a core, and the tile units of the CPU multiply it.
 
 Written by `book/speed/flash_cpp.ipynb`: read and change it there.
 """
@@ -39,7 +39,26 @@ from attention.tools.workbench import expected
 __all__ = ["cpp_attend"]
 
 
-_FLAGS = ["-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-x", "c++", "-"]
+_NAMES = {  # in C++
+    torch.float32: "float",
+    torch.bfloat16: "BFloat16",
+    torch.float16: "Half",
+    torch.float64: "double",
+}
+
+
+def _flags(dtype: torch.dtype, factor: torch.dtype) -> list[str]:
+    """What the compiler is told: two types, this CPU's vectors, where torch lies."""
+    home, vectors = Path(torch.__file__).parent, torch.backends.cpu.get_cpu_capability()
+    known = vectors if vectors in ("AVX2", "AVX512", "SVE256") else "DEFAULT"
+    return [
+        *("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-w"),
+        *(f"-DINPUT={_NAMES[dtype]}", f"-DFACTOR={_NAMES[factor]}"),
+        *(f"-DCPU_CAPABILITY={known}", f"-DCPU_CAPABILITY_{known}"),
+        f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}",
+        *(f"-I{home / 'include'}", "-x", "c++", "-", "-x", "none"),
+        *(f"-L{home / 'lib'}", "-ltorch_cpu", "-lc10"),
+    ]
 
 
 def _compiler() -> str:
@@ -62,10 +81,10 @@ def _cpu() -> str:
     return next(flags, platform.processor() or platform.machine())
 
 
-def _identity(compiler: str, source: str) -> str:
+def _identity(compiler: str, flags: list[str], source: str) -> str:
     """A name for all that the compiled kernel depends on."""
     run = subprocess.run([compiler, "--version"], capture_output=True, text=True)
-    parts = (source, *_FLAGS, compiler, run.stdout, torch.__version__, _cpu())
+    parts = (source, *flags, compiler, run.stdout, torch.__version__, _cpu())
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
@@ -79,11 +98,11 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
-def _build(compiler: str, source: str, path: Path) -> None:
+def _build(compiler: str, flags: list[str], source: str, path: Path) -> None:
     """Compile the kernel, with threads if the compiler knows OpenMP."""
     half = path.with_suffix(f".{os.getpid()}")
     for threads in (["-fopenmp"], []):
-        command = [compiler, *threads, *_FLAGS, "-o", str(half)]
+        command = [compiler, *threads, *flags, "-o", str(half)]
         run = subprocess.run(command, input=source, capture_output=True, text=True)
         if run.returncode == 0:
             os.replace(half, path)
@@ -92,19 +111,20 @@ def _build(compiler: str, source: str, path: Path) -> None:
 
 
 @cache
-def _library() -> ctypes.CDLL:
-    """The compiled kernel, made if it is not there yet."""
-    compiler = _compiler()
+def _library(dtype: torch.dtype, factor: torch.dtype) -> ctypes.CDLL:
+    """The kernel compiled for two types, made if it is not there yet."""
+    compiler, flags = _compiler(), _flags(dtype, factor)
     from torch.utils.cpp_extension import get_default_build_root  # seldom needed
 
     source = files("attention.speed").joinpath("flash_cpp.cpp").read_text("utf-8")
     root = os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root()
-    path = Path(root) / "attention" / f"flash_cpp_{_identity(compiler, source)}.so"
+    name = f"flash_cpp_{_identity(compiler, flags, source)}.so"
+    path = Path(root) / "attention" / name
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists():
         with _locked(path.with_suffix(".lock")):
             if not path.exists():
-                _build(compiler, source, path)
+                _build(compiler, flags, source, path)
     return ctypes.CDLL(str(path))
 
 
@@ -117,7 +137,7 @@ class _Matrix(ctypes.Structure):
     )
 
 
-_SIZES = "batch heads groups queries keys width value_width causal window threads"
+_SIZES = "batch heads groups queries keys width value_width causal window"
 _TENSORS = "q k v context lse bias mask d_context d_lse dq dk dv d_bias"
 
 
@@ -142,7 +162,14 @@ def _matrix(tensor: Tensor) -> _Matrix:
     return _Matrix(tensor.data_ptr(), *tensor.stride()[:3])
 
 
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_WHOLE, _LEAST_SCALE = 32, 1e-20
+
+
+def _factor(tensor: Tensor, bias: Tensor | None) -> torch.dtype:
+    """What is multiplied: bfloat16 itself where the CPU has tiles of it."""
+    tiles = bias is None and torch.cpu._is_amx_tile_supported()
+    direct = tiles and tensor.dtype == torch.bfloat16
+    return tensor.dtype if direct else precise(tensor)
 
 
 class _Kernel(NamedTuple):
@@ -159,12 +186,13 @@ class _Kernel(NamedTuple):
         if tensors["q"].is_meta or not computed:
             return
         four = {name: _four(t) for name, t in tensors.items() if t is not None}
-        (batch, heads, length, width), dtype = four["q"].shape, four["q"].dtype
+        batch, heads, length, width = four["q"].shape
         (_, groups, num_keys, _), value_width = four["k"].shape, four["v"].shape[-1]
         sizes = (batch, heads, groups, length, num_keys, width, value_width)
-        options = self.causal, self.window or 0, torch.get_num_threads(), self.scale
+        options = self.causal, self.window or 0, self.scale
         call = _Call(*sizes, *options, **{n: _matrix(t) for n, t in four.items()})
-        if _library().flash(ctypes.byref(call), _DTYPES.index(dtype), backward):
+        types = tensors["q"].dtype, _factor(tensors["q"], tensors["bias"])
+        if _library(*types).flash(ctypes.byref(call), backward):
             raise MemoryError("cpp_attend: expected room for its tiles, got none")
 
     def forward(self, queries, keys, values, bias, mask):
@@ -201,12 +229,18 @@ def _spread(queries, keys, values, shape):
     return [tensor.expand(*batch, count, -1, -1) for tensor, count in three]
 
 
+def _padded(tensor: Tensor) -> Tensor:
+    """The same with a width of whole tiles; zeros add nothing to a product."""
+    missing = -tensor.shape[-1] % _WHOLE
+    return torch.nn.functional.pad(tensor, (0, missing)) if missing else tensor
+
+
 def _check_support(queries, dropout_p):
     """ValueError for what the kernel cannot do."""
     if dropout_p != 0:
         raise expected("dropout_p", "0, for cpp_attend has no dropout", dropout_p)
-    if queries.dtype not in _DTYPES:
-        dtypes = " or ".join(map(str, _DTYPES))
+    if queries.dtype not in _NAMES:
+        dtypes = " or ".join(map(str, _NAMES))
         raise expected("queries, keys and values", dtypes, queries.dtype)
     if queries.device.type not in ("cpu", "meta"):
         where = "the CPU; flash_attend and triton_attend run elsewhere"
@@ -260,7 +294,9 @@ def cpp_attend(
     mask = visible(shape, mask, False, queries.device)
     bias = bias if bias is None else check_bias(bias, shape, queries)
     queries, scale = scale_queries(queries, scale)
-    three = _spread(queries, keys, values, shape)
+    if not scale > _LEAST_SCALE:  # the kernel divides by it
+        queries, scale = queries * scale, 1.0
+    three = [_padded(each) for each in _spread(queries, keys, values, shape)]
     heads = three[0].shape[:-2]
     mask = mask if mask is None else mask.expand(*heads, *mask.shape[-2:])
     if bias is not None:
@@ -269,5 +305,5 @@ def cpp_attend(
     if torch.compiler.is_compiling():  # it does not see into the kernel
         apply = torch.compiler.disable(apply)
     context, lse = apply(*three, bias, mask, _Kernel(scale, causal, window))
-    context = context.reshape(*shape[:-1], values.shape[-1])
+    context = context[..., : values.shape[-1]].reshape(*shape[:-1], values.shape[-1])
     return (context, lse.reshape(shape[:-1])) if return_lse else context

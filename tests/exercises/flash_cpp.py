@@ -92,48 +92,39 @@ class power_of_two:
             return ((n + 127) << 23).view(torch.float32)
 
 
-class pack:
+class weave:
     class right:
-        def by_loops(keys, panel):
-            packed = []
-            for start in range(0, len(keys), panel):
-                for column in range(keys.shape[1]):
-                    for row in range(start, start + panel):
-                        there = row < len(keys)
-                        packed.append(keys[row, column].item() if there else 0.0)
-            return torch.tensor(packed)
+        def by_loops(matrix):
+            woven = []
+            for i in range(0, len(matrix), 2):
+                for column in range(matrix.shape[1]):
+                    for row in (i, i + 1):
+                        there = row < len(matrix)
+                        woven.append(matrix[row, column].item() if there else 0.0)
+            return torch.tensor(woven)
 
-        def by_splitting(keys, panel):
-            zeros = keys.new_zeros(-len(keys) % panel, keys.shape[1])
-            parts = torch.cat([keys, zeros]).split(panel)
-            return torch.cat([part.T.flatten() for part in parts])
+        def by_stacking(matrix):
+            zeros = matrix.new_zeros(len(matrix) % 2, matrix.shape[1])
+            matrix = torch.cat([matrix, zeros])
+            return torch.stack([matrix[::2], matrix[1::2]], dim=-1).flatten()
 
     class wrong:
-        def transposed_whole(keys, panel):
-            return keys.T.flatten()
+        def transposed_whole(matrix):
+            return matrix.T.flatten()
 
-        def as_they_lie(keys, panel):
-            return keys.flatten()
+        def as_it_lies(matrix):
+            return matrix.flatten()
 
-        def without_zeros(keys, panel):
-            return torch.cat([part.T.flatten() for part in keys.split(panel)])
-
-        def zeros_in_front(keys, panel):
-            zeros = keys.new_zeros(-len(keys) % panel, keys.shape[1])
-            parts = torch.cat([zeros, keys]).split(panel)
+        def without_zeros(matrix):
+            parts = matrix.split(2)
             return torch.cat([part.T.flatten() for part in parts])
 
-        def panels_of_columns(keys, panel):
-            keys = torch.nn.functional.pad(keys, (0, 0, 0, -len(keys) % panel))
-            return keys.view(-1, panel, keys.shape[1]).flatten()
+        def pairs_of_columns(matrix):
+            zeros = matrix.new_zeros(len(matrix) % 2, matrix.shape[1])
+            matrix = torch.cat([matrix, zeros])
+            return matrix.view(-1, 2).T.flatten()
 
-        def what_is_there_for_what_is_missing(keys, panel):
-            missing = len(keys) % panel
-            keys = torch.cat([keys, keys.new_zeros(missing, keys.shape[1])])
-            parts = keys.split(panel)
-            return torch.cat([part.T.flatten() for part in parts])
-
-        def one_more_key(keys, panel):
-            if len(keys) % panel:
-                keys = torch.cat([keys, keys.new_zeros(1, keys.shape[1])])
-            return torch.cat([part.T.flatten() for part in keys.split(panel)])
+        def halves_by_turns(matrix):
+            zeros = matrix.new_zeros(len(matrix) % 2, matrix.shape[1])
+            half = torch.cat([matrix, zeros]).chunk(2)
+            return torch.stack(half, dim=-1).flatten()

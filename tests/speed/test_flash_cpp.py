@@ -66,8 +66,8 @@ SIZES = {
     "one query": (1, 2, 1, 1, 537),
     "one query for eight heads": (2, 8, 1, 1, 401),
     "one of each": (1, 1, 1, 1, 1),
-    "whole tiles": (1, 1, 1, 96, 192),
-    "one more than whole tiles": (1, 1, 1, 97, 193),
+    "whole tiles": (1, 1, 1, 64, 256),
+    "one more than whole tiles": (1, 1, 1, 65, 257),
     "several bands and blocks": (1, 2, 2, 211, 401),
     "shared heads in one band": (1, 6, 2, 11, 237),
     "shared heads in several bands": (2, 4, 2, 131, 131),
@@ -81,13 +81,15 @@ def test_it_equals_by_hand_forward_and_backward(sizes, causal):
     same(draw(sizes), causal=causal)
 
 
-@pytest.mark.parametrize("widths", [(1, 1), (3, 2), (33, 17), (64, 80), (128, 65)])
+@pytest.mark.parametrize(
+    "widths", [(1, 1), (3, 2), (33, 17), (64, 80), (128, 65), (40, 700)]
+)
 def test_any_width_will_do_and_values_may_have_another(widths):
     same(draw((1, 2, 1, 37, 201), widths), causal=True)
 
 
-@pytest.mark.parametrize("window", [1, 16, 191, 192, 193, 1000])
-@pytest.mark.parametrize("earlier", [0, 1, 95, 96, 191, 200])
+@pytest.mark.parametrize("window", [1, 16, 255, 256, 257, 1000])
+@pytest.mark.parametrize("earlier", [0, 1, 63, 64, 191, 200])
 def test_wherever_an_edge_meets_a_tile_all_is_seen_and_no_more(earlier, window):
     same(draw((1, 1, 1, 101, 101 + earlier), (3, 2)), causal=True, window=window)
 
@@ -253,12 +255,12 @@ def test_very_large_scores_overflow_no_exponential():
 
 
 def test_tiles_of_other_documents_are_never_multiplied():
-    q, k, v = (t.detach() for t in draw((1, 1, 1, 576, 576)))
-    mask = document_mask(torch.arange(3).repeat_interleave(192)[None])
+    q, k, v = (t.detach() for t in draw((1, 1, 1, 768, 768)))
+    mask = document_mask(torch.arange(3).repeat_interleave(256)[None])
     wanted = by_hand(q, k, v, mask=mask)
-    v[:, :, :192] = torch.nan  # the first document's
+    v[:, :, :256] = torch.nan  # the first document's
     context = cpp_attend(q, k, v, mask)
-    torch.testing.assert_close(context[:, :, 192:], wanted[:, :, 192:])
+    torch.testing.assert_close(context[:, :, 256:], wanted[:, :, 256:])
 
 
 def test_tensors_may_lie_in_any_order():
@@ -408,7 +410,7 @@ cp {real} "$2"
 
 
 def fake_compiler(folder, version="one"):
-    real = flash_cpp._library()._name
+    real = flash_cpp._library(torch.float32, torch.float32)._name
     compiler = folder / "fake"
     compiler.write_text(FAKE.format(folder=folder, real=real, version=version))
     compiler.chmod(0o755)
@@ -429,21 +431,25 @@ def test_two_processes_at_once_compile_it_once_and_none_loads_a_half(tmp_path):
 
 def test_another_compiler_torch_text_or_cpu_makes_another_file(tmp_path, monkeypatch):
     compiler = fake_compiler(tmp_path)["CXX"]
-    names = [flash_cpp._identity(compiler, "text")]
-    assert names == [flash_cpp._identity(compiler, "text")]
-    names.append(flash_cpp._identity(compiler, "another text"))
+    flags = flash_cpp._flags(torch.float32, torch.float32)
+    names = [flash_cpp._identity(compiler, flags, "text")]
+    assert names == [flash_cpp._identity(compiler, flags, "text")]
+    names.append(flash_cpp._identity(compiler, flags, "another text"))
+    half = flash_cpp._flags(torch.float16, torch.float32)
+    names.append(flash_cpp._identity(compiler, half, "text"))
     fake_compiler(tmp_path, version="two")
-    names.append(flash_cpp._identity(compiler, "text"))
+    names.append(flash_cpp._identity(compiler, flags, "text"))
     monkeypatch.setattr(torch, "__version__", "0")
-    names.append(flash_cpp._identity(compiler, "text"))
+    names.append(flash_cpp._identity(compiler, flags, "text"))
     monkeypatch.setattr(flash_cpp, "_cpu", lambda: "another")
-    names.append(flash_cpp._identity(compiler, "text"))
-    assert len(set(names)) == 5
+    names.append(flash_cpp._identity(compiler, flags, "text"))
+    assert len(set(names)) == 6
 
 
 def test_what_the_compiler_says_is_passed_on(tmp_path):
+    told = flash_cpp._compiler(), flash_cpp._flags(torch.float32, torch.float32)
     with pytest.raises(RuntimeError, match="cannot compile it") as error:
-        flash_cpp._build(flash_cpp._compiler(), "nonsense;", tmp_path / "x.so")
+        flash_cpp._build(*told, "nonsense;", tmp_path / "x.so")
     assert "nonsense" in str(error.value)
     assert not list(tmp_path.glob("*.so"))
 
