@@ -37,9 +37,9 @@ __all__ = [
     "Cache",
     "causal",
     "check_cache",
+    "counted_in_order",
     "extended",
     "in_order",
-    "need_no_look",
     "positions_of",
     "prefix",
     "set_back",
@@ -154,7 +154,7 @@ def table_of(
     return table.unsqueeze(-3) if table.ndim == rows + 2 else table
 
 
-def need_no_look(
+def counted_in_order(
     x: Tensor, positions: Tensor | None = None, cache: Cache | None = None
 ) -> bool:
     """Whether positions are made such that `causal` is the flag causal=True.
@@ -230,7 +230,7 @@ def what_is_seen(
 ) -> tuple[Tensor | None, dict]:
     """The mask and the options with which `layer` calls its form.
 
-    `held` are the positions of the keys; `counted` is what `need_no_look` says.
+    `held` are the positions of the keys; `counted` is what `counted_in_order` says.
     """
     if layer.masks == (causal,) and layer.bias is None:
         alone = positions.shape[-1] == 1
@@ -350,7 +350,7 @@ class Attention(nn.Module):
             return (*self._heads(x, None), mask), {"causal": True}  # as in 2017
         if cache is not None:
             check_cache(cache, self, x)
-        counted = need_no_look(x, positions, cache)
+        counted = counted_in_order(x, positions, cache)
         positions = held = positions_of(x, positions, cache)
         queries, keys, values = self._heads(x, positions)
         if cache is not None:

@@ -20,8 +20,8 @@ from attention.core.layer import (
     Cache,
     causal,
     check_cache,
+    counted_in_order,
     extended,
-    need_no_look,
     positions_of,
     set_back,
     what_is_seen,
@@ -240,7 +240,7 @@ class LatentAttention(nn.Module):
             check_cache(cache, self, x)
         if self.absorb:
             check_absorbable(self)
-        counted = need_no_look(x, positions, cache)
+        counted = counted_in_order(x, positions, cache)
         positions = held = positions_of(x, positions, cache)
         queries, keys, latents = self._made(x, positions)
         if cache is not None:

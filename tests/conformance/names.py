@@ -42,6 +42,7 @@ OTHERS = {
     "ProportionalScaling": TURNS,
     "Scaling": TURNS,
     "YaRN": TURNS,
+    "counted_in_order": CHECK,
     "check_factor": CHECK,
     "check_placed": CHECK,
     "check_rotary": CHECK,
