@@ -40,9 +40,10 @@ OURS, FUSED, TILES, COPY = "cpp_attend", "fused call", "flash_attend", "a copy"
 CONTENDERS = [OURS, FUSED, TILES]
 HEADS, LONG = 12, 8192  # from LONG on, 4 heads and one sequence
 LENGTHS = [1024, 4096, 16384]
-GOALS = {  # speed as a multiple of the fused call's, without AMX
+AMX = torch.cpu._is_amx_tile_supported()  # then the fused call uses it as well
+GOALS = {  # speed as a multiple of the fused call's
     ("float32", "forward"): 1.3,
-    ("bfloat16", "forward"): 2.0,
+    ("bfloat16", "forward"): 1.25 if AMX else 2.0,
     ("float32", "forward+backward"): 1.15,
     ("bfloat16", "forward+backward"): 1.15,
 }
