@@ -17,9 +17,6 @@ from importlib import import_module
 
 LAUNCHER = ["-m", "ipykernel_launcher", "-f"]
 SHARED = ("ipykernel.kernelapp", "matplotlib.figure", "torch", "einops", "jaxtyping")
-# PyTorch imports it, for longer than itself, at the first step of an optimizer, at the
-# first tensor without numbers and whatever else it may trace: few chapters do without.
-TRACER = "torch._dynamo"
 
 
 class Kernel:
@@ -88,9 +85,7 @@ def main() -> None:
     for name in SHARED:
         import_module(name)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # who has ended is gone at once
-    for count, line in enumerate(sys.stdin):
-        if count == 1:  # one chapter alone may not need it, and would wait
-            import_module(TRACER)
+    for line in sys.stdin:
         if os.fork() == 0:
             become_kernel(*json.loads(line))
             return
