@@ -10,7 +10,7 @@
 
 #include <atomic>
 
-namespace {  // for this file alone: so the compiler can put small functions where they are called
+namespace {  // what is only of this file can be put where it is called
 namespace vec = at::vec;
 using at::BFloat16, at::Half, at::native::cpublas::brgemm;
 using Int = int64_t;

@@ -16,13 +16,13 @@ function tell_copies() {
 /* What is wider than the screen scrolls by itself, by keyboard too. A table grows when
    the font of its formulas arrives, and its box does not: both are watched. */
 const TABLE = ".pst-scrollable-table-container";
-const SCROLLS = `article :is(pre, .picture, div.math, ${TABLE})`;
+const SCROLLS = `article :is(pre, .picture, .text_html, div.math, ${TABLE})`;
 const scrolling = new ResizeObserver((changes) => {
   for (const box of new Set(changes.map(({ target }) => target.closest(SCROLLS)))) {
     const wide = box.scrollWidth > box.clientWidth;
     if (wide) box.tabIndex = 0;
     else box.removeAttribute("tabindex");
-    if (box.matches(TABLE)) name_table(box, wide);
+    if (box.querySelector("thead, caption")) name_table(box, wide);
   }
 });
 
