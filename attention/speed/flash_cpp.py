@@ -167,8 +167,9 @@ _WHOLE, _LEAST_SCALE = 32, 1e-20
 
 def _factor(tensor: Tensor, bias: Tensor | None) -> torch.dtype:
     """What is multiplied: bfloat16 itself where the CPU has tiles of it."""
-    tiles = bias is None and torch.cpu._is_amx_tile_supported()
-    direct = tiles and tensor.dtype == torch.bfloat16
+    vectors = torch.backends.cpu.get_cpu_capability()  # less, if one asks torch for it
+    tiles = vectors == "AVX512" and torch.cpu._is_amx_tile_supported()
+    direct = tiles and bias is None and tensor.dtype == torch.bfloat16
     return tensor.dtype if direct else precise(tensor)
 
 
