@@ -19,7 +19,7 @@ using C = FACTOR;
 using R = std::conditional_t<sizeof(C) == 8, double, float>;  // of scores and sums
 using V = vec::Vectorized<R>;
 constexpr bool PAIRS = sizeof(C) == 2;
-constexpr Int BLOCK_M = 64, BLOCK_N = 256, FEW = 8, L = V::size();
+constexpr Int BLOCK_M = 64, BLOCK_N = 256, FEW = 16, AT_ONCE = 128, L = V::size();
 constexpr R LOG2_E = 1.44269504088896340736, LN_2 = 0.693147180559945309417, INF = INFINITY;
 Int up(Int n, Int unit) { return (n + unit - 1) / unit * unit; }
 
@@ -66,12 +66,27 @@ template <class X> V get(const X* from) {  // 16 bits
   vec::load_to_float(from, x);
   return x;
 }
+// A row as floats: itself, or a copy
+const R* wide(const R* from, Int, R*) { return from; }
+template <class X> const R* wide(const X* from, Int width, R* to) {
+  for (Int c = 0; c < width; c += L) get(from + c).store(to + c);
+  return to;
+}
 template <class X> void put(X* to, V a, V b) {
   if constexpr (std::is_same_v<X, R>) a.store(to), b.store(to + L);
   else vec::convert_from_float<X>(a, b).store(to);
 }
 R total(V x) {
   return vec::vec_reduce_all<R>([](V a, V b) { return a + b; }, x);
+}
+// The total of each of L vectors: neighbours are added until each has one lane
+template <Int n = L / 2> V totals(V* x) {
+  for (Int i = 0; i < n; ++i) {
+    auto [even, odd] = vec::deinterleave2(x[2 * i], x[2 * i + 1]);
+    x[i] = even + odd;
+  }
+  if constexpr (n > 1) return totals<n / 2>(x);
+  return x[0];
 }
 void scaled(const R* from, Int width, R factor, T* to) {
   for (Int c = 0; c < width; c += 2 * L)
@@ -324,54 +339,83 @@ struct Attention {
   }
 
   // [few]
-  // Some keys for a few queries, read where they lie
-  void few(Band& band, Int from, Int to, const R* q, R* acc) const {
-    constexpr Int n = 64;
+  // For few queries keys and values are read once, where they lie
+  void few(Band& band, Int from, Int to, const R* q, R* tile, R* acc) const {
+    constexpr Int n = AT_ONCE;
+    const Int k_row = call.k.row, v_row = call.v.row;
     const T *k = of_key(call.k, band.head, from), *v = of_key(call.v, band.head, from);
-    R s[FEW * n];
-    for (Int j = from; j < to; j += n, k += n * call.k.row, v += n * call.v.row) {
+    R lines[FEW * n];
+    for (Int j = from; j < to; j += n, k += n * k_row, v += n * v_row) {
       Int real = std::min(n, to - j);
-      std::fill_n(s, FEW * n, -INF);
-      for (Int i = 0; i < real; ++i)
-        for (Int r = 0; r < band.rows; ++r) {
-          V sum(0);
-          for (Int d = 0; d < D; d += L)
-            sum = vec::fmadd(get(q + r * D + d), get(k + i * call.k.row + d), sum);
-          s[r * n + i] = total(sum);
-        }
-      for (Int r = 0; r < band.rows; ++r) {
-        add_given_few(band, r, j, real, s + r * n);
-        R *line = s + r * n, top = std::max(*std::max_element(line, line + real), band.m[r]);
-        R base = top == -INF ? 0 : top, alpha = std::exp2((band.m[r] - base) * factor);
-        V sum(0);
-        for (Int i = 0; i < n; i += L) {
-          V weight = exp2((get(line + i) - V(base)) * V(factor));
-          weight.store(line + i), sum = sum + weight;
-        }
-        band.m[r] = top, band.l[r] = band.l[r] * alpha + total(sum);
-        for (Int e = 0; e < E; e += 2 * L) {
-          R* at = acc + r * E + e;
-          V x = get(at) * V(alpha), y = get(at + L) * V(alpha);
-          for (Int i = 0; i < real; ++i) {
-            const T* value = v + i * call.v.row + e;
-            x = vec::fmadd(V(line[i]), get(value), x);
-            y = vec::fmadd(V(line[i]), get(value + L), y);
-          }
-          put(at, x, y);
-        }
+      for (Int i = 0; i < real; i += L) {
+        for (Int x = i; x < i + L; ++x) fetch(k + (x + n) * k_row, D), fetch(v + x * v_row, E);
+        dots(band.rows, k + i * k_row, std::min(L, real - i), q, tile, lines + i);
       }
+      for (Int r = 0; r < band.rows; ++r) {
+        R* line = lines + r * n;
+        std::fill(line + real, line + n, -INF), hide(band, r, j, real, line);
+        soften(band, r, n, line, acc + r * E);
+      }
+      Int r = 0;
+      for (; r + 8 <= band.rows; r += 8) add<8>(lines + r * n, real, v, acc + r * E);
+      for (; r + 4 <= band.rows; r += 4) add<4>(lines + r * n, real, v, acc + r * E);
+      for (; r < band.rows; ++r) add<1>(lines + r * n, real, v, acc + r * E);
     }
   }
-
-  // [given]
-  void add_given_few(const Band& band, Int r, Int j, Int n, R* line) const {
+  // A row will be needed soon; no fault if it is not there
+  static void fetch(const T* row, Int width) {
+    for (Int c = 0; c < width; c += 64 / sizeof(T)) __builtin_prefetch(row + c, 0, 2);
+  }
+  // As many keys as a vector has lanes, with each query
+  void dots(Int rows, const T* k, Int n, const R* q, R* tile, R* lines) const {
+    const R* key[L];
+    for (Int i = 0; i < L; ++i) key[i] = wide(k + std::min(i, n - 1) * call.k.row, D, tile + i * D);
+    for (Int r = 0; r < rows; ++r) {
+      V sum[L];
+      for (Int i = 0; i < L; ++i) sum[i] = V(0);
+      for (Int d = 0; d < D; d += L)
+        for (Int i = 0; i < L; ++i)
+          sum[i] = vec::fmadd(get(q + r * D + d), get(key[i] + d), sum[i]);
+      totals(sum).store(lines + r * AT_ONCE);
+    }
+  }
+  // Weighted values, for N queries at once
+  template <Int N> void add(const R* weights, Int n, const T* v, R* acc) const {
+    for (Int e = 0; e < E; e += 2 * L) {
+      V a[N], b[N];
+      for (Int r = 0; r < N; ++r) a[r] = get(acc + r * E + e), b[r] = get(acc + r * E + e + L);
+      for (Int i = 0; i < n; ++i) {
+        V x = get(v + i * call.v.row + e), y = get(v + i * call.v.row + e + L);
+        for (Int r = 0; r < N; ++r) {
+          V weight(weights[r * AT_ONCE + i]);
+          a[r] = vec::fmadd(weight, x, a[r]), b[r] = vec::fmadd(weight, y, b[r]);
+        }
+      }
+      for (Int r = 0; r < N; ++r) put(acc + r * E + e, a[r], b[r]);
+    }
+  }
+  // Scores of a query become weights, as in softmax
+  void soften(Band& band, Int r, Int n, R* line, R* acc) const {
+    V top(band.m[r]), sum(0);
+    for (Int i = 0; i < n; i += L) top = vec::clamp_min(get(line + i), top);
+    R now = vec::vec_reduce_all<R>([](V a, V b) { return vec::maximum(a, b); }, top);
+    R base = now == -INF ? 0 : now, alpha = std::exp2((band.m[r] - base) * factor);
+    for (Int i = 0; i < n; i += 2 * L) {
+      V a = exp2((get(line + i) - V(base)) * V(factor));
+      V b = exp2((get(line + i + L) - V(base)) * V(factor));
+      put(line + i, a, b), sum = sum + (a + b);
+    }
+    band.m[r] = now, band.l[r] = band.l[r] * alpha + total(sum);
+    for (Int e = 0; e < E && alpha != 1; ++e) acc[e] *= alpha;
+  }
+  void hide(const Band& band, Int r, Int j, Int n, R* line) const {
     const R* bias = call.bias.data ? of_query<R>(call.bias, band, r) + j : nullptr;
     const char* mask = call.mask.data ? of_query<char>(call.mask, band, r) + j : nullptr;
-    for (Int i = 0; i < n; ++i) {
-      if (call.bias.data) line[i] += bias[i] / R(call.scale);
-      bool hidden = j + i < band.first[r] || j + i >= band.end[r];
-      if (hidden || (call.mask.data && !mask[i])) line[i] = -INF;
-    }
+    for (Int i = 0; i < n && bias; ++i) line[i] += bias[i] / R(call.scale);
+    for (Int i = 0; i < n && mask; ++i) line[i] = mask[i] ? line[i] : -INF;
+    Int first = std::clamp<Int>(band.first[r] - j, 0, n),
+        end = std::clamp<Int>(band.end[r] - j, 0, n);
+    std::fill(line, line + first, -INF), std::fill(line + end, line + n, -INF);
   }
 
   // [merge]
@@ -385,19 +429,20 @@ struct Attention {
     }
   }
   void forward_few() const {
-    Int most = up(call.keys, BLOCK_N) / BLOCK_N,
-        parts = std::clamp<Int>(8 * at::get_num_threads() / all, 1, most);
+    Int parts = std::clamp<Int>(8 * at::get_num_threads() / all, 1, blocks);
+    Int size = rows * (D + E) + L * D;
     std::vector<Band> part(all * parts);
-    std::vector<R> memory(all * parts * rows * (D + E));
-    auto q = [&](Int n) { return memory.data() + n * rows * (D + E); };
-    auto acc = [&](Int n) { return q(n) + rows * D; };
+    std::vector<R> memory(all * parts * size);
+    auto q = [&](Int n) { return memory.data() + n * size; };
+    auto acc = [&](Int n) { return q(n) + rows * D + L * D; };
     deal(all * parts, [&](Int n, Int) {
       Band& mine = part[n] = band(n / parts, 0);
       for (Int r = 0; r < rows; ++r)
         for (Int d = 0; d < D; d += L)
           get(of_query<T>(call.q, mine, r) + d).store(q(n) + r * D + d);
       Int count = std::max<Int>(mine.to - mine.from, 0), k = n % parts;
-      few(mine, mine.from + count * k / parts, mine.from + count * (k + 1) / parts, q(n), acc(n));
+      Int start = mine.from + count * k / parts, end = mine.from + count * (k + 1) / parts;
+      few(mine, start, end, q(n), q(n) + rows * D, acc(n));
     });
     deal(all, [&](Int head, Int) {
       Int n = head * parts;

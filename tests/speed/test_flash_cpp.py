@@ -72,6 +72,9 @@ SIZES = {
     "shared heads in one band": (1, 6, 2, 11, 237),
     "shared heads in several bands": (2, 4, 2, 131, 131),
     "three queries of nine heads": (1, 9, 3, 3, 1601),
+    "one query for thirteen heads": (1, 13, 1, 1, 301),
+    "the most rows that are few": (1, 4, 1, 4, 129),
+    "one row more": (1, 17, 1, 1, 129),
 }
 
 
@@ -118,7 +121,7 @@ def random_call(seed, most=260):
     def up_to(n):
         return int(torch.randint(1, n + 1, ()))
 
-    groups, shared, batch = up_to(3), up_to(4), up_to(2)
+    groups, shared, batch = up_to(3), up_to(9), up_to(2)
     num_keys = up_to(most)
     causal = up_to(2) == 1
     num_queries = up_to(num_keys) if causal else up_to(most)
