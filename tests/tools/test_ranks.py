@@ -1,8 +1,10 @@
 """Ranks: they start together, agree before they send, and end together, in words."""
 
+import multiprocessing
 import os
 import random
 import signal
+import threading
 import time
 
 import pytest
@@ -12,17 +14,11 @@ from examples import said
 
 from attention.tools.ranks import agree, exchange, from_all, place_in, post, run_ranks
 
+HOURS = 10_000  # seconds; a limit that only a call which never ends would meet
+
 
 def own_rank():
     return dist.get_rank()
-
-
-def alive(pid):
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 def test_results_come_back_by_rank():
@@ -74,10 +70,9 @@ def test_the_rank_that_failed_first_is_named_and_no_process_is_left(end, words):
             end()
         exchange([[torch.ones(1)]] * 3, [[(1,)]] * 3, None)
 
-    start = time.monotonic()
     with pytest.raises(RuntimeError, match=words):
-        run_ranks(work, 3, seconds=30)
-    assert time.monotonic() - start < 15
+        run_ranks(work, 3, seconds=HOURS)  # nobody waits for those that are gone
+    assert not multiprocessing.active_children()
 
 
 def test_a_rank_that_hangs_is_named_by_those_that_wait_for_it():
@@ -90,30 +85,26 @@ def test_a_rank_that_hangs_is_named_by_those_that_wait_for_it():
         run_ranks(work, 3, seconds=4)
 
 
-def test_a_time_limit_ends_all_and_names_who_was_not_ready(tmp_path):
+def test_a_time_limit_ends_all_and_names_who_was_not_ready():
     def work():
-        (tmp_path / str(dist.get_rank())).write_text(str(os.getpid()))
         if dist.get_rank() == 1:
             time.sleep(60)
 
     with pytest.raises(RuntimeError, match=said("rank 1 of 2", "result in 3 s")):
         run_ranks(work, 2, seconds=3)
-    pids = [int(path.read_text()) for path in tmp_path.iterdir()]
-    assert len(pids) == 2
-    assert not any(map(alive, pids))
+    assert not multiprocessing.active_children()
 
 
-def test_an_interrupt_ends_all(tmp_path):
+def test_an_interrupt_ends_all():
     def work():
-        (tmp_path / str(dist.get_rank())).write_text(str(os.getpid()))
+        dist.barrier()  # now all are at work
         if dist.get_rank() == 0:
-            time.sleep(0.5)
             os.kill(os.getppid(), signal.SIGINT)
-        time.sleep(60)
+        threading.Event().wait()
 
     with pytest.raises(KeyboardInterrupt):
-        run_ranks(work, 2, seconds=30)
-    assert not any(alive(int(path.read_text())) for path in tmp_path.iterdir())
+        run_ranks(work, 2, seconds=HOURS)
+    assert not multiprocessing.active_children()
 
 
 @pytest.mark.parametrize("ranks", [0, -1, 1.5])
