@@ -168,7 +168,8 @@ def measure_memory(lengths: list[int]) -> list[Row]:
     for name in CONTENDERS:
         ranks = 1 if name == ONE else RANKS
         say(f"memory: {name}")
-        found = in_fresh_process(run_ranks, memory_peaks, ranks, name, lengths)
+        patient = partial(run_ranks, seconds=SECONDS)
+        found = in_fresh_process(patient, memory_peaks, ranks, name, lengths)
         for rank, peaks in enumerate(found):
             place = {**PLACE, "contender": name, "rank": f"rank {rank}"}
             rows += [
@@ -179,13 +180,15 @@ def measure_memory(lengths: list[int]) -> list[Row]:
 
 
 def memory_peaks(name: str, lengths: list[int]) -> dict[tuple[str, int], float]:
-    """MiB on this rank, by pass and length."""
+    """MiB on this rank, its inputs included, by pass and length."""
     peaks = {}
     for direction, length in itertools.product(PASSES, lengths):
         step = Step(name, length, direction != "forward")
         step()
         dist.barrier()
-        peaks[direction, length] = round(peak_growth(step, "cpu") / 2**20, 2)
+        given = step.inputs + [step.do] * step.backward
+        held = sum(tensor.nbytes for tensor in given) + peak_growth(step, "cpu")
+        peaks[direction, length] = round(held / 2**20, 2)
     return peaks
 
 
@@ -236,9 +239,10 @@ def report(rows: list[Row], machines: dict[str, str], rounds: int) -> str:
     if peaks:
         parts += [
             memory_table(peaks, "direction", "contender", "rank"),
-            "MiB at the peak of a second call, beyond the input and what the first "
-            "left behind; the context and the gradients are counted. The exponent is "
-            "the slope of log(memory) over log(length).",
+            "MiB at the peak of a second call: queries, keys and values, the context, "
+            "the gradients, and what the call needs in between. What the first call "
+            "left behind is not counted. The exponent is the slope of log(memory) over "
+            "log(length).",
         ]
     return "\n\n".join(parts) + "\n"
 

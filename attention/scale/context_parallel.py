@@ -7,7 +7,9 @@ Written by `book/scale/context_parallel.ipynb`: read and change it there.
 """
 
 import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -282,6 +284,34 @@ def _circulate(
             tensors = received()
 
 
+_AT_ONCE = 2**18  # numbers of keys that are sent at once, if one head has not more
+
+
+def _few_heads(keys: Tensor, values: Tensor, length: int) -> Iterator[Callable]:
+    """Takers of few heads of a tensor: of the first, of the next, until all had a turn.
+
+    They cut all tensors of a call alike, so queries stay with the keys that they use.
+    """
+    *batch, heads, _, width = keys.shape
+    shares = math.gcd(heads, values.shape[-3])
+    numbers = math.prod(batch) * heads // shares * length * width
+    count = max(_AT_ONCE // max(numbers, 1), 1)
+    for start in range(0, shares, count):
+        yield partial(_take, start, min(count, shares - start), shares)
+
+
+def _take(start: int, count: int, shares: int, tensor: Tensor | None, dim: int = -3):
+    """So many of the shares in which a tensor's heads lie; a single head is for all."""
+    if tensor is None or tensor.shape[dim] == 1:
+        return tensor
+    each = tensor.shape[dim] // shares
+    return tensor.narrow(dim, start * each, count * each)
+
+
+def _all_heads(tensor: Tensor | None, dim: int = -3) -> Tensor | None:
+    return tensor
+
+
 def _around(ring: "_Ring", queries, keys, values, bias, mask) -> tuple[Tensor, Tensor]:
     """Context and logsumexp of this rank's queries, for the keys of all ranks."""
     nothing = keys[..., :0, :], values[..., :0, :]
@@ -352,7 +382,7 @@ class _Ring(NamedTuple):
                 masks.append(_same(self.documents, queries, keys))
             if window is not None and not causal:
                 i, j = _positions([queries], device), _positions([keys], device)
-                masks.append(i[:, None] - j < window)
+                masks.append(i[:, None] < j + window)
                 window = None
             options = {"causal": causal, "window": window, "scale": self.scale}
             options["bias"] = None if bias is None else bias[table]
@@ -360,10 +390,28 @@ class _Ring(NamedTuple):
             yield (..., rows, slice(None)), (..., columns, slice(None)), table, options
 
     def forward(self, *tensors):
-        return _around(self, *tensors)
+        queries, _, values, *_ = tensors
+        context = queries.new_empty(*queries.shape[:-1], values.shape[-1])
+        lse = []
+        for few in self.few_heads(tensors):
+            part, of_part = _around(self, *map(few, tensors))
+            few(context).copy_(part)
+            lse.append(of_part)
+        return context, torch.cat(lse, dim=-2)
 
-    def backward(self, *given, needed):
-        return _around_back(self, given[:4], given[4:], needed[3])
+    def backward(self, do, dlse, context, lse, *tensors, needed):
+        learned = tensors[: 4 if needed[3] else 3]
+        found = [tensor.new_zeros(tensor.shape) for tensor in learned]
+        for few in self.few_heads(tensors):
+            given = few(do), few(dlse, -2), few(context), few(lse, -2)
+            parts = _around_back(self, given, [*map(few, tensors)], needed[3])
+            for total, part in zip(found, parts, strict=True):
+                few(total).add_(part)
+        return found
+
+    def few_heads(self, tensors):
+        longest = max(map(_size, self.keys))  # so that all ranks choose alike
+        return _few_heads(*tensors[1:3], longest)
 
 
 def _side_by_side(found: Iterator[KeyBlock]) -> Iterator[list[KeyBlock]]:
@@ -500,11 +548,11 @@ def heads_of(rank: int, ranks: int, num_heads: int, heads: int) -> slice:
     return slice(start, start + max(heads // ranks, 1))
 
 
-def _by_heads(tensors, sides, heads: int, group) -> list[Tensor]:
-    """From all heads of some tokens to some heads of all, in the text's order."""
+def _by_heads(tensors, sides, few, heads: int, group) -> list[Tensor]:
+    """From few heads of each rank, of some tokens, to this rank's of all, in order."""
     rank, ranks = place_in(group)
     shares = [
-        [t[..., heads_of(peer, ranks, heads, t.shape[-3]), :, :] for t in tensors]
+        [few(t[..., heads_of(peer, ranks, heads, t.shape[-3]), :, :]) for t in tensors]
         for peer in range(ranks)
     ]
     shapes = [
@@ -519,14 +567,96 @@ def _by_heads(tensors, sides, heads: int, group) -> list[Tensor]:
     return [_joined(parts, ranges, -2) for parts, ranges in both]
 
 
-def _by_tokens(context: Tensor, ranges: list[list[range]], group) -> Tensor:
-    """The way back: all heads of this rank's tokens."""
+def _by_tokens(tensors, totals, sides, few, heads: int, group) -> None:
+    """The way back, added to the totals: a head of keys may come from several ranks."""
     rank, ranks = place_in(group)
-    places = [_positions(some, context.device) for some in ranges]
-    shares = [[context.index_select(-2, some)] for some in places]
-    shapes = [[tuple(shares[rank][0].shape)]] * ranks
-    found = exchange(shares, shapes, group)
-    return torch.cat([part for (part,) in found], dim=-3)
+    shares = [
+        [
+            tensor.index_select(-2, _positions(ranges[peer], tensor.device))
+            for tensor, ranges in zip(tensors, sides, strict=True)
+        ]
+        for peer in range(ranks)
+    ]
+    shapes = [[share.shape for share in shares[rank]]] * ranks
+    for peer, parts in enumerate(exchange(shares, shapes, group)):
+        for total, part in zip(totals, parts, strict=True):
+            theirs = heads_of(peer, ranks, heads, total.shape[-3])
+            few(total[..., theirs, :, :]).add_(part)
+
+
+class _Ulysses(NamedTuple):
+    """Attention by exchanging tokens for heads: its settings, and both passes."""
+
+    group: dist.ProcessGroup | None
+    heads: int  # of queries
+    queries: list[list[range]]  # of all ranks
+    keys: list[list[range]]
+    causal: bool
+    window: int | None
+    scale: float
+    documents: Tensor | None  # of the whole text
+    keep: bool  # the logsumexps
+    name = "ulysses_attend"
+
+    def forward(self, *tensors):
+        queries, _, values, *_ = tensors
+        context, lse = queries.new_zeros(*queries.shape[:-1], values.shape[-1]), []
+        for few in self.few_heads(*tensors):
+            part, of_part = self.attend(few, *tensors)
+            self.add_at_home(few, [part], [context])
+            lse.append(of_part)
+        return context, torch.cat(lse, dim=-2)
+
+    def attend(self, few, *tensors):
+        three, options = self.of_all_tokens(few, *tensors)
+        if self.keep:
+            return flash_state(*three, **options)
+        return flash_attend(*three, **options), three[0].new_zeros(1, 1)
+
+    def backward(self, do, dlse, context, lse, *tensors, needed):
+        found = [t.new_zeros(t.shape) for t in tensors[: 4 if needed[3] else 3]]
+        for few in self.few_heads(*tensors):
+            given = few(lse, -2), few(dlse, -2), *tensors
+            parts = self.gradients(few, [do, context], *given)
+            self.add_at_home(few, parts[: len(found)], found)
+        return found
+
+    def gradients(self, few, given, lse, dlse, *tensors):
+        sides = [self.queries] * 2
+        given = _by_heads(given, sides, few, self.heads, self.group)
+        three, options = self.of_all_tokens(few, *tensors)
+        *parts, db = flash_gradients(*given, lse, *three, **options, dlse=dlse)
+        return [*parts, db if db is None else db.sum_to_size(options["bias"].shape)]
+
+    def few_heads(self, _, keys, values, *tables):
+        if any(table is not None for table in (*tables, self.documents)):
+            return [_all_heads]  # a table is larger than the rest
+        ranks, length = len(self.keys), sum(map(_size, self.keys))
+        own = (heads_of(0, ranks, self.heads, t.shape[-3]) for t in (keys, values))
+        both = zip((keys, values), own, strict=True)
+        return _few_heads(*(t[..., some, :, :] for t, some in both), length)
+
+    def of_all_tokens(self, few, queries, keys, values, bias, mask):
+        """Queries, keys and values of this rank's few heads, and options."""
+        tables = {"bias": bias, "mask": None if mask is None else mask.byte()}
+        tables = {name: table for name, table in tables.items() if table is not None}
+        tensors = [queries, keys, values, *tables.values()]
+        sides = [self.queries, self.keys, self.keys] + [self.queries] * len(tables)
+        found = _by_heads(tensors, sides, few, self.heads, self.group)
+        options = {"causal": self.causal, "window": self.window, "scale": self.scale}
+        options |= dict(zip(tables, found[3:], strict=True))
+        masks = [options["mask"].bool()] if "mask" in options else []
+        if self.documents is not None:
+            places = range(found[1].shape[-2])
+            masks.append(_same(self.documents, places, places))
+        return found[:3], options | {"mask": and_masks(*masks)}
+
+    def add_at_home(self, few, parts, totals):
+        """Bring what was found for all tokens back to those of each rank."""
+        sides = [self.queries, self.keys, self.keys, self.queries][: len(totals)]
+        both = zip(parts, totals, strict=True)
+        parts = [part.to(total.dtype) for part, total in both]
+        _by_tokens(parts, totals, sides, few, self.heads, self.group)
 
 
 def ulysses_attend(
@@ -558,19 +688,11 @@ def ulysses_attend(
     if ranks == 1:
         return _alone(*call, order, dropout_p, options)
     fitted, own, theirs = _prepare(*call, group, order, dropout_p, options)
-    tensors, sides = [*fitted[:3]], [own, theirs, theirs]
-    heads, bias, mask = fitted.queries.shape[-3], fitted.bias, fitted.mask
-    if bias is not None:
-        tensors, sides = [*tensors, bias], [*sides, own]
-    queries, keys, values, *bias = _by_heads(tensors, sides, heads, group)
-    if mask is not None:
-        (mask,) = _by_heads([mask.byte()], [own], heads, group)
-        mask = mask.bool()
-    if fitted.documents is not None:
-        places = range(keys.shape[-2])
-        mask = and_masks(mask, _same(fitted.documents, places, places))
-    options = {"causal": causal, "window": window, "scale": fitted.scale}
-    options["bias"] = bias[0] if bias else None
-    context = flash_attend(queries, keys, values, mask, **options)
-    context = _by_tokens(context, own, group)
+    settings = fitted.queries.shape[-3], own, theirs, causal, window
+    given = fitted[:5]
+    keep = torch.is_grad_enabled() and any(
+        tensor is not None and tensor.requires_grad for tensor in given
+    )
+    form = _Ulysses(group, *settings, fitted.scale, fitted.documents, keep)
+    context, _ = TwoPasses.apply(*given, form)
     return context.reshape(*fitted.shape, values.shape[-1])
