@@ -507,6 +507,12 @@ def test_zigzag_is_the_order_of_all():
     assert order_ranges(8, 2) == [[range(2), range(6, 8)], [range(2, 4), range(4, 6)]]
 
 
+@pytest.mark.parametrize("order", ORDERS)
+def test_a_rank_alone_has_one_range_of_any_length(order):
+    assert order_ranges(1, 1, order) == [[range(1)]]
+    assert order_ranges(7, 1, order) == [[range(7)]]
+
+
 @pytest.mark.parametrize(
     ("length", "ranks", "order", "words"),
     [
@@ -562,8 +568,8 @@ def test_an_axis_that_is_not_there_is_refused(call, dim, as_importer):
 
 
 @pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("window", [None, 1, 5, 40])
-@pytest.mark.parametrize(("length", "ranks"), [(24, 3), (29, 4), (17, 2)])
+@pytest.mark.parametrize("window", [None, 1, 5, 7, 15, 40])
+@pytest.mark.parametrize(("length", "ranks"), [(24, 3), (29, 4), (17, 2), (8, 4)])
 def test_each_score_is_made_by_one_block(order, window, length, ranks):
     total = sum(min(i + 1, window or length) for i in range(length))
     counts = ring_work(length, ranks, order, window=window)
