@@ -266,6 +266,34 @@ def test_sixteen_bits_are_rounded_once(form):
     assert run_ranks(work, 2) == ["torch.bfloat16"] * 2
 
 
+def gradients_in_16_bits(form):
+    """How far they are from those in 32 bits: one device's, and this rank's."""
+    torch.manual_seed(3)
+    *text, do = torch.randn(4, 1, 4, 256, 16).bfloat16()
+
+    def gradients(form, three, do):
+        three = [tensor.requires_grad_() for tensor in three]
+        return torch.autograd.grad(form(*three), three, do)
+
+    exact, one = (
+        gradients(flash_attend, [tensor.to(kind) for tensor in text], do.to(kind))
+        for kind in (torch.float32, torch.bfloat16)
+    )
+    ours = gradients(form, [*map(shard, text)], shard(do))
+    exact, one = ([shard(each) for each in some] for some in (exact, one))
+    pairs = (
+        list(zip(exact, map(torch.Tensor.float, some), strict=True))
+        for some in (one, ours)
+    )
+    return [norm_apart(each) for each in pairs]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_gradients_in_16_bits_are_as_near_as_one_devices(form):
+    one, ours = map(sum, zip(*run_ranks(gradients_in_16_bits, 4, form), strict=True))
+    assert ours < 1.1 * one
+
+
 def test_a_tensor_without_heads_will_do():
     def work():
         torch.manual_seed(3)
