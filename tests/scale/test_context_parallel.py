@@ -230,6 +230,21 @@ def test_a_learned_scale_gets_its_gradient():
 
 
 @pytest.mark.parametrize("form", FORMS)
+def test_a_bias_that_all_heads_share_gets_the_sum_of_their_gradients(form):
+    def work(form):
+        context_parallel._AT_ONCE = 1  # a head at a time
+        torch.manual_seed(3)
+        *text, bias = *torch.randn(3, 4, 12, 8), torch.randn(12, 12)
+        one, ours = bias.clone().requires_grad_(), shard(bias).requires_grad_()
+        form(*map(shard, text), bias=ours).sin().sum().backward()
+        flash_attend(*text, bias=one).sin().sum().backward()
+        torch.testing.assert_close(ours.grad, shard(one.grad))
+        return True
+
+    assert run_ranks(work, 2, form) == [True, True]
+
+
+@pytest.mark.parametrize("form", FORMS)
 def test_there_is_no_second_derivative(form):
     def work():
         own = torch.randn(2, 6, 3, requires_grad=True)
