@@ -270,6 +270,18 @@ def test_no_output_tells_where_it_was_made_by(telltale, notebook):
             assert not found, f"{notebook.at(cell)}: {must}"
 
 
+def test_no_output_counts_one_thing_as_many(notebook):
+    """Neither in its text nor in a picture: "ranks 1" or "1 rank", not "1 ranks"."""
+    for cell in notebook.code:
+        for kind, text in pieces(cell):
+            told = re.sub(r"<!--|-->|<[^>]*>", "\n", text)
+            found = re.findall(
+                r"(?m)(?:^|[,;:(]) *(1 (?:(?:key|query) )?[a-z]+s\b)", told
+            )
+            must = f"its {kind} must count one thing as one: {found}"
+            assert not found, f"{notebook.at(cell)}: {must}"
+
+
 def test_the_notebook_says_no_more_of_its_maker_than_python_3(notebook):
     book = json.loads((ROOT / f"book/{notebook.name}.ipynb").read_text("utf-8"))
     assert book["metadata"] == {
@@ -403,6 +415,16 @@ def test_code_cells_are_short(chapter):
 def is_tool(chapter: Chapter) -> bool:
     """Tools have long checks and drawings, and less to say of each line."""
     return chapter.name.startswith("tools/")
+
+
+def test_no_words_are_said_twice_in_a_row(notebook):
+    for cell in notebook.cells:
+        if cell["cell_type"] == "markdown":
+            again = re.search(
+                r"\b((?:[a-z]+ ){2,}[a-z]+),?( and)? \1\b", cell["source"]
+            )
+            must = f"must not say twice in a row: {again and again[0]!r}"
+            assert not again, f"{notebook.at(cell)}: {must}"
 
 
 def test_lines_of_code_fit_the_page(notebook):
