@@ -11,6 +11,7 @@ import linecache
 import symtable
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -154,11 +155,34 @@ def cases(kind: str) -> list:
     ]
 
 
+@contextmanager
+def missing_names_told(chapter: str, name: str) -> Iterator[None]:
+    """Say of a missing name where it is given: a reader has no solution yet."""
+    try:
+        yield
+    except NameError as error:
+        cells = code(chapter)
+        ids = [c["id"] for c in cells if error.name in names_of(c["source"])[0]]
+        given = f"by {', '.join(ids)}" if ids else "by no cell"
+        answers = file_of(chapter).relative_to(ROOT)
+        raise NameError(
+            f"book/{chapter}.ipynb: {name}: expected names that are there before its "
+            f"solution is, got `{error.name}`, given {given}: import it in an earlier "
+            f"cell or, if an answer alone needs it, in {answers}"
+        ) from error
+
+
 def check_and_answer(chapter: str, name: str, kind: str, answer: str) -> tuple:
-    names = space(chapter)
+    with missing_names_told(chapter, name):
+        names = space(chapter)
     pairs = map(exercise, tagged(chapter, "exercise"))
     check = next(check for check, answered in pairs if answered == name)
-    return names[check], vars(getattr(names[name], kind))[answer]
+
+    def checked(given) -> None:
+        with missing_names_told(chapter, name):
+            names[check](given)
+
+    return checked, vars(getattr(names[name], kind))[answer]
 
 
 @pytest.mark.parametrize(("chapter", "name"), exercises())

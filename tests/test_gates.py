@@ -127,6 +127,30 @@ def test_an_exercise_without_answers_is_told_with_its_file_and_an_example(monkey
         )
 
 
+@pytest.mark.parametrize(
+    ("gone", "giver"),
+    [("window_mask", "by ex-window, sol-window"), ("never", "by no cell")],
+)
+def test_a_name_that_an_exercise_lacks_is_told_with_its_giver(gone, giver, monkeypatch):
+    def check(answer):
+        return eval(gone, {})
+
+    space = test_exercises.space(NAME) | {"check_window_mask": check}
+    monkeypatch.setattr(test_exercises, "space", lambda chapter: space)
+    asked = NAME, "window_mask", "right"
+    answer = test_exercises.answers(*asked)[0]
+    fields = (
+        FILE,
+        "window_mask: expected",
+        f"`{gone}`",
+        giver,
+        "earlier cell",
+        "masks.py",
+    )
+    with pytest.raises(NameError, match=said(*fields)):
+        test_exercises.test_a_right_answer_passes_in_other_words_too(*asked[:2], answer)
+
+
 def test_a_name_that_does_not_exist_is_told_with_what_to_do(monkeypatch):
     texts = test_book.texts
     more = ["`no_such_name` is."]
