@@ -381,6 +381,9 @@ def test_an_exercise_fails_until_it_is_solved(chapter):
         )
         fails = said.startswith("not yet") and "passed" not in said
         assert fails, f"{chapter.at(cell)}: {must}"
+        must = "must find its names before the solution is there: import them earlier"
+        lacks = re.search(r"name '\w+' is not defined", said)
+        assert not lacks, f"{chapter.at(cell)}: {must}, not {said!r}"
     for cell in solutions:
         said = printed(cell)
         must = f"the solution must pass its check, and `grade` say so, not {said!r}"

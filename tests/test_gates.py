@@ -37,6 +37,11 @@ def without(*tags: str):
 
 
 WHOLE = {"mystnb": {"figure": {"name": "fig-x", "caption": "A map."}}}
+LACKING = {
+    "output_type": "stream",
+    "name": "stdout",
+    "text": "not yet: name 'log' is not defined\n",
+}
 TOLD = {
     "a figure without a caption": (
         test_book.test_every_figure_says_what_it_shows_and_what_to_conclude,
@@ -83,6 +88,11 @@ TOLD = {
         test_book.test_an_exercise_fails_until_it_is_solved,
         broken("ex-window", outputs=[]),
         (FILE, "(ex-window)", "stub must fail its check", "not yet", "not ''"),
+    ),
+    "a stub that lacks a name": (
+        test_book.test_an_exercise_fails_until_it_is_solved,
+        broken("ex-window", outputs=[LACKING]),
+        (FILE, "(ex-window)", "find its names", "import them earlier", "name 'log'"),
     ),
     "two exercises": (
         test_book.test_an_exercise_fails_until_it_is_solved,
