@@ -14,12 +14,17 @@ BUILD := $(VENV)/bin/jupyter-book build . -W -n --keep-going --quiet >/dev/null
 PORT ?= 8000
 STYLE := $(PY) -m ruff format --check --quiet . || { \
 	echo "Run '$(PY) -m ruff format .' to format these files."; exit 1; }; \
-	$(PY) -m ruff check --quiet .
+	$(PY) -m ruff check --quiet . || { \
+	echo "Run '$(PY) -m ruff check --fix .' to mend what is marked [*]."; exit 1; }
 
 # The first Python that is new enough; `make PYTHON=/path/to/python3` chooses another.
 PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
 	if $$python -c "$(NEW_ENOUGH)" 2>/dev/null; then echo $$python; break; fi; done)
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
+
+# That every public name is entered, and no entry is left over.
+NAMES := $(addprefix tests/test_conformance.py::, \
+	test_every_public_name_is_a_mechanism_or_has_a_reason test_no_reason_is_left_over)
 
 # A word of the command line as the shell shall see it, whatever it holds.
 quoted = '$(subst ','\'',$(1))'
@@ -43,8 +48,8 @@ check: $(READY) ## Check one chapter in half a minute (CHAPTER=core/causal)
 		echo "Name a chapter: make check CHAPTER=core/causal" >&2; exit 1; }
 	@$(PY) book/tangle.py
 	@$(STYLE)
-	@OMP_NUM_THREADS=1 $(PY) -m pytest --quiet -k "$(notdir $(CHAPTER))" \
-		tests/test_book.py tests/test_exercises.py $(wildcard tests/$(dir $(CHAPTER))test_$(notdir $(CHAPTER)).py) \
+	@OMP_NUM_THREADS=1 $(PY) -m pytest --quiet -k "$(notdir $(CHAPTER)) or reason" \
+		tests/test_book.py tests/test_exercises.py $(NAMES) $(wildcard tests/$(dir $(CHAPTER))test_$(notdir $(CHAPTER)).py) \
 		--jaxtyping-packages=attention,beartype.beartype
 	@OMP_NUM_THREADS=1 $(PY) -m pytest --nbval book/$(CHAPTER).ipynb --quiet \
 		-p no:cacheprovider

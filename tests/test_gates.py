@@ -1,6 +1,7 @@
 """A gate says what is missing, where, and gives an example of how it can be."""
 
 import copy
+import subprocess
 
 import pytest
 import test_book
@@ -178,3 +179,10 @@ def test_what_attends_is_told_that_a_reason_will_not_do(monkeypatch):
     fields = ("['no_such_name']", "must leave OTHERS", "names.py", "no such name")
     with pytest.raises(AssertionError, match=said(*fields)):
         test_conformance.test_no_reason_is_left_over()
+
+
+def test_the_short_loop_says_how_to_mend_style_and_asks_for_the_entry_of_each_name():
+    asked = ["make", "--dry-run", "check", f"CHAPTER={NAME}"]
+    made = subprocess.run(asked, cwd=test_book.ROOT, capture_output=True, text=True)
+    for words in "ruff check --fix", "is_a_mechanism_or_has_a_reason", "left_over":
+        assert words in made.stdout, made.stderr
