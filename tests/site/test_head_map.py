@@ -92,6 +92,6 @@ def test_the_arrow_keys_reach_every_head_from_one_stop(page):
 
 def test_a_button_is_called_by_its_place_and_its_scores(page):
     previous, sink, induction = stored(page, "scores")[16 * HEADS]
-    name = f"p {previous} layer 16, head 0: previous token {previous} %, "
-    name += f"first token {sink} %, induction {induction} %"
+    name = f"p {previous} layer 16, head 0: previous token {previous}\u00a0%, "
+    name += f"first token {sink}\u00a0%, induction {induction}\u00a0%"
     expect(button(page, 16, 0)).to_have_accessible_name(name)

@@ -54,16 +54,23 @@ LOOK = """() => {
     const all = (selector) => [...document.querySelectorAll(selector)];
     const prose = (document.querySelector("article") ?? document.body).cloneNode(true);
     prose.querySelectorAll("pre, code, script, math").forEach(e => e.remove());
+    const lines = prose.cloneNode(true);
+    lines.querySelectorAll("svg").forEach(e => e.remove());
     const box = (e) => e.getBoundingClientRect();
     return {
         theme: getComputedStyle(document.documentElement).colorScheme,
         overflow: document.documentElement.scrollWidth - innerWidth,
         prose: prose.textContent,
+        lines: lines.textContent,
         formulas: all(".math").length,
         rendered: all(".math:has(> math)").length,
         invisible: all("math").filter(e => box(e).width * box(e).height === 0)
             .filter(e => e.checkVisibility()).map(e => e.outerHTML),
         symbols: all("math :not(:has(*))").map(e => e.textContent),
+        loose: all("span.math").filter(e => getComputedStyle(e).whiteSpace !== "nowrap")
+            .filter(e => /^[,.;:!?)\\]]/.test(e.nextSibling?.data)
+                || /[([]$/.test(e.previousSibling?.data))
+            .map(e => `${e.previousSibling?.data ?? ""}…${e.nextSibling?.data ?? ""}`),
         // Chromium keeps space for the widest root that a font holds.
         gaps: all("msqrt").map(e => box(e).right - box(e.lastElementChild).right)
             .filter(gap => Math.abs(gap) > 2),
