@@ -1,5 +1,6 @@
 // Attention in tiles for a CPU, forward and backward, in the pieces that
-// book/speed/flash_cpp.ipynb explains. Compiled for a type of INPUT, and of a FACTOR of products.
+// book/speed/flash_cpp.ipynb explains. Compiled for a type of INPUT, and of a FACTOR of
+// products.
 
 // [names]
 #include <ATen/Parallel.h>
@@ -20,13 +21,14 @@ using R = std::conditional_t<sizeof(C) == 8, double, float>;  // of scores and s
 using V = vec::Vectorized<R>;
 constexpr bool PAIRS = sizeof(C) == 2;
 constexpr Int BLOCK_M = 64, BLOCK_N = 256, FEW = 16, AT_ONCE = 128, L = V::size();
-constexpr R LOG2_E = 1.44269504088896340736, LN_2 = 0.693147180559945309417, INF = INFINITY;
+constexpr R LOG2_E = 1.44269504088896340736, LN_2 = 0.693147180559945309417,
+            INF = INFINITY;
 Int up(Int n, Int unit) { return (n + unit - 1) / unit * unit; }
 
 // [product]
 // In 64 bits, which the library does not take
-void brgemm(Int rows, Int columns, Int inner, Int a_row, Int, Int, bool add, const double* a,
-    const double* b, double* c, bool) {
+void brgemm(Int rows, Int columns, Int inner, Int a_row, Int, Int, bool add,
+    const double* a, const double* b, double* c, bool) {
   for (; rows > 0; --rows, a += a_row, c += columns) {
     if (!add) std::fill_n(c, columns, 0);
     for (Int k = 0; k < inner; ++k)
@@ -34,7 +36,8 @@ void brgemm(Int rows, Int columns, Int inner, Int a_row, Int, Int, bool add, con
   }
 }
 // C (+)= A B. In 16 bits, two rows of B are woven into one of pairs.
-void product(Int rows, Int columns, Int inner, const C* a, Int a_row, const C* b, R* c, bool add) {
+void product(Int rows, Int columns, Int inner, const C* a, Int a_row, const C* b, R* c,
+    bool add) {
   brgemm(rows, columns, inner, a_row, columns, columns, add, a, b, c, PAIRS);
 }
 
@@ -99,7 +102,8 @@ template <class X>
 void transpose(const X* from, Int from_row, Int rows, Int columns, X* to, Int to_row) {
   for (Int i = 0; i < rows; i += 16)
     for (Int j = 0; j < columns; j += 16)
-      vec::transpose_mxn<X, 16, 16>(from + i * from_row + j, from_row, to + j * to_row + i, to_row);
+      vec::transpose_mxn<X, 16, 16>(
+          from + i * from_row + j, from_row, to + j * to_row + i, to_row);
 }
 // The transposed as a right factor: of 16 bits, a pair moves as one word of 32
 void turn(const C* from, Int rows, Int width, C* to) {
@@ -162,7 +166,8 @@ struct Attention {
   const Call& call;
   const Int D = call.width, E = call.value_width, group = call.heads / call.groups;
   const Int rows = group * call.queries, all = call.batch * call.groups;
-  const Int bands = up(rows, BLOCK_M) / BLOCK_M, blocks = up(call.keys, BLOCK_N) / BLOCK_N;
+  const Int bands = up(rows, BLOCK_M) / BLOCK_M,
+            blocks = up(call.keys, BLOCK_N) / BLOCK_N;
   const R factor = call.scale * LOG2_E;
 
   template <class X> static X* place(const Matrix& m, Int batch, Int head, Int row) {
@@ -170,7 +175,8 @@ struct Attention {
   }
   template <class X> X* of_query(const Matrix& m, const Band& band, Int r) const {
     Int i = band.start + r, g = band.head % call.groups;
-    return place<X>(m, band.head / call.groups, g * group + i / call.queries, i % call.queries);
+    return place<X>(
+        m, band.head / call.groups, g * group + i / call.queries, i % call.queries);
   }
   T* of_key(const Matrix& m, Int head, Int j) const {
     return place<T>(m, head / call.groups, head % call.groups, j);
@@ -178,24 +184,29 @@ struct Attention {
   Band band(Int head, Int n) const {
     Band b{head, n * BLOCK_M, std::min(BLOCK_M, rows - n * BLOCK_M)};
     for (Int r = 0; r < BLOCK_M; ++r) {
-      Int end =
-          call.causal ? (b.start + r) % call.queries + 1 + call.keys - call.queries : call.keys;
+      Int end = call.causal
+                    ? (b.start + r) % call.queries + 1 + call.keys - call.queries
+                    : call.keys;
       b.first[r] = call.window ? std::max<Int>(end - call.window, 0) : 0;
       b.end[r] = r < b.rows ? std::max<Int>(end, 0) : 0;
       b.m[r] = -INF, b.l[r] = 0;
-      if (r < b.rows) b.from = std::min(b.from, b.first[r]), b.to = std::max(b.to, b.end[r]);
+      if (r < b.rows)
+        b.from = std::min(b.from, b.first[r]), b.to = std::max(b.to, b.end[r]);
     }
     return b;
   }
   // How many keys of a tile are computed: few shapes, so that few products are prepared
-  Int width_of(const Band& band, Int j) const { return std::min(BLOCK_N, up(band.to - j, 64)); }
+  Int width_of(const Band& band, Int j) const {
+    return std::min(BLOCK_N, up(band.to - j, 64));
+  }
   void copy(const T* from, Int width, C* to) const {
     if constexpr (std::is_same_v<T, C>) std::copy_n(from, width, to);
     else
       for (Int c = 0; c < width; c += L) get(from + c).store(to + c);
   }
   void copy_band(const Matrix& m, const Band& band, Int width, C* to) const {
-    for (Int r = 0; r < band.rows; ++r) copy(of_query<T>(m, band, r), width, to + r * width);
+    for (Int r = 0; r < band.rows; ++r)
+      copy(of_query<T>(m, band, r), width, to + r * width);
     std::fill(to + band.rows * width, to + BLOCK_M * width, C(0));
   }
   void copy_block(const Matrix& m, Int head, Int j, Int width, C* to) const {
@@ -206,11 +217,13 @@ struct Attention {
 
   // [scores]
   // A column for each query, a row for each key; false if a mask hides all of it
-  bool scores(const Band& band, Int j, const C* keys, const C* qt, R* s, R* given) const {
+  bool scores(
+      const Band& band, Int j, const C* keys, const C* qt, R* s, R* given) const {
     Int n = width_of(band, j), real = std::min(n, call.keys - j);
     bool seen = !call.mask.data, hidden = false, edge = false;
     for (Int r = 0; r < band.rows && call.mask.data; ++r) {
-      const char* mask = call.mask.data ? of_query<char>(call.mask, band, r) + j : nullptr;
+      const char* mask =
+          call.mask.data ? of_query<char>(call.mask, band, r) + j : nullptr;
       seen |= std::memchr(mask, 1, real) != nullptr;
       hidden |= std::memchr(mask, 0, real) != nullptr;
     }
@@ -235,14 +248,16 @@ struct Attention {
     std::fill_n(given, BLOCK_M * BLOCK_N, 0);
     for (Int r = 0; r < band.rows; ++r) {
       const R* bias = call.bias.data ? of_query<R>(call.bias, band, r) + j : nullptr;
-      const char* mask = call.mask.data ? of_query<char>(call.mask, band, r) + j : nullptr;
+      const char* mask =
+          call.mask.data ? of_query<char>(call.mask, band, r) + j : nullptr;
       R* to = given + r * BLOCK_N;
       for (Int c = 0; c < real && call.bias.data; ++c) to[c] = bias[c] / R(call.scale);
       for (Int c = 0; c < real && mask; ++c) to[c] = mask[c] ? to[c] : -INF;
     }
     transpose(given, BLOCK_N, BLOCK_M, n, given + BLOCK_M * BLOCK_N, BLOCK_M);
     for (Int c = 0; c < n * BLOCK_M; c += L) {
-      V more = get(given + BLOCK_M * BLOCK_N + c);  // where it is -inf, a nan is hidden as well
+      V more = get(
+          given + BLOCK_M * BLOCK_N + c);  // where it is -inf, a nan is hidden as well
       V::blendv(get(s + c) + more, more, more == V(-INF)).store(s + c);
     }
   }
@@ -274,7 +289,8 @@ struct Attention {
         vec::fmadd(get(l), get(band.alpha + c + v * L), sum[v]).store(l);
       }
     }
-    if (std::all_of(band.alpha, band.alpha + BLOCK_M, [](R a) { return a == 1; })) return;
+    if (std::all_of(band.alpha, band.alpha + BLOCK_M, [](R a) { return a == 1; }))
+      return;
     for (Int e = 0; e < E * BLOCK_M; e += BLOCK_M)
       for (Int c = 0; c < BLOCK_M; c += L)
         (get(acc + e + c) * get(band.alpha + c)).store(acc + e + c);
@@ -287,17 +303,19 @@ struct Attention {
   };
   Desk desk(Room& room) const {
     return {room.take<C>(std::max(BLOCK_M * D, BLOCK_N * E)), room.take<C>(BLOCK_M * D),
-        room.take<C>(BLOCK_N * BLOCK_M), room.take<R>(BLOCK_N * BLOCK_M), room.take<R>(BLOCK_M * E),
-        room.take<R>(std::max(2 * BLOCK_N, E) * BLOCK_M)};
+        room.take<C>(BLOCK_N * BLOCK_M), room.take<R>(BLOCK_N * BLOCK_M),
+        room.take<R>(BLOCK_M * E), room.take<R>(std::max(2 * BLOCK_N, E) * BLOCK_M)};
   }
   void forward_band(Band band, const C* keys, const C* values_t, Room room) const {
     auto [q, qt, p, s, acc, given] = desk(room);
     if (!PAIRS) p = (C*)s;
-    copy_band(call.q, band, D, q), turn(q, BLOCK_M, D, qt), std::fill_n(acc, BLOCK_M * E, 0);
+    copy_band(call.q, band, D, q), turn(q, BLOCK_M, D, qt),
+        std::fill_n(acc, BLOCK_M * E, 0);
     for (Int j = band.from / BLOCK_N * BLOCK_N; j < band.to; j += BLOCK_N) {
       if (!scores(band, j, keys + j * D, qt, s, given)) continue;
       Int n = width_of(band, j);
-      softmax(band, n, s, p, acc), product(E, BLOCK_M, n, values_t + j * E, BLOCK_N, p, acc, true);
+      softmax(band, n, s, p, acc),
+          product(E, BLOCK_M, n, values_t + j * E, BLOCK_N, p, acc, true);
     }
     transpose(acc, BLOCK_M, E, BLOCK_M, given, E), finish(band, given);
   }
@@ -311,7 +329,8 @@ struct Attention {
 
   // [forward]
   void forward_many() const {
-    Int threads = at::get_num_threads(), at_once = std::min(all, up(8 * threads, bands) / bands);
+    Int threads = at::get_num_threads(),
+        at_once = std::min(all, up(8 * threads, bands) / bands);
     Room size;
     desk(size);
     Int packed = blocks * BLOCK_N * (D + E) * sizeof(C),
@@ -330,11 +349,12 @@ struct Attention {
         copy_block(call.v, start + head, j, E, values);
         transpose(values, E, BLOCK_N, E, to + blocks * BLOCK_N * D + j * E, BLOCK_N);
       });
-      deal(heads * bands, [&](Int n, Int thread) {  // the last bands first: they see most
-        C* from = keys(n % heads);
-        Band next = band(start + n % heads, bands - 1 - n / heads);
-        forward_band(next, from, from + blocks * BLOCK_N * D, mine(thread));
-      });
+      deal(heads * bands,
+          [&](Int n, Int thread) {  // the last bands first: they see most
+            C* from = keys(n % heads);
+            Band next = band(start + n % heads, bands - 1 - n / heads);
+            forward_band(next, from, from + blocks * BLOCK_N * D, mine(thread));
+          });
     }
   }
 
@@ -348,7 +368,8 @@ struct Attention {
     for (Int j = from; j < to; j += n, k += n * k_row, v += n * v_row) {
       Int real = std::min(n, to - j);
       for (Int i = 0; i < real; i += L) {
-        for (Int x = i; x < i + L; ++x) fetch(k + (x + n) * k_row, D), fetch(v + x * v_row, E);
+        for (Int x = i; x < i + L; ++x)
+          fetch(k + (x + n) * k_row, D), fetch(v + x * v_row, E);
         dots(band.rows, k + i * k_row, std::min(L, real - i), q, tile, lines + i);
       }
       for (Int r = 0; r < band.rows; ++r) {
@@ -369,7 +390,8 @@ struct Attention {
   // As many keys as a vector has lanes, with each query
   void dots(Int rows, const T* k, Int n, const R* q, R* tile, R* lines) const {
     const R* key[L];
-    for (Int i = 0; i < L; ++i) key[i] = wide(k + std::min(i, n - 1) * call.k.row, D, tile + i * D);
+    for (Int i = 0; i < L; ++i)
+      key[i] = wide(k + std::min(i, n - 1) * call.k.row, D, tile + i * D);
     for (Int r = 0; r < rows; ++r) {
       V sum[L];
       for (Int i = 0; i < L; ++i) sum[i] = V(0);
@@ -383,7 +405,8 @@ struct Attention {
   template <Int N> void add(const R* weights, Int n, const T* v, R* acc) const {
     for (Int e = 0; e < E; e += 2 * L) {
       V a[N], b[N];
-      for (Int r = 0; r < N; ++r) a[r] = get(acc + r * E + e), b[r] = get(acc + r * E + e + L);
+      for (Int r = 0; r < N; ++r)
+        a[r] = get(acc + r * E + e), b[r] = get(acc + r * E + e + L);
       for (Int i = 0; i < n; ++i) {
         V x = get(v + i * call.v.row + e), y = get(v + i * call.v.row + e + L);
         for (Int r = 0; r < N; ++r) {
@@ -410,7 +433,8 @@ struct Attention {
   }
   void hide(const Band& band, Int r, Int j, Int n, R* line) const {
     const R* bias = call.bias.data ? of_query<R>(call.bias, band, r) + j : nullptr;
-    const char* mask = call.mask.data ? of_query<char>(call.mask, band, r) + j : nullptr;
+    const char* mask =
+        call.mask.data ? of_query<char>(call.mask, band, r) + j : nullptr;
     for (Int i = 0; i < n && bias; ++i) line[i] += bias[i] / R(call.scale);
     for (Int i = 0; i < n && mask; ++i) line[i] = mask[i] ? line[i] : -INF;
     Int first = std::clamp<Int>(band.first[r] - j, 0, n),
@@ -423,7 +447,8 @@ struct Attention {
   void merge(Band& a, const Band& b, R* acc, const R* other) const {
     for (Int r = 0; r < a.rows; ++r) {
       R top = std::max(a.m[r], b.m[r]), base = top == -INF ? 0 : top;
-      R x = std::exp2((a.m[r] - base) * factor), y = std::exp2((b.m[r] - base) * factor);
+      R x = std::exp2((a.m[r] - base) * factor),
+        y = std::exp2((b.m[r] - base) * factor);
       a.m[r] = top, a.l[r] = x * a.l[r] + y * b.l[r];
       for (Int e = r * E; e < (r + 1) * E; ++e) acc[e] = x * acc[e] + y * other[e];
     }
@@ -441,7 +466,8 @@ struct Attention {
         for (Int d = 0; d < D; d += L)
           get(of_query<T>(call.q, mine, r) + d).store(q(n) + r * D + d);
       Int count = std::max<Int>(mine.to - mine.from, 0), k = n % parts;
-      Int start = mine.from + count * k / parts, end = mine.from + count * (k + 1) / parts;
+      Int start = mine.from + count * k / parts,
+          end = mine.from + count * (k + 1) / parts;
       few(mine, start, end, q(n), q(n) + rows * D, acc(n));
     });
     deal(all, [&](Int head, Int) {
@@ -452,7 +478,8 @@ struct Attention {
   }
 
   // [backward]
-  struct Rows {  // of a band: two matrices, each as both right factors; and what is summed
+  struct Rows {  // of a band: two matrices, each as both right factors; and what is
+                 // summed
     C *q, *qt, *go, *got;
     R *dqt, *lse, *delta;
   };
@@ -461,25 +488,28 @@ struct Attention {
     R *s, *ds, *given, *dk, *dv;
   };
   Rows rows_of(Room& room) const {
-    return {room.take<C>(BLOCK_M * D), room.take<C>(BLOCK_M * D), room.take<C>(BLOCK_M * E),
-        room.take<C>(BLOCK_M * E), room.take<R>(BLOCK_M * D), room.take<R>(BLOCK_M),
-        room.take<R>(BLOCK_M)};
+    return {room.take<C>(BLOCK_M * D), room.take<C>(BLOCK_M * D),
+        room.take<C>(BLOCK_M * E), room.take<C>(BLOCK_M * E), room.take<R>(BLOCK_M * D),
+        room.take<R>(BLOCK_M), room.take<R>(BLOCK_M)};
   }
   Block block_of(Room& room) const {
-    return {room.take<C>(BLOCK_N * D), room.take<C>(BLOCK_N * D), room.take<C>(BLOCK_N * E),
-        room.take<C>(BLOCK_M * std::max(D, E)), room.take<C>(BLOCK_N * BLOCK_M),
+    return {room.take<C>(BLOCK_N * D), room.take<C>(BLOCK_N * D),
+        room.take<C>(BLOCK_N * E), room.take<C>(BLOCK_M * std::max(D, E)),
         room.take<C>(BLOCK_N * BLOCK_M), room.take<C>(BLOCK_N * BLOCK_M),
-        room.take<R>(BLOCK_N * BLOCK_M), room.take<R>(BLOCK_N * BLOCK_M),
-        room.take<R>(2 * BLOCK_N * BLOCK_M), room.take<R>(BLOCK_N * D), room.take<R>(BLOCK_N * E)};
+        room.take<C>(BLOCK_N * BLOCK_M), room.take<R>(BLOCK_N * BLOCK_M),
+        room.take<R>(BLOCK_N * BLOCK_M), room.take<R>(2 * BLOCK_N * BLOCK_M),
+        room.take<R>(BLOCK_N * D), room.take<R>(BLOCK_N * E)};
   }
   void prepare(const Band& band, const Rows& to, C* room) const {
-    copy_band(call.q, band, D, room), turn(room, BLOCK_M, D, to.qt), weave(room, BLOCK_M, D, to.q);
+    copy_band(call.q, band, D, room), turn(room, BLOCK_M, D, to.qt),
+        weave(room, BLOCK_M, D, to.q);
     copy_band(call.d_context, band, E, room);
     turn(room, BLOCK_M, E, to.got), weave(room, BLOCK_M, E, to.go);
     std::fill_n(to.dqt, BLOCK_M * D, 0), std::fill_n(to.delta, BLOCK_M, 0);
     std::fill_n(to.lse, BLOCK_M, INF);  // of a row that sees nothing
     for (Int r = 0; r < band.rows; ++r) {
-      const T *o = of_query<T>(call.context, band, r), *go = of_query<T>(call.d_context, band, r);
+      const T *o = of_query<T>(call.context, band, r),
+              *go = of_query<T>(call.d_context, band, r);
       V sum(0);
       for (Int e = 0; e < E; e += L) sum = vec::fmadd(get(o + e), get(go + e), sum);
       to.delta[r] = total(sum) - *of_query<R>(call.d_lse, band, r);
@@ -490,7 +520,8 @@ struct Attention {
 
   // [gradient]
   // Scores become weights, and the gradients of weights become those of scores
-  void to_weights(Int n, const Rows& rows, const Block& to, C* p, C* g, C* woven) const {
+  void to_weights(
+      Int n, const Rows& rows, const Block& to, C* p, C* g, C* woven) const {
     for (Int i = 0; i < n; i += 2)
       for (Int c = 0; c < BLOCK_M; c += 2 * L) {
         V ds[2][2];
@@ -500,7 +531,8 @@ struct Attention {
           for (int v = 0; v < 2; ++v) {
             Int x = at + v * L, y = c + v * L;
             V power = vec::fmsub(get(to.s + x), V(factor), get(rows.lse + y));
-            w[v] = exp2<PAIRS>(vec::clamp_max(power, V(0)));  // scores of 1e30 are rounded
+            w[v] =
+                exp2<PAIRS>(vec::clamp_max(power, V(0)));  // scores of 1e30 are rounded
             ds[k][v] = w[v] * (get(to.ds + x) - get(rows.delta + y));
           }
           put(p + at, w[0], w[1]), put(g + at, ds[k][0], ds[k][1]);
@@ -513,9 +545,11 @@ struct Attention {
   void backward_part(Int head, Int part, Int parts, Room room) const {
     std::vector<Rows> mine;
     std::vector<Band> band_of;
-    for (Int n = 0; n < bands; ++n) mine.push_back(rows_of(room)), band_of.push_back(band(head, n));
+    for (Int n = 0; n < bands; ++n)
+      mine.push_back(rows_of(room)), band_of.push_back(band(head, n));
     Block b = block_of(room);
-    C *p = PAIRS ? b.p : (C*)b.s, *g = PAIRS ? b.g : (C*)b.ds, *woven = PAIRS ? b.woven : g;
+    C *p = PAIRS ? b.p : (C*)b.s, *g = PAIRS ? b.g : (C*)b.ds,
+      *woven = PAIRS ? b.woven : g;
     for (Int n = 0; n < bands; ++n) prepare(band_of[n], mine[n], b.rows);
     for (Int j = part * BLOCK_N; j < call.keys; j += parts * BLOCK_N) {
       copy_block(call.k, head, j, D, b.k), copy_block(call.v, head, j, E, b.v);
@@ -551,7 +585,8 @@ struct Attention {
         later.at += size;
         Room its = later;
         const R* more = rows_of(its).dqt;
-        for (Int c = 0; c < BLOCK_M * D; c += L) (get(dqt + c) + get(more + c)).store(dqt + c);
+        for (Int c = 0; c < BLOCK_M * D; c += L)
+          (get(dqt + c) + get(more + c)).store(dqt + c);
       }
       Band rows = band(head, n);
       std::vector<R> dq(BLOCK_M * D);
@@ -561,11 +596,13 @@ struct Attention {
     }
   }
   void backward() const {
-    Int threads = at::get_num_threads(), parts = std::clamp<Int>(2 * threads / all, 1, blocks);
+    Int threads = at::get_num_threads(),
+        parts = std::clamp<Int>(2 * threads / all, 1, blocks);
     Room one;
     for (Int n = 0; n < bands; ++n) rows_of(one);
     block_of(one);
-    auto memory = c10::GetCPUAllocator()->allocate((parts > 1 ? all * parts : threads) * one.at);
+    auto memory =
+        c10::GetCPUAllocator()->allocate((parts > 1 ? all * parts : threads) * one.at);
     auto room = [&](Int n) { return Room{Int(memory.get()) + n * one.at}; };
     deal(all * parts, [&](Int n, Int thread) {
       Room mine = room(parts > 1 ? n : thread);

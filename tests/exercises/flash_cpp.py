@@ -85,6 +85,19 @@ class power_of_two:
         def by_exp2(n):
             return torch.exp2(n.float())
 
+        def by_special_exp2(n):
+            return torch.special.exp2(n.float())
+
+        def by_logspace(n):
+            return torch.logspace(127, -126, 254, base=2)
+
+        def by_products_of_two(n):
+            steps = torch.full((254,), 2.0).cumprod(0) / 2.0**127
+            return steps.flip(0)
+
+        def one_by_one(n):
+            return torch.tensor([2.0**i for i in n.tolist()])
+
         def by_ldexp(n):
             return torch.ldexp(torch.ones(len(n)), n)
 

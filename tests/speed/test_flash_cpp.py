@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from functools import partial
+from importlib.resources import files
 
 import pytest
 import torch
@@ -175,6 +176,11 @@ def test_what_lies_between_numbers_of_16_bits_is_rounded_to_the_nearest(name):
     query, keys = torch.zeros(1, 1, 1, 1).to(dtype), torch.zeros(1, 1, 2, 1).to(dtype)
     mean = values.float().mean(dim=-2, keepdim=True).to(dtype)
     torch.testing.assert_close(cpp_attend(query, keys, values), mean, rtol=0, atol=0)
+
+
+def test_no_line_of_the_kernel_is_wider_than_the_page():
+    kernel = files("attention.speed").joinpath("flash_cpp.cpp").read_text("utf-8")
+    assert max(map(len, kernel.splitlines())) <= 88
 
 
 def test_the_exponential_is_right_wherever_a_weight_counts():
