@@ -7,6 +7,9 @@ VENV := .venv
 PY := $(VENV)/bin/python
 # Python compiles what is imported, when it is: of 15,000 files, few ever are.
 INSTALL := $(PY) -m pip install -qq --disable-pip-version-check --no-compile
+# Nor does any of the hundred Pythons of `make test` compile what another one has, even
+# where a machine is told to keep nothing: empty means that it is kept.
+export PYTHONDONTWRITEBYTECODE :=
 READY := $(VENV)/.ready
 BENCH_READY := $(VENV)/.ready-bench
 SITE := _build/html

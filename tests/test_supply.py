@@ -101,6 +101,19 @@ def test_the_jobs_of_a_change_are_together_all_of_make_test():
     assert steps == re.search(r"(?m)^test: (.*?) *##", makefile)[1].split()
 
 
+def test_what_one_python_of_a_run_has_compiled_the_next_one_reads():
+    makefile = 'include Makefile\ntold: ; @$(PY) -c "import sys; print(sys.flags)"'
+    told = subprocess.run(
+        ["make", "--silent", "--file=-", "told", f"PY={sys.executable}"],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"},
+        input=makefile,
+        capture_output=True,
+        text=True,
+    )
+    assert "dont_write_bytecode=0" in told.stdout, told.stderr
+
+
 def pins() -> str:
     """The lock, and the pin that has no hash."""
     files = ("requirements.txt", "requirements-torch.txt")
