@@ -149,6 +149,7 @@ pages: $(READY)
 	@$(PY) -m pytest tests/site -n 2 --dist loadscope --no-loadscope-reorder --quiet
 
 # What the steps stand on: remade when the pins or the package's settings change.
+# An older pip takes the newest `name[extra]`, whatever is pinned: hence the pins as -c.
 
 $(READY): requirements.txt requirements-torch.txt pyproject.toml
 	@test -n "$(PYTHON)" && $(PYTHON) -c "$(NEW_ENOUGH)" 2>/dev/null || { \
@@ -159,7 +160,7 @@ $(READY): requirements.txt requirements-torch.txt pyproject.toml
 		     "On Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
 	@echo "Installing into $(VENV), which takes a minute or more the first time."
 	@$(PY) -c "" 2>/dev/null || $(PYTHON) -m venv --clear $(VENV)
-	@$(INSTALL) --require-hashes -r requirements.txt
+	@$(INSTALL) --require-hashes -r requirements.txt -c requirements.txt
 	@$(INSTALL) -r requirements-torch.txt
 	@$(INSTALL) --no-deps --no-build-isolation --editable .
 	@$(PY) -m pip check

@@ -148,6 +148,15 @@ def test_every_package_but_torch_is_held_by_the_hashes_of_its_files(file, fewest
     assert "://" not in lock, "the lock names no registry: each user has their own"
 
 
+@pytest.mark.parametrize("file", ["Makefile", ".binder/postBuild"])
+def test_the_pins_hold_for_what_is_asked_for_with_an_extra(file):
+    """Older pips look at the newest `jsonschema[format-nongpl]`, and stop."""
+    commands = (ROOT / file).read_text("utf-8").replace("\\\n", "").splitlines()
+    installs = [line for line in commands if "-r requirements.txt" in line]
+    assert installs
+    assert all("-c requirements.txt" in line for line in installs)
+
+
 def unmet(requirements: Iterable[str]) -> list[str]:
     """Requirements that the lock does not meet with what it holds for this machine."""
     held = dict(re.findall(r"(?m)^([\w.-]+)==([^\s;]+)", pins()))
