@@ -1,6 +1,8 @@
 """What several tests share."""
 
+import gc
 import os
+from collections.abc import Iterator
 
 import jaxtyping
 import pytest
@@ -24,6 +26,17 @@ SLOW = {
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "slow: left out by make test FAST=1")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """What is imported and collected stays: nobody looks for garbage among it."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
