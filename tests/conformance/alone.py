@@ -5,6 +5,7 @@ them: so `python -m conformance.alone PROFILE FILE` is started without them, onc
 all. Each line of FILE is a result as JSON; what is printed beside it is for people.
 """
 
+import gc
 import json
 import sys
 import warnings
@@ -46,6 +47,7 @@ def main(profile: str, file: str) -> None:
     settings.load_profile(profile)
     torch.set_num_threads(1)  # the other core runs the other tests
     warnings.simplefilter("error")
+    gc.set_threshold(200_000, 50, 50)  # tracing makes many objects, and keeps most
     lines = []
 
     def write(property, mechanism, result):
