@@ -174,6 +174,8 @@ def test_options_that_differ_are_refused_on_every_rank():
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules")  # as a program it is not
 def test_the_program_ends_with_the_status_of_main(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["demo", "--length", "0"])
+    # Its code has the shape checks of this run, which another Python knows nothing of.
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
     with pytest.raises(SystemExit) as end:
         runpy.run_module(demo.__name__, run_name="__main__")
     assert end.value.code == 2
