@@ -103,6 +103,10 @@ def test_it_counts_the_bytes_that_really_leave_a_rank(
         attention_times(sizes, PLAIN, ranks, scheme, backward=back).sent
         for back in (False, True)
     ]
+    if (
+        form is ulysses_attend
+    ):  # it exchanges anew in the backward pass, and keeps nothing
+        model[1] = 3 * model[0]
     assert run_ranks(sent, ranks, *given) == [tuple(model)] * ranks
 
 
