@@ -404,9 +404,8 @@ struct Attention {
   // Weighted values, for N queries at once
   template <Int N> void add(const R* weights, Int n, const T* v, R* acc) const {
     for (Int e = 0; e < E; e += 2 * L) {
-      V a[N], b[N];
-      for (Int r = 0; r < N; ++r)
-        a[r] = get(acc + r * E + e), b[r] = get(acc + r * E + e + L);
+      V a[N], b[N];  // sums of this block: long sums of small terms lose them
+      for (Int r = 0; r < N; ++r) a[r] = b[r] = V(0);
       for (Int i = 0; i < n; ++i) {
         V x = get(v + i * call.v.row + e), y = get(v + i * call.v.row + e + L);
         for (Int r = 0; r < N; ++r) {
@@ -414,7 +413,10 @@ struct Attention {
           a[r] = vec::fmadd(weight, x, a[r]), b[r] = vec::fmadd(weight, y, b[r]);
         }
       }
-      for (Int r = 0; r < N; ++r) put(acc + r * E + e, a[r], b[r]);
+      for (Int r = 0; r < N; ++r) {
+        R* at = acc + r * E + e;
+        put(at, get(at) + a[r], get(at + L) + b[r]);
+      }
     }
   }
   // Scores of a query become weights, as in softmax

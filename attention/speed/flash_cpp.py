@@ -27,10 +27,10 @@ from torch import Tensor
 from attention.core.scaled_dot_product import check_window, visible
 from attention.speed.flash import TwoPasses
 from attention.tools.checks import (
+    broadcast_heads,
     check_bias,
     check_fit,
     precise,
-    repeat_kv,
     scale_queries,
     unified,
 )
@@ -217,19 +217,6 @@ class _Kernel(NamedTuple):
         return list(gradients.values())
 
 
-def _spread(queries, keys, values, shape):
-    """The three with equal batch axes, one at least, and an axis of heads."""
-    heads = shape[-3] if len(shape) > 2 else 1
-    groups = {t.shape[-3] if t.ndim > 2 else 1 for t in (keys, values)} - {1}
-    if len(groups) > 1:  # the kernel knows one way to share
-        keys, values = (repeat_kv(tensor, queries) for tensor in (keys, values))
-        groups = {heads}
-    shared = groups.pop() if groups else 1
-    counts, batch = (heads, shared, shared), shape[:-3] or (1,)
-    three = zip((queries, keys, values), counts, strict=True)
-    return [tensor.expand(*batch, count, -1, -1) for tensor, count in three]
-
-
 def _padded(tensor: Tensor) -> Tensor:
     """The same with a width of whole tiles; zeros add nothing to a product."""
     missing = -tensor.shape[-1] % _WHOLE
@@ -297,7 +284,7 @@ def cpp_attend(
     queries, scale = scale_queries(queries, scale)
     if not scale > _LEAST_SCALE:  # the kernel divides by it
         queries, scale = queries * scale, 1.0
-    three = [_padded(each) for each in _spread(queries, keys, values, shape)]
+    three = [_padded(each) for each in broadcast_heads(queries, keys, values, shape)]
     heads = three[0].shape[:-2]
     mask = mask if mask is None else mask.expand(*heads, *mask.shape[-2:])
     if bias is not None:

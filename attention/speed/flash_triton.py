@@ -20,7 +20,12 @@ from torch import Tensor
 
 from attention.core.scaled_dot_product import check_window
 from attention.speed.flash import TwoPasses
-from attention.tools.checks import check_fit, repeat_kv, scale_queries, unified
+from attention.tools.checks import (
+    broadcast_heads,
+    check_fit,
+    scale_queries,
+    unified,
+)
 from attention.tools.workbench import expected
 
 __all__ = ["triton_attend"]
@@ -399,19 +404,6 @@ def _check_support(queries, values, mask, dropout_p, tile):
     need("device", can, where, queries.device)
 
 
-def _spread(queries, keys, values, shape):
-    """The three with equal batch axes, one at least, and an axis of heads."""
-    heads = shape[-3] if len(shape) > 2 else 1
-    groups = {t.shape[-3] if t.ndim > 2 else 1 for t in (keys, values)} - {1}
-    if len(groups) > 1:  # the kernels know one way to share
-        keys, values = (repeat_kv(tensor, queries) for tensor in (keys, values))
-        groups = {heads}
-    shared = groups.pop() if groups else 1
-    counts, batch = (heads, shared, shared), shape[:-3] or (1,)
-    three = zip((queries, keys, values), counts, strict=True)
-    return [tensor.expand(*batch, count, -1, -1) for tensor, count in three]
-
-
 def triton_attend(
     queries: Float[Tensor, "*queries_batch num_queries head_dim"],
     keys: Float[Tensor, "*keys_batch num_keys head_dim"],
@@ -456,7 +448,7 @@ def triton_attend(
     _import_triton()
     _check_support(queries, values, mask, dropout_p, tile)
     queries, scale = scale_queries(queries, scale)
-    three = _spread(queries, keys, values, shape)
+    three = broadcast_heads(queries, keys, values, shape)
     apply = TwoPasses.apply
     if torch.compiler.is_compiling():  # it does not see into the kernels
         apply = torch.compiler.disable(apply)

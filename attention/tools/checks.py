@@ -21,6 +21,7 @@ __all__ = [
     "are_groups",
     "as_given",
     "autocast_on",
+    "broadcast_heads",
     "check_bias",
     "check_fit",
     "check_heads",
@@ -111,6 +112,24 @@ def check_fit(
         must = "batch axes that broadcast, and heads whose number divides the queries'"
         got = ", ".join(map(str, leading))
         raise expected("queries, keys and values", must, got) from None
+
+
+def broadcast_heads(
+    queries: Tensor, keys: Tensor, values: Tensor, shape: tuple[int, ...]
+) -> list[Tensor]:
+    """The three with the batch axes of the scores, one at least, and an axis of heads.
+
+    Keys and values keep few heads if both have as many, and have one number of them.
+    """
+    heads = shape[-3] if len(shape) > 2 else 1
+    groups = {_heads(t) for t in (keys, values)} - {1}
+    if len(groups) > 1:
+        keys, values = (repeat_kv(tensor, queries) for tensor in (keys, values))
+        groups = {heads}
+    shared = groups.pop() if groups else 1
+    counts, batch = (heads, shared, shared), shape[:-3] or (1,)
+    three = zip((queries, keys, values), counts, strict=True)
+    return [tensor.expand(*batch, count, -1, -1) for tensor, count in three]
 
 
 def spread(name: str, table: Tensor, shape: tuple[int, ...]) -> Tensor:

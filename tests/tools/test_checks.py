@@ -5,10 +5,11 @@ import torch
 from examples import said
 from torch import nn
 
-from attention import MultiHeadAttention, SelfAttention
+from attention import MultiHeadAttention, SelfAttention, attend
 from attention.tools.checks import (
     are_groups,
     as_given,
+    broadcast_heads,
     check_bias,
     check_fit,
     check_heads,
@@ -51,6 +52,26 @@ def test_the_scores_have_the_heads_of_the_queries():
 def test_heads_that_do_not_divide_those_of_the_queries_are_refused(as_importer, count):
     with pytest.raises(ValueError, match=said("heads", "got (2, 6)", f"(2, {count})")):
         check_fit(heads(6), heads(count), heads(count))
+
+
+@pytest.mark.parametrize(
+    ("counts", "shared"),
+    [((6, 6, 6), 6), ((6, 2, 2), 2), ((6, 1, 1), 1), ((6, 1, 2), 2), ((6, 2, 3), 6)],
+    ids=str,
+)
+def test_keys_and_values_come_to_one_number_of_heads_and_mean_the_same(counts, shared):
+    queries, keys, values = (heads(count) for count in counts)
+    shape = check_fit(queries, keys[0], values)  # one text's keys serve both
+    three = broadcast_heads(queries, keys[0], values, shape)
+    assert [t.shape[:2] for t in three] == [(2, 6), (2, shared), (2, shared)]
+    assert torch.equal(attend(*three), attend(queries, keys[0], values))
+
+
+def test_to_broadcast_heads_copies_nothing_and_gives_axes_that_lack():
+    rows = torch.randn(5, 11)
+    three = broadcast_heads(rows, rows, rows, (5, 5))
+    assert [t.shape for t in three] == [(1, 1, 5, 11)] * 3
+    assert {t.data_ptr() for t in three} == {rows.data_ptr()}
 
 
 # Scale and bias
