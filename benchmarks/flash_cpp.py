@@ -1,6 +1,6 @@
 """Time cpp_attend beside the fused call and flash_attend; masks; one query.
 
-    python benchmarks/flash_cpp.py            an hour; writes flash_cpp.md, .csv
+    python benchmarks/flash_cpp.py            an hour; writes flash_cpp.md, .csv, .svg
     python benchmarks/flash_cpp.py --quick    three minutes; prints, writes nothing
 
 On the CPU, without a module around it. Results are compared before any is timed. A
@@ -192,7 +192,7 @@ def report(rows: list[Row], machines: dict[str, str], rounds: int) -> str:
         "# cpp_attend beside the fused call",
         "Written by `benchmarks/flash_cpp.py`.",
     ]
-    parts += [f"{machines['cpu']} {torch.get_num_threads()} threads."]
+    parts += [machines["cpu"]]
     lines = []
     for cell, group in cells_of(times, "dtype", "direction", "length", "kind"):
         by_name = {row["contender"]: row for row in group}

@@ -17,6 +17,7 @@ import common  # noqa: E402
 import context_parallel  # noqa: E402
 import decode  # noqa: E402
 import flash  # noqa: E402
+import flash_cpp  # noqa: E402
 import harness  # noqa: E402
 import layer  # noqa: E402
 import multi_head  # noqa: E402
@@ -57,7 +58,7 @@ def some_rows(script) -> list[common.Row]:
     return rows
 
 
-@pytest.mark.parametrize("script", [multi_head, layer])
+@pytest.mark.parametrize("script", [multi_head, layer, flash_cpp])
 def test_the_report_is_what_its_numbers_say(script):
     text = (BENCHMARKS / f"{script.__name__}.md").read_text(encoding="utf-8")
     rounds = int(re.search(r"the median of (\d+) rounds", text)[1])
