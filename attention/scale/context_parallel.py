@@ -284,7 +284,7 @@ def _circulate(
             tensors = received()
 
 
-_AT_ONCE = 2**18  # numbers of keys that are sent at once, if one head has not more
+_AT_ONCE = 2**20  # numbers of keys that are sent at once, if one head has not more
 
 
 def _few_heads(keys: Tensor, values: Tensor, length: int) -> Iterator[Callable]:
