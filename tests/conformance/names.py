@@ -141,6 +141,7 @@ OTHERS = {
     "first_order": CHECK,
     "precise": CHECK,
     "repeat_kv": "repeats heads, and mixes no values",
+    "broadcast_heads": "repeats heads at most, and mixes no values",
     "scale_queries": CHECK,
     "second_derivative": CHECK,
     "check_scale": CHECK,

@@ -64,7 +64,7 @@ def test_keys_and_values_come_to_one_number_of_heads_and_mean_the_same(counts, s
     shape = check_fit(queries, keys[0], values)  # one text's keys serve both
     three = broadcast_heads(queries, keys[0], values, shape)
     assert [t.shape[:2] for t in three] == [(2, 6), (2, shared), (2, shared)]
-    assert torch.equal(attend(*three), attend(queries, keys[0], values))
+    torch.testing.assert_close(attend(*three), attend(queries, keys[0], values))
 
 
 def test_to_broadcast_heads_copies_nothing_and_gives_axes_that_lack():
