@@ -51,12 +51,14 @@ check: $(READY) ## Check one chapter in half a minute (CHAPTER=core/causal)
 		echo "Name a chapter: make check CHAPTER=core/causal" >&2; exit 1; }
 	@$(PY) book/tangle.py
 	@$(STYLE)
-	@OMP_NUM_THREADS=1 $(PY) -m pytest --quiet -k "$(notdir $(CHAPTER)) or reason" \
+	@# The site is built beside the tests: two cores have room for both.
+	@$(BUILD) & site=$$!; \
+	OMP_NUM_THREADS=1 $(PY) -m pytest --quiet -k "$(notdir $(CHAPTER)) or reason" \
 		tests/test_book.py tests/test_exercises.py $(NAMES) $(wildcard tests/$(dir $(CHAPTER))test_$(notdir $(CHAPTER)).py) \
-		--jaxtyping-packages=attention,beartype.beartype
-	@OMP_NUM_THREADS=1 $(PY) -m pytest --nbval book/$(CHAPTER).ipynb --quiet \
-		-p no:cacheprovider
-	@$(BUILD)
+		--jaxtyping-packages=attention,beartype.beartype && \
+	OMP_NUM_THREADS=1 $(PY) -m pytest --nbval book/$(CHAPTER).ipynb --quiet \
+		-p no:cacheprovider; \
+	right=$$?; wait $$site && exit $$right
 	@$(PY) -m pytest tests/site --quiet -k "[book/$(CHAPTER)]"
 	@echo "$(CHAPTER) is checked; 'make test' checks it among the others."
 
