@@ -52,7 +52,7 @@ def _flags(dtype: torch.dtype, factor: torch.dtype) -> list[str]:
     home, vectors = Path(torch.__file__).parent, torch.backends.cpu.get_cpu_capability()
     known = vectors if vectors in ("AVX2", "AVX512", "SVE256") else "DEFAULT"
     return [
-        *("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-w"),
+        *("-std=c++20", "-O3", "-march=native", "-fPIC", "-shared", "-w"),
         *(f"-DINPUT={_NAMES[dtype]}", f"-DFACTOR={_NAMES[factor]}"),
         *(f"-DCPU_CAPABILITY={known}", f"-DCPU_CAPABILITY_{known}"),
         f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}",

@@ -2,15 +2,18 @@
 
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
 from functools import partial
 from importlib.resources import files
+from pathlib import Path
 
 import pytest
 import torch
 from examples import said
+from torch.utils import cpp_extension
 
 from attention import (
     Attention,
@@ -176,6 +179,14 @@ def test_what_lies_between_numbers_of_16_bits_is_rounded_to_the_nearest(name):
     query, keys = torch.zeros(1, 1, 1, 1).to(dtype), torch.zeros(1, 1, 2, 1).to(dtype)
     mean = values.float().mean(dim=-2, keepdim=True).to(dtype)
     torch.testing.assert_close(cpp_attend(query, keys, values), mean, rtol=0, atol=0)
+
+
+def test_the_compiler_is_told_a_standard_in_which_torchs_own_files_compile():
+    torchs = Path(cpp_extension.__file__).read_text("utf-8")
+    asked = max(map(int, re.findall(r"-std=c\+\+(\d+)", torchs)))
+    flags = flash_cpp._flags(torch.float32, torch.float32)
+    (told,) = re.findall(r"-std=c\+\+(\d+)", " ".join(flags))
+    assert int(told) >= asked
 
 
 def test_no_line_of_the_kernel_is_wider_than_the_page():
