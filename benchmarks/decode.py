@@ -1,17 +1,19 @@
 """Time one step of writing, with a cache, beside recomputation and other caches.
 
-    python benchmarks/decode.py            a quarter of an hour; writes decode.md, .csv
-    python benchmarks/decode.py --quick    two minutes; prints, writes nothing
+    python benchmarks/decode.py            half an hour; writes decode.md, .csv
+    python benchmarks/decode.py --quick    some minutes; prints, writes nothing
 
 A stack of attention layers has read a text and reads one token more. The limit is a
 sum over as many bytes as weights and cache have: what is read once at least. All
 contenders say the same, and are compared before any is timed.
 """
 
+import itertools
 import time
 import warnings
 from collections.abc import Callable
 from functools import cache, partial
+from typing import NamedTuple
 
 import torch
 from common import (
@@ -33,14 +35,27 @@ from common import (
 from harness import Patience, machine, time_side_by_side
 from torch import Tensor, nn
 
-from attention import Attention, KVCache
+from attention import Attention, KVCache, cpp_attend
 
-WIDTH, HEADS, LAYERS = 768, 12, 8
+
+class Size(NamedTuple):
+    """A stack of layers, whose heads are 64 wide."""
+
+    width: int
+    layers: int
+
+    def __str__(self) -> str:
+        return f"width {self.width}"
+
+
+SIZES = [Size(768, 8), Size(2048, 4)]
 LENGTHS = [500, 1000, 2000]
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.15}  # relative, after all layers
 SHARES = {"float32": 0.75, "bfloat16": 0.90}  # of the limit's speed
 TIMES_FASTER = 100  # than a pass over 2,000 tokens
-OURS, COMPILED, CAT = "KVCache", "KVCache, compiled", "torch.cat"
+OURS, CPP, COMPILED = "KVCache", "KVCache, cpp_attend", "KVCache, compiled"
+OWN = (OURS, CPP, COMPILED)
+CAT = "torch.cat"
 WHOLE, TORCH = "whole pass", "nn.MultiheadAttention"
 THEIRS, LIMIT = "transformers", "limit"
 
@@ -87,33 +102,36 @@ class Cached:
         return self.read(self.last)
 
 
+def with_form(layer: Attention, attend: Callable) -> Attention:
+    """The same layer with another form of attention."""
+    sizes = (layer.d_in, layer.d_out, layer.num_heads)
+    twin = Attention(*sizes, qkv_bias=True, attend=attend).to(layer.W_query.weight)
+    twin.load_state_dict(layer.state_dict())
+    return twin.eval().requires_grad_(False)
+
+
+class InCpp(Cached):
+    """The same with the kernel in C++."""
+
+    def __init__(self, layers: nn.ModuleList, text: Tensor):
+        super().__init__(
+            KVCache, [with_form(each, cpp_attend) for each in layers], text
+        )
+
+
 class Compiled(Cached):
-    """The same, compiled whole: all layers, their caches, one row's products."""
+    """The same, compiled whole; the weights are laid out for the compiled products."""
 
     def __init__(self, layers: nn.ModuleList, text: Tensor):
         super().__init__(partial(KVCache, text.shape[1]), layers, text)
-        self.layers = [self.twin(layer) for layer in layers]
+        self.layers = nn.ModuleList(with_form(each, one_query) for each in layers)
         torch.compiler.reset()
-        self.read = torch.compile(self.read, fullgraph=True, dynamic=False)
-
-    def twin(self, layer: Attention) -> Attention:
-        sizes = (WIDTH, WIDTH, HEADS)
-        twin = Attention(*sizes, qkv_bias=True, attend=one_query).eval()
-        for name in ("W_query", "W_key", "W_value", "out_proj"):
-            setattr(twin, name, Row1(getattr(layer, name)))
-        return twin.requires_grad_(False)
-
-
-class Row1(nn.Module):
-    """A linear layer for a single row."""
-
-    def __init__(self, linear: nn.Linear):
-        super().__init__()
-        self.weight, self.bias = linear.weight, linear.bias
-
-    def forward(self, x: Tensor) -> Tensor:
-        given = (x.float() * self.weight.float()).sum(dim=-1) + self.bias.float()
-        return given.to(x.dtype).unsqueeze(-2)
+        options = {"max_autotune": True, "max_autotune_gemm_backends": "CPP,ATEN"}
+        options |= {"autotune_num_choices_displayed": 0}
+        options |= {"max_autotune_report_choices_stats": False}
+        self.read = torch.compile(self.read, fullgraph=True, options=options)
+        with torch._inductor.config.patch(freezing=True):  # weights do not change
+            self()
 
 
 def one_query(
@@ -156,8 +174,8 @@ class TorchWhole(Whole):
 
     def twin(self, layer: Attention) -> nn.MultiheadAttention:
         weight = layer.W_query.weight
-        options = {"device": weight.device, "dtype": weight.dtype}
-        twin = nn.MultiheadAttention(WIDTH, HEADS, batch_first=True, **options)
+        sizes, options = (layer.d_out, layer.num_heads), {"batch_first": True}
+        twin = nn.MultiheadAttention(*sizes, **options).to(weight)
         three = (layer.W_query, layer.W_key, layer.W_value)
         twin.in_proj_weight.data = torch.cat([each.weight for each in three])
         twin.in_proj_bias.data = torch.cat([each.bias for each in three])
@@ -180,7 +198,8 @@ class Theirs:
             import transformers
             from transformers.models.gpt2.modeling_gpt2 import GPT2Attention
 
-            sizes = {"n_embd": WIDTH, "n_head": HEADS, "n_layer": len(layers)}
+            sizes = {"n_embd": layers[0].d_out, "n_head": layers[0].num_heads}
+            sizes |= {"n_layer": len(layers)}
             config = transformers.GPT2Config(**sizes, attn_implementation="sdpa")
             self.layers = [GPT2Attention(config, layer_idx=n).eval() for n in
                            range(len(layers))]  # fmt: skip
@@ -208,6 +227,7 @@ class Theirs:
 
 CONTENDERS: dict[str, Callable] = {
     OURS: partial(Cached, KVCache),
+    CPP: InCpp,
     COMPILED: Compiled,
     CAT: partial(Cached, Growing),
     THEIRS: Theirs,
@@ -219,31 +239,34 @@ CONTENDERS: dict[str, Callable] = {
 # Time.
 
 
-def some_layers(device: str, dtype: str) -> nn.ModuleList:
+def some_layers(device: str, dtype: str, size: Size) -> nn.ModuleList:
     torch.manual_seed(123)
-    layers = [Attention(WIDTH, WIDTH, HEADS, qkv_bias=True) for _ in range(LAYERS)]
+    width, heads = size.width, size.width // 64
+    layers = [Attention(width, width, heads, qkv_bias=True) for _ in range(size.layers)]
     layers = nn.ModuleList(layers).eval().requires_grad_(False)
     for layer in layers:
-        layer.out_proj.weight.mul_(5)  # so that eight layers do not fade
+        layer.out_proj.weight.mul_(5)  # so that the layers do not fade
     return layers.to(device, DTYPES[dtype])
 
 
-def some_text(device: str, dtype: str, length: int) -> Tensor:
+def some_text(device: str, dtype: str, size: Size, length: int) -> Tensor:
     torch.manual_seed(length)
-    return torch.randn(1, length, WIDTH).to(device, DTYPES[dtype])
+    return torch.randn(1, length, size.width).to(device, DTYPES[dtype])
 
 
-def bytes_read(dtype: str, length: int) -> int:
+def bytes_read(dtype: str, size: Size, length: int) -> int:
     """Weights and cache, once."""
-    numbers = LAYERS * (4 * WIDTH**2 + 4 * WIDTH + 2 * length * WIDTH)
+    width = size.width
+    numbers = size.layers * (4 * width**2 + 4 * width + 2 * length * width)
     return numbers * DTYPES[dtype].itemsize
 
 
 def ready(
-    device: str, dtype: str, length: int, contenders: dict[str, Callable]
+    device: str, dtype: str, size: Size, length: int, contenders: dict[str, Callable]
 ) -> dict[str, Callable]:
     """The calls of all that can run, after they were found to say the same."""
-    layers, text = some_layers(device, dtype), some_text(device, dtype, length)
+    layers = some_layers(device, dtype, size)
+    text = some_text(device, dtype, size, length)
     calls, must = {}, Whole(layers, text)()
     for name, make in contenders.items():
         try:
@@ -276,14 +299,17 @@ def explain(why: str) -> None:
 
 
 @torch.no_grad()
-def time_cell(device: str, dtype: str, length: int, rounds: int) -> list[Row]:
+def time_cell(
+    device: str, dtype: str, size: Size, length: int, rounds: int
+) -> list[Row]:
     """Rows of the CSV, one for each contender and one for the limit."""
-    calls = ready(device, dtype, length, CONTENDERS)
-    everything = torch.zeros(bytes_read(dtype, length) // 4, device=device)
+    calls = ready(device, dtype, size, length, CONTENDERS)
+    everything = torch.zeros(bytes_read(dtype, size, length) // 4, device=device)
     calls[LIMIT] = everything.sum
     calls[LIMIT]()
     timings = time_side_by_side(calls, rounds, device, Patience(PATIENCE_SECONDS))
-    cell = {"device": device, "dtype": dtype, "direction": "step", "length": length}
+    cell = {"device": device, "dtype": dtype, "direction": f"step, {size}"}
+    cell |= {"length": length}
     return [
         {
             **cell,
@@ -313,13 +339,24 @@ def report(rows: list[Row], machines: dict[str, str], rounds: int) -> str:
             times_table(times, [*CONTENDERS, LIMIT], OURS, time_and_share),
             f"Milliseconds for the next token, the median of {rounds} rounds; in "
             "brackets the share of the limit's speed, the median of the rounds' "
-            f"ratios. Spread is the interquartile range of {OURS}. {LAYERS} layers, "
-            f"batch 1, width {WIDTH}, {HEADS} heads; length counts the new token. "
+            f"ratios. Spread is the interquartile range of {OURS}. Batch 1, "
+            f"{layers_in_words()}; heads of width 64; length counts the new token. "
             "The limit is a sum over as many bytes as weights and cache have.",
             verdict(times),
             picture("decode", device, OURS),
         ]
     return "\n\n".join(parts) + "\n"
+
+
+def met_or_missed(row: Row | None, goal: float) -> str:
+    if row is None:
+        return "did not run"
+    met = "meets" if row["share"] >= goal else "misses"
+    return f"{met} it, {row['share']:.2f}"
+
+
+def layers_in_words() -> str:
+    return ", ".join(f"{size.layers} layers of {size}" for size in SIZES)
 
 
 def time_and_share(row: Row) -> str:
@@ -330,20 +367,17 @@ def time_and_share(row: Row) -> str:
 def verdict(rows: list[Row]) -> str:
     """Where the goals are met, where not, and how disturbed the run was."""
     words = []
-    for (dtype, length), group in cells_of(rows, "dtype", "length"):
+    for cell, group in cells_of(rows, "dtype", "direction", "length"):
+        (dtype, step, length), goal = cell, SHARES[cell[0]]
+        words.append(f"In {dtype}, {step}, at {length} (the goal is {goal:.2f}):")
         by_name = {row["contender"]: row for row in group}
-        for name in (OURS, COMPILED):
-            if name not in by_name:
-                words.append(f"In {dtype} at {length}, {name} did not run.")
-                continue
-            row, goal = by_name[name], SHARES[dtype]
-            met = "meets" if row["share"] >= goal else "misses"
-            words.append(
-                f"In {dtype} at {length}, {name} {met} the goal: {row['share']:.2f} of "
-                f"the limit's speed, the goal is {goal:.2f}; it is "
-                f"{row['faster']:.0f} × as fast as the whole pass"
-                + (f", the goal is {TIMES_FASTER} ×." if length >= 2000 else ".")
-            )
+        each = [f"{name} {met_or_missed(by_name.get(name), goal)}" for name in OWN]
+        words.append("; ".join(each) + ".")
+        fastest = max(row["faster"] for row in group if row["contender"] in OWN)
+        words.append(
+            f"The fastest of them is {fastest:.0f} × as fast as the whole pass"
+            + (f", the goal is {TIMES_FASTER} ×." if length >= 2000 else ".")
+        )
     return " ".join([*words, *disturbance(rows)])
 
 
@@ -352,19 +386,19 @@ def verdict(rows: list[Row]) -> str:
 
 def main() -> None:
     options = arguments(__doc__)
-    lengths = LENGTHS[:2] if options.quick else LENGTHS
+    lengths = LENGTHS[:1] if options.quick else LENGTHS
     machines = {device: machine(device) for device in options.devices}
     rows: list[Row] = []
     for device, description in machines.items():
         say(f"{device}: {description}")
-        cells = [(dtype, length) for dtype in DTYPES for length in lengths]
-        for number, (dtype, length) in enumerate(cells, start=1):
+        cells = list(itertools.product(DTYPES, SIZES, lengths))
+        for number, (dtype, size, length) in enumerate(cells, start=1):
             start = time.perf_counter()
-            found = time_cell(device, dtype, length, options.rounds)
+            found = time_cell(device, dtype, size, length, options.rounds)
             rows += found
             ours = next(row for row in found if row["contender"] == OURS)
             say(
-                f"{progress(number, len(cells))} {device} {dtype} {length}: "
+                f"{progress(number, len(cells))} {device} {dtype} {size} {length}: "
                 f"{ours['milliseconds']:.1f} ms, {ours['share']:.2f} of the limit, "
                 f"{ours['faster']:.0f} × the whole pass "
                 f"({time.perf_counter() - start:.0f} s)"

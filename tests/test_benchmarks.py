@@ -163,8 +163,14 @@ def test_the_report_of_a_step_is_what_its_numbers_say():
 
 def step_rows(**shares: float) -> list[common.Row]:
     """Numbers of a run in which contenders reach these shares of the limit."""
-    place = {"device": "cpu", "dtype": "float32", "direction": "step", "length": 2000}
-    times = {"milliseconds": 2.0, "spread": 0.5, "rounds": 3, "disturbed": 1}
+    place = {"device": "cpu", "dtype": "float32", "direction": "step, width 768"}
+    times = {
+        "length": 2000,
+        "milliseconds": 2.0,
+        "spread": 0.5,
+        "rounds": 3,
+        "disturbed": 1,
+    }
     return [
         place | times | {"contender": name, "share": shares.get(name, 0.5), "faster": 7}
         for name in [*decode.CONTENDERS, decode.LIMIT]
@@ -177,16 +183,16 @@ def test_a_report_of_a_step_says_what_was_met_and_missed():
     columns = head.strip("| ").split(" | ")[3:]
     assert columns == [*decode.CONTENDERS, decode.LIMIT, "spread"]
     assert "| 2.0 (0.80) |" in text
-    assert "KVCache meets the goal: 0.80" in text
-    assert "KVCache, compiled misses the goal: 0.50" in text
+    assert "In float32, step, width 768, at 2000 (the goal is 0.75):" in text
+    assert "KVCache meets it, 0.80; KVCache, cpp_attend misses it, 0.50;" in text
     assert "7 × as fast as the whole pass, the goal is 100 ×." in text
-    assert "disturbed 7 of 21 samples" in text
+    assert "disturbed 8 of 24 samples" in text
 
 
 def test_a_report_of_a_step_says_who_did_not_run():
     rows = [row for row in step_rows() if row["contender"] != decode.COMPILED]
     text = decode.report(rows, {"cpu": "a machine"}, rounds=3)
-    assert "In float32 at 2000, KVCache, compiled did not run." in text
+    assert "KVCache, compiled did not run." in text
 
 
 def test_a_machine_is_told_with_what_its_processor_can(monkeypatch):
@@ -200,12 +206,13 @@ def test_a_machine_is_told_with_what_its_processor_can(monkeypatch):
 def test_contenders_say_the_same_of_a_new_token(dtype, capsys):
     """But for the compiled one: it takes a compiler, and is compared when it runs."""
     others = {k: v for k, v in decode.CONTENDERS.items() if k != decode.COMPILED}
-    calls = decode.ready("cpu", dtype, 11, others)
-    assert set(others) - set(calls) <= {decode.THEIRS}
-    numbers = sum(w.nbytes for w in decode.some_layers("cpu", dtype).parameters())
+    size = decode.Size(width=128, layers=3)
+    calls = decode.ready("cpu", dtype, size, 11, others)
+    assert set(others) - set(calls) <= {decode.THEIRS, decode.CPP}
+    numbers = sum(w.nbytes for w in decode.some_layers("cpu", dtype, size).parameters())
     held = calls[decode.CAT].caches[0].held
-    numbers += decode.LAYERS * sum(tensor.nbytes for tensor in held[:2])
-    assert decode.bytes_read(dtype, 11) == numbers
+    numbers += size.layers * sum(tensor.nbytes for tensor in held[:2])
+    assert decode.bytes_read(dtype, size, 11) == numbers
 
 
 def test_a_contender_that_says_another_thing_is_named():
