@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 from copy import deepcopy
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -359,6 +360,14 @@ def test_it_learns_and_equal_recipes_give_equal_losses():
     assert [step for step, *_ in first.looks] == [3, 6, 9, 11]
 
 
+@cache
+def whole() -> Training:
+    """A training without a break, the same for all tests that compare with it."""
+    training = Training(TEXT, RECIPE)
+    assert [*train(training)][-1] == 11
+    return training
+
+
 def outcome(training: Training):
     """All that must be equal after a resumed training and one without a break."""
     looks = [look[:2] for look in training.looks]
@@ -367,20 +376,18 @@ def outcome(training: Training):
 
 @pytest.mark.parametrize("stop", [1, 3, 4, 9, 10, 11])
 def test_a_training_that_is_stopped_and_resumed_gives_the_same_losses(stop, tmp_path):
-    whole, begun = Training(TEXT, RECIPE), Training(TEXT, RECIPE)
-    assert [*train(whole)][-1] == 11
-    for step in train(begun, tmp_path):
+    for step in train(Training(TEXT, RECIPE), tmp_path):
         if step == stop:
             break
     third = Training(TEXT, RECIPE)
     assert resume(third, tmp_path) == []
     assert len(third.losses) == (11 if stop == 11 else stop // 3 * 3)
     assert [*train(third, tmp_path)][-1:] in ([11], [])
-    assert_same(third, whole)
+    assert_same(third, whole())
 
 
-def assert_same(training, whole):
-    got, must = outcome(training), outcome(whole)
+def assert_same(training, other):
+    got, must = outcome(training), outcome(other)
     assert got[:2] == must[:2]
     assert all(torch.equal(got[2][name], must[2][name]) for name in must[2])
 
@@ -424,11 +431,11 @@ def test_a_training_that_is_killed_goes_on_to_the_same_losses(
     process.join()
     assert process.exitcode == -signal.SIGKILL
     torch.set_num_threads(1)
-    training, whole = Training(TEXT, RECIPE), Training(TEXT, RECIPE)
+    training = Training(TEXT, RECIPE)
     assert resume(training, tmp_path) == []
     assert len(training.losses) == 6
-    assert [*train(training, tmp_path)][-1] == [*train(whole)][-1] == 11
-    assert_same(training, whole)
+    assert [*train(training, tmp_path)][-1] == 11
+    assert_same(training, whole())
 
 
 def cut(content: bytes) -> bytes:
@@ -445,14 +452,13 @@ def test_a_damaged_checkpoint_is_refused_and_the_one_before_is_used(damage, tmp_
         pass
     newest = tmp_path / "step-000011.checkpoint"
     newest.write_bytes(damage(newest.read_bytes()))
-    training, whole = Training(TEXT, RECIPE), Training(TEXT, RECIPE)
+    training = Training(TEXT, RECIPE)
     (sentence,) = resume(training, tmp_path)
     assert newest.name in sentence
     assert "as it was written" in sentence
     assert len(training.losses) == 9
     assert [*train(training, tmp_path)] == [10, 11]
-    assert [*train(whole)]
-    assert_same(training, whole)
+    assert_same(training, whole())
 
 
 def test_where_all_checkpoints_are_damaged_it_begins_anew(tmp_path):
