@@ -1,9 +1,17 @@
 """Small inputs that several tests draw, with a prime size on every axis."""
 
 import re
-from functools import partial
+from functools import cache, partial
 
 import torch
+
+
+@cache
+def real_model():
+    """The language model, loaded once for all tests of a process that ask for it."""
+    from attention import load_language_model
+
+    return load_language_model()
 
 
 def said(*fields: object) -> str:

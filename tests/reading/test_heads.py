@@ -1,11 +1,8 @@
 """Kinds of heads, and models without some: a small one always, the real one if here."""
 
-import math
-from functools import cache
-
 import pytest
 import torch
-from examples import said
+from examples import real_model, said
 from torch import nn
 from torch.nn import functional as F
 
@@ -17,7 +14,6 @@ from attention import (
     ablate,
     generate,
     head_scores,
-    load_language_model,
 )
 from attention.reading.heads import where_heads_look
 
@@ -313,20 +309,12 @@ EIFFEL = (
 )
 
 
-@cache
-def loaded():
-    try:
-        return load_language_model()
-    except FileNotFoundError as error:
-        return str(error)
-
-
 @pytest.fixture
 def real():
-    model = loaded()
-    if isinstance(model, str):
-        pytest.skip(model)
-    return model
+    try:
+        return real_model()
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture
@@ -334,10 +322,6 @@ def twice():
     torch.manual_seed(0)
     random = torch.randint(1000, 40_000, (40,))
     return torch.cat([random, random])
-
-
-def second_half(model, twice):
-    return F.cross_entropy(model(twice)[40:-1], twice[41:]).item()
 
 
 @pytest.mark.slow
@@ -351,21 +335,3 @@ def test_the_three_kinds_are_found_where_they_were(real, twice):
     induction = head_scores(real, twice).induction
     assert divmod(induction.argmax().item(), 9) == (18, 6)
     assert induction.max().item() == pytest.approx(0.8946, abs=2e-3)
-
-
-@pytest.mark.slow
-def test_the_whole_diagonal_has_one_entry_more_and_it_is_a_sink(real, twice):
-    weights = real.attention_weights(twice)[18][6]
-    assert weights.diagonal(-39).mean().item() == pytest.approx(0.897, abs=2e-3)
-    assert not where_heads_look(twice).induction[39, 0]
-    assert weights[39, 0] > 0.99
-
-
-@pytest.mark.slow
-def test_the_path_to_the_copy_goes_through_two_heads(real, twice):
-    assert second_half(real, twice) == pytest.approx(3.772, abs=2e-3)
-    for pair, least in (((18, 6), 6.5), ((16, 0), 9.5)):
-        with ablate(real, [pair]):
-            assert least < second_half(real, twice) < math.log(len(real.tokenizer))
-    with ablate(real, [(16, 0)]):
-        assert head_scores(real, twice).induction[18, 6] < 0.25

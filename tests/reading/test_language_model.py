@@ -7,7 +7,7 @@ from itertools import chain, pairwise
 
 import pytest
 import torch
-from examples import said
+from examples import real_model, said
 from gguf_bytes import gguf, list_of, mutants, text_of
 from hypothesis import given
 from hypothesis import strategies as st
@@ -48,7 +48,7 @@ EIFFEL = (
 
 @pytest.fixture(scope="module")
 def model():
-    return load_language_model()
+    return real_model()
 
 
 @pytest.fixture
@@ -66,20 +66,12 @@ def small():
 
 @needs_model
 def test_the_capital_of_france_is_paris_and_the_loss_of_a_text_is_what_it_was(model):
-    for each, paris, loss in (
-        (model, 0.7725, 2.3053),
-        (wrong_pairing(), 0.7209, 3.6823),
-    ):
-        ids = torch.tensor(model.tokenizer.encode("The capital of France is"))
-        chances = each(ids)[-1].softmax(dim=-1)
-        assert model.tokenizer.decode([chances.argmax().item()]) == " Paris"
-        assert abs(chances.max() - paris) < 2e-3
-        ids = torch.tensor(model.tokenizer.encode(EIFFEL))
-        assert abs(F.cross_entropy(each(ids)[:-1], ids[1:]) - loss) < 2e-3
-
-
-def wrong_pairing():
-    return build_language_model(*read_gguf(language_model_path()), interleaved=False)
+    ids = torch.tensor(model.tokenizer.encode("The capital of France is"))
+    chances = model(ids)[-1].softmax(dim=-1)
+    assert model.tokenizer.decode([chances.argmax().item()]) == " Paris"
+    assert abs(chances.max() - 0.7725) < 2e-3
+    ids = torch.tensor(model.tokenizer.encode(EIFFEL))
+    assert abs(F.cross_entropy(model(ids)[:-1], ids[1:]) - 2.3053) < 2e-3
 
 
 @needs_model
@@ -117,14 +109,6 @@ def test_what_a_message_says_is_never_a_special_token(model):
     assert ids.count(1) == 3  # system, user, assistant
     assert ids.count(2) == 2
     assert sly in model.tokenizer.decode(ids)
-
-
-@needs_model
-def test_the_real_model_writes_the_same_with_every_cache(model):
-    ids = model.tokenizer.encode("The capital of France is")
-    must = [*generate(model, ids, num_tokens=4)]
-    for make_cache in CACHES.values():
-        assert [*generate(model, ids, num_tokens=4, make_cache=make_cache)] == must
 
 
 # Layers
@@ -213,12 +197,10 @@ def test_probabilities_sum_to_one_and_keep_their_order(seed):
     for options in ({}, {"top_k": 3}, {"top_p": 0.7}, {"top_k": 5, "top_p": 0.5}):
         chances = next_probabilities(logits, temperature=0.8, **options)
         torch.testing.assert_close(chances.sum(dim=-1), torch.ones(5))
-        kept = (chances > 0).sum(dim=-1)
-        assert (kept <= options.get("top_k", 13)).all()
-        for row, scores, count in zip(chances, logits, kept.tolist(), strict=True):
-            assert set(row.nonzero()[:, 0].tolist()) == set(
-                scores.topk(count).indices.tolist()
-            )
+        kept = chances > 0
+        assert (kept.sum(dim=-1) <= options.get("top_k", 13)).all()
+        least = logits.masked_fill(~kept, torch.inf).amin(dim=-1, keepdim=True)
+        assert torch.equal(kept, logits >= least), "the largest, and no others"
 
 
 def test_top_p_keeps_the_fewest_that_have_it_together():
@@ -254,9 +236,9 @@ def test_tokens_are_drawn_as_often_as_their_probabilities_say():
         def forward(self, ids):
             return self.logits.expand(*ids.shape, 3)
 
-    drawn = [*generate(Fixed(), [0], num_tokens=3000, temperature=1.0)]
+    drawn = [*generate(Fixed(), [0], num_tokens=1000, temperature=1.0)]
     for token, share in enumerate((0.5, 0.3, 0.2)):
-        assert abs(drawn.count(token) / 3000 - share) < 0.04
+        assert abs(drawn.count(token) / 1000 - share) < 0.05
 
 
 def test_a_text_can_be_had_again_and_disturbs_no_other_numbers(small):
@@ -513,6 +495,14 @@ def small_file(**changes):
         stored = struct.pack(f"<{count}f", *(draw.gauss(0, 0.2) for _ in range(count)))
         tensors.append((f"{name}{changes.get('suffix', '.weight')}", shape, 0, stored))
     return gguf(metadata, tensors)
+
+
+@pytest.mark.parametrize("interleaved", [True, False])
+def test_a_small_file_becomes_a_model_with_the_pairing_asked_for(interleaved):
+    stored = read_gguf(small_file())
+    model = build_language_model(*stored, interleaved=interleaved)
+    for block in model.blocks:
+        assert block.attention.process_heads.interleaved == interleaved
 
 
 def test_a_small_file_becomes_a_model_that_writes():
