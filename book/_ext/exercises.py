@@ -1,37 +1,29 @@
-"""The directive `{exercises}`: every exercise of the book, and where its solution is.
+"""What `{exercises}` shows: every exercise of the book, and where its solution is.
 
 It reads the chapters, where both are written. A task is the paragraph above a cell with
 the tag `exercise`; it begins with its name in bold and may tell how hard it is.
 """
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from docutils import nodes
-from docutils.statemachine import StringList
 from overview import cells, parts
 from sphinx.application import Sphinx
-from sphinx.util.docutils import SphinxDirective
 
 TASK = re.compile(r"(?m)^\*\*(.+?)\.?\*\*(?: \((\w+)\))?")
 
 
-class Exercises(SphinxDirective):
-    def run(self) -> list[nodes.Node]:
-        root = Path(self.env.srcdir)
-        lines = []
-        for _, pages in parts(root):
-            for page in pages:
-                self.env.note_dependency(str(root / f"{page}.ipynb"))
-                lines += [f"{{doc}}`/{page}`", ""]
-                for number, (name, level) in enumerate(tasks(root, page), start=1):
-                    task, solution = address(page, number)
-                    level = f", {level}" if level else ""
-                    lines += [f"* [{name}](#{task}){level}: [solution](#{solution})"]
-                lines += [""]
-        container = nodes.container(classes=["exercises"])
-        self.state.nested_parse(StringList(lines, "chapters"), 0, container)
-        return [container]
+def markdown(root: Path) -> Iterator[str]:
+    for _, pages in parts(root):
+        for page in pages:
+            yield from (f"{{doc}}`/{page}`", "")
+            for number, (name, level) in enumerate(tasks(root, page), start=1):
+                task, solution = address(page, number)
+                level = f", {level}" if level else ""
+                yield f"* [{name}](#{task}){level}: [solution](#{solution})"
+            yield ""
 
 
 def tasks(root: Path, page: str) -> list[tuple[str, str]]:
@@ -75,7 +67,5 @@ def is_named(node: nodes.Node) -> bool:
     return bold is not None and node.astext().startswith(bold.astext())
 
 
-def setup(app: Sphinx) -> dict:
-    app.add_directive("exercises", Exercises)
+def setup(app: Sphinx) -> None:
     app.connect("doctree-read", give_addresses)
-    return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,4 +1,4 @@
-"""The directive `{overview}`: the path through the chapters, drawn.
+"""The path through the chapters, as Markdown: what `{overview}` shows on the home page.
 
 Each chapter stands there with its first map, what it is about, the names that it adds
 to the package and the chapters that its module builds on. All of it is written once
@@ -11,21 +11,16 @@ import re
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-
-from docutils import nodes
-from docutils.statemachine import StringList
-from sphinx.application import Sphinx
-from sphinx.util.docutils import SphinxDirective
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import tangle
 
 INK = "#5a62d8"  # of weights: a picture with other inks is no map
-DOT = '<circle cx="50" cy="50" r="9"/>'
+DOT = ("glyph dot", "0 0 100 100", '<circle cx="50" cy="50" r="9"/>')
 FEWEST = 9  # squares that make a map
+ASIDE = "book/tools/"  # no idea stands on them, and nearly every module imports them
 
 Square = tuple[float, float, float, float, str, float]
 PATH = re.compile(
@@ -40,79 +35,6 @@ def cells(root: Path, page: str) -> list[dict]:
     return tangle.load(root / f"{page}.ipynb", root)["cells"]
 
 
-def filled(svg: str) -> list[Square]:
-    """The filled cells of the first map that matplotlib drew: corners, ink, opacity."""
-    maps = {}  # by the frame that cuts them off
-    for *corners, frame, ink, opacity in PATH.findall(" ".join(svg.split())):
-        square = (*map(float, corners), ink, float(opacity or 1))
-        maps.setdefault(frame, []).append(square)
-    return next((found for found in maps.values() if len(found) >= FEWEST), [])
-
-
-def first_map(root: Path, page: str) -> list[Square]:
-    """The squares of the first map that a chapter stores; none without one."""
-    return next(filter(None, map(filled, pictures(root, page))), [])
-
-
-def pictures(root: Path, page: str) -> Iterator[str]:
-    for cell in cells(root, page):
-        for output in cell.get("outputs", []):
-            yield "".join(output.get("data", {}).get("image/svg+xml", ""))
-
-
-class Overview(SphinxDirective):
-    def run(self) -> list[nodes.Node]:
-        root = Path(self.env.srcdir)
-        found = []
-        for caption, pages in parts(root):
-            stations = [self.station(root, page) for page in pages]
-            part = nodes.section("", nodes.title("", caption), classes=["part"])
-            part += nodes.enumerated_list("", *stations, classes=["path"])
-            part["names"].append(nodes.fully_normalize_name(caption))
-            self.state.document.note_implicit_target(part, part)
-            found.append(part)
-        return found
-
-    def station(self, root: Path, page: str) -> nodes.list_item:
-        """A chapter on the path."""
-        self.env.note_dependency(str(root / f"{page}.ipynb"))
-        drawn = glyph(first_map(root, page))
-        item = nodes.list_item("", nodes.raw("", drawn, format="html"))
-        text = entry(root, page).lines()
-        self.state.nested_parse(StringList(text, "_toc.yml"), 0, item)
-        return item
-
-
-def address(name: str, public: list[str]) -> str:
-    """Where the reference tells of a public name; addresses do not tell A from a."""
-    same = name != name.lower() and name.lower() in public
-    return f"api-{name}-class" if same else f"api-{name}"
-
-
-@dataclass
-class Entry:
-    """What the path says of a chapter."""
-
-    page: str
-    lead: str
-    names: list[str]
-    public: list[str]
-    bases: list[str]
-
-    def lines(self) -> list[str]:
-        """As Markdown: the title's link, the lead, and what the package gains."""
-        names = [
-            f"[`{name}`](#{address(name, self.public)})"
-            if name in self.public
-            else f"`{name}`"
-            for name in self.names
-        ]
-        bases = [f"{{doc}}`/{base}`" for base in self.bases]
-        said = [f"adds {', '.join(names)}"] if names else []
-        said += [f"builds on {', '.join(bases)}"] if bases else []
-        return [f"{{doc}}`/{self.page}`", "", self.lead, "", " · ".join(said)]
-
-
 def parts(root: Path) -> list[tuple[str, list[str]]]:
     """Each part with its chapters: the notebooks of the book but for its reference."""
     found = defaultdict(list)
@@ -123,14 +45,35 @@ def parts(root: Path) -> list[tuple[str, list[str]]]:
     return list(found.items())
 
 
-def entry(root: Path, page: str) -> Entry:
-    """A chapter's lead sentence, and what its module adds and imports."""
-    lines = cells(root, page)[0]["source"].splitlines()
-    lead = " ".join(line.lstrip("> ") for line in lines if line.startswith(">"))
+def markdown(root: Path) -> Iterator[str]:
+    for caption, pages in parts(root):
+        yield from (f"### {caption}", "", "```{rst-class} path", "```", "")
+        for page in pages:
+            first, *lines = station(root, page)
+            yield from (f"1. {first}", *(f"   {line}" for line in lines), "")
+
+
+def station(root: Path, page: str) -> list[str]:
+    """A chapter on the path: its map, its title, its lead, what the package gains."""
     module = root / f"{page.replace('book/', 'attention/', 1)}.py"
     names, public = exported(module), exported(root / "attention" / "__init__.py")
     names = [name for name in names if name in public] or names
-    return Entry(page, lead, names, public, imported(module))
+    links = [
+        f"[`{name}`](#{address(name, public)})" if name in public else f"`{name}`"
+        for name in names
+    ]
+    bases = [f"{{doc}}`/{base}`" for base in imported(module)]
+    said = [f"adds {', '.join(links)}"] if links else []
+    said += [f"builds on {', '.join(bases)}"] if bases else []
+    lead = tangle.read_chapter(root, page.removeprefix("book/")).lead
+    drawn = ["```{raw} html", glyph(first_map(root, page)), "```"]
+    return [*drawn, f"{{doc}}`/{page}`", "", lead, "", " · ".join(said)]
+
+
+def address(name: str, public: list[str]) -> str:
+    """Where the reference tells of a public name; addresses do not tell A from a."""
+    same = name != name.lower() and name.lower() in public
+    return f"api-{name}-class" if same else f"api-{name}"
 
 
 def exported(module: Path) -> list[str]:
@@ -140,10 +83,6 @@ def exported(module: Path) -> list[str]:
             case ast.Assign(targets=[ast.Name(id="__all__")], value=value):
                 return ast.literal_eval(value)
     return []
-
-
-# What nearly every module imports, and no chapter's idea stands on.
-ASIDE = "book/tools/"
 
 
 def imported(module: Path) -> list[str]:
@@ -160,39 +99,45 @@ def statements(module: Path) -> list[ast.stmt]:
     return ast.parse(module.read_text("utf-8")).body if module.exists() else []
 
 
+# The maps
+
+
+def first_map(root: Path, page: str) -> list[Square]:
+    """The squares of the first map that a chapter stores; none without one."""
+    outputs = [o for cell in cells(root, page) for o in cell.get("outputs", [])]
+    stored = (output.get("data", {}).get("image/svg+xml", "") for output in outputs)
+    return next(filter(None, map(filled, map("".join, stored))), [])
+
+
+def filled(svg: str) -> list[Square]:
+    """The filled cells of the first map that matplotlib drew: corners, ink, opacity."""
+    maps = defaultdict(list)  # by the frame that cuts them off
+    for *corners, frame, ink, opacity in PATH.findall(" ".join(svg.split())):
+        maps[frame].append((*map(float, corners), ink, float(opacity or 1)))
+    return next((found for found in maps.values() if len(found) >= FEWEST), [])
+
+
 def glyph(cells: list[Square]) -> str:
     """A chapter's first map, small and without words; a dot where it draws none."""
-    is_map = {cell[4] for cell in cells} == {INK}
-    kind, drawn = ("glyph", squares(cells)) if is_map else ("glyph dot", DOT)
-    return f'<svg class="{kind}" viewBox="0 0 100 100" aria-hidden="true">{drawn}</svg>'
+    is_map = {ink for *_, ink, _ in cells} == {INK}
+    kind, box, drawn = ("glyph", *shades(cells)) if is_map else DOT
+    return f'<svg class="{kind}" viewBox="{box}" aria-hidden="true">{drawn}</svg>'
 
 
-def squares(cells: list[Square]) -> str:
-    """The cells of a map, scaled to fit: one path for each opacity, in steps of 5 %."""
-    low = [min(min(cell[k], cell[k + 2]) for cell in cells) for k in (0, 1)]
-    high = [max(max(cell[k], cell[k + 2]) for cell in cells) for k in (0, 1)]
-    sides = [b - a for a, b in zip(low, high, strict=True)]
-    scale, paths = 100 / max(sides), defaultdict(str)
-    margin = [(100 - scale * side) / 2 for side in sides]
+def shades(cells: list[Square]) -> tuple[str, str]:
+    """Where a map lies, and its cells: one path for each opacity, in steps of 5 %."""
+    xs, ys = ([cell[k] for cell in cells for k in (a, a + 2)] for a in (0, 1))
+    left, top, right, bottom = min(xs), min(ys), max(xs), max(ys)
+    paths = defaultdict(str, {1: rectangle(left, top, right, bottom)})
     for *corners, _, opacity in cells:
-        x, y = (
-            margin[k] + scale * (min(corners[k], corners[k + 2]) - low[k])
-            for k in (0, 1)
-        )
-        width, height = (scale * abs(corners[k + 2] - corners[k]) for k in (0, 1))
-        paths[round(20 * opacity)] += (
-            f"M{x:.3g} {y:.3g}h{width:.3g}v{height:.3g}h-{width:.3g}z"
-        )
-    width, height = (scale * side for side in sides)
-    frame = f"M{margin[0]:.3g} {margin[1]:.3g}h{width:.3g}v{height:.3g}h-{width:.3g}z"
-    paths[1] = frame + paths[1]
-    return "".join(
+        paths[round(20 * opacity)] += rectangle(*corners)
+    drawn = "".join(
         f'<path fill-opacity="{steps / 20:g}" d="{paths[steps]}"/>'
         for steps in sorted(paths)
         if steps
     )
+    return f"{left:g} {top:g} {right - left:g} {bottom - top:g}", drawn
 
 
-def setup(app: Sphinx) -> dict:
-    app.add_directive("overview", Overview)
-    return {"parallel_read_safe": True, "parallel_write_safe": True}
+def rectangle(x: float, y: float, across: float, down: float) -> str:
+    return f"M{x:.4g} {y:.4g}H{across:.4g}V{down:.4g}H{x:.4g}z"

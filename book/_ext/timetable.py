@@ -1,17 +1,14 @@
-"""The directive `{timetable}`: minutes for each chapter, and the companion's sections.
+"""What `{timetable}` shows: minutes for each chapter, and the companion's sections.
 
 Minutes follow from the chapter's length, without its exercises; the sections are those
 that its *Sources* name beside the companion's key.
 """
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
-from docutils import nodes
-from docutils.statemachine import StringList
 from overview import cells, parts
-from sphinx.application import Sphinx
-from sphinx.util.docutils import SphinxDirective
 
 WORDS, LINES = 200, 20  # a minute, of prose and of code in view
 SECTIONS = re.compile(
@@ -20,20 +17,13 @@ SECTIONS = re.compile(
 HIDDEN = {"hide-input", "hide-cell", "remove-input", "remove-cell"}
 
 
-class Timetable(SphinxDirective):
-    def run(self) -> list[nodes.Node]:
-        root = Path(self.env.srcdir)
-        rows = ["| chapter | minutes | companion |", "|---|--:|---|"]
-        for caption, pages in parts(root):
-            rows.append(f"| **{caption}** | | |")
-            for page in pages:
-                self.env.note_dependency(str(root / f"{page}.ipynb"))
-                found = cells(root, page)
-                told = " | ".join((str(minutes(found)), sections(found)))
-                rows.append(f"| {{doc}}`/{page}` | {told} |")
-        place = nodes.container()
-        self.state.nested_parse(StringList(rows, "_toc.yml"), 0, place)
-        return place.children
+def markdown(root: Path) -> Iterator[str]:
+    yield from ("| chapter | minutes | companion |", "|---|--:|---|")
+    for caption, pages in parts(root):
+        yield f"| **{caption}** | | |"
+        for page in pages:
+            found = cells(root, page)
+            yield f"| {{doc}}`/{page}` | {minutes(found)} | {sections(found)} |"
 
 
 def minutes(chapter: list[dict]) -> int:
@@ -54,8 +44,3 @@ def sections(chapter: list[dict]) -> str:
     """The companion's sections that a chapter goes with, as its sources name them."""
     found = SECTIONS.findall(chapter[-1]["source"])
     return ", ".join(dict.fromkeys(re.findall(r"\d+(?:\.\d+)+", " ".join(found))))
-
-
-def setup(app: Sphinx) -> dict:
-    app.add_directive("timetable", Timetable)
-    return {"parallel_read_safe": True, "parallel_write_safe": True}

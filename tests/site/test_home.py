@@ -64,7 +64,8 @@ def test_the_path_leads_through_all_chapters_in_their_order(home, stations):
     assert set(CHAPTERS) == {
         page for page in TOLD if (ROOT / f"{page}.ipynb").exists()
     } - {page for page in TOLD if "/reference/" in page}
-    captions = [heading.contents[0] for heading in home.select("section.part > h3")]
+    headings = home.select("#the-path section > h3")
+    captions = [heading.contents[0] for heading in headings]
     assert captions == [caption for caption, _ in PARTS]
 
 
