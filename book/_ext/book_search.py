@@ -17,7 +17,7 @@ from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
 
 INDEX = "search-index.js"
-UNSEEN = ("cell_output", "in-package", "toctree-wrapper")
+UNSEEN = {"in-package", "toctree-wrapper"}
 as_text = LatexNodes2Text(math_mode="text", fill_text=False).latex_to_text
 
 
@@ -29,44 +29,38 @@ def plain(formula: str) -> str:
 
 def sections(doctree: nodes.document) -> Iterator[tuple[str, str, str, str]]:
     """Anchor, title, prose and code of each section, without those below it."""
+    keep_words(doctree)
     for section in doctree.findall(nodes.section):
-        prose, code = [], []
-        for child in section.children:
-            if not isinstance(child, nodes.section | nodes.title):
-                gather(child, prose, code)
-        parent = section.parent
-        anchor = "" if isinstance(parent, nodes.document) else section["ids"][0]
-        words, lines = " ".join("".join(prose).split()), "\n".join(code)
-        yield anchor, section.next_node(nodes.title).astext(), words, lines
+        parts = [n for n in section if not isinstance(n, nodes.section | nodes.title)]
+        blocks = [
+            block for part in parts for block in part.findall(nodes.literal_block)
+        ]
+        code = "\n".join(block.astext() for block in blocks)
+        for block in blocks:
+            block.clear()
+        prose = " ".join(part.astext() for part in parts)
+        top = isinstance(section.parent, nodes.document)
+        anchor = "" if top else section["ids"][0]
+        title = section.next_node(nodes.title).astext()
+        yield anchor, title, " ".join(prose.split()), code
 
 
-def gather(node: nodes.Node, prose: list[str], code: list[str]) -> None:
-    """Sort the text below `node` into prose and code."""
-    match node:
-        case nodes.math():
-            prose.append(plain(node.astext()))
-        case nodes.math_block():
-            prose.append(f" {plain(node.astext())} ")
-        case nodes.literal_block():
-            code.append(node.astext())
-        case nodes.comment() | nodes.raw():
-            pass
-        case pending_xref(attributes={"refdomain": "cite"}):
-            pass  # the key of a source
-        case nodes.Text():
-            prose.append(node.astext())
-        case nodes.container() if any(name in UNSEEN for name in node["classes"]):
-            for caption in node.findall(nodes.caption):
-                gather_all(caption, prose, code)
-        case _:
-            gather_all(node, prose, code)
+def keep_words(doctree: nodes.document) -> None:
+    """Leave of a page what its reader may ask for: of a picture, only the caption."""
+    for node in [*doctree.findall(unseen)]:
+        node.parent.remove(node)
+    for node in doctree.findall(nodes.container):
+        if "cell_output" in node["classes"]:
+            node.children = [*node.findall(nodes.caption)]
+    for node in [*doctree.findall(nodes.math), *doctree.findall(nodes.math_block)]:
+        node[:] = [nodes.Text(plain(node.astext()))]
 
 
-def gather_all(node: nodes.Node, prose: list[str], code: list[str]) -> None:
-    for child in node.children:
-        gather(child, prose, code)
-    if not isinstance(node, nodes.Inline):
-        prose.append(" ")
+def unseen(node: nodes.Node) -> bool:
+    if isinstance(node, pending_xref) and node["refdomain"] == "cite":
+        return True  # the key of a source
+    hidden = isinstance(node, nodes.Element) and UNSEEN & {*node["classes"]}
+    return bool(hidden) or isinstance(node, nodes.comment | nodes.raw)
 
 
 def records(app: Sphinx) -> list[list[str]]:
@@ -89,14 +83,13 @@ def search_page(app: Sphinx) -> Iterator[tuple[str, dict, str]]:
 
 
 def write_index(app: Sphinx, error: Exception | None) -> None:
-    if error is None and app.builder.format == "html":
+    if error is None:
         text = json.dumps(records(app), ensure_ascii=False, separators=(",", ":"))
         path = Path(app.outdir, "_static", INDEX)
         path.write_text(f"const SECTIONS = {text};\n", encoding="utf-8")
 
 
-def setup(app: Sphinx) -> dict:
+def setup(app: Sphinx) -> None:
     app.connect("builder-inited", leave_out_sphinx_search)
     app.connect("html-collect-pages", search_page)
     app.connect("build-finished", write_index)
-    return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -8,20 +8,20 @@ runs and a link to its cell. The cell carries a label that leads back.
 
 import ast
 import re
+import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from docutils import nodes
-from overview import address, cells, exported, statements, tangle
+from overview import address, cells, exported, tangle
+from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
 from sphinx.errors import SphinxError
 
 PAGE = "book/reference/api"
 MARK = re.compile(r"(?m)^% api *(.*)$")
 EXAMPLES = "book/reference/examples.md"
-WIDTH = 80  # characters of a signature in one line
-Defined = ast.FunctionDef | ast.ClassDef
 
 
 @dataclass
@@ -30,36 +30,22 @@ class Cell:
 
     page: str
     name: str
-    defines: dict[str, ast.stmt]
+    defines: list[str]
 
     @property
     def label(self) -> str:
         return f"{self.page}/{self.name}"
 
 
-def inlined(node: Defined, module: list[ast.stmt]) -> Defined:
-    """The definition with the value of each private constant among its defaults."""
-    values = {}
-    for line in module:
-        match line:
-            case ast.Assign(targets=[ast.Name(id=name)]) if name.startswith("_"):
-                values[name] = line.value
-    for part in ast.walk(node):
-        if isinstance(part, ast.arguments):
-            for given in (part.defaults, part.kw_defaults):
-                given[:] = [values.get(getattr(each, "id", ""), each) for each in given]
-    return node
-
-
 def exported_cells(root: Path, page: str) -> list[Cell]:
     """The cells of a chapter that the package is made of; none for other pages."""
     found = cells(root, page) if (root / f"{page}.ipynb").exists() else []
     found = [cell for cell in found if "export" in tangle.tags(cell)]
-    return [Cell(page, cell["id"], definitions(cell["source"])) for cell in found]
+    return [Cell(page, cell["id"], [*definitions(cell["source"])]) for cell in found]
 
 
 def definitions(source: str) -> dict[str, ast.stmt]:
-    """What a cell defines, by name, but for names that begin with `_`."""
+    """What code defines, by name, but for names that begin with `_`."""
     found = {}
     for node in ast.parse(source).body:
         match node:
@@ -115,143 +101,97 @@ def chapter(root: Path, page: str, public: list[str]) -> Iterator[str]:
         return
     yield f"(module-{page.replace('/', '-')})="
     yield from (f"## {tangle.read_chapter(root, page).title}", "")
-    found = [
-        (name, node, cell) for cell in writes for name, node in cell.defines.items()
-    ]
-    others = [f"{{ref}}`{n} <{cell.label}>`" for n, _, cell in found if n not in public]
+    found = [(name, cell) for cell in writes for name in cell.defines]
+    others = [f"{{ref}}`{n} <{cell.label}>`" for n, cell in found if n not in public]
     module = f"`attention.{page.replace('/', '.')}`"
     holds = f", which also holds {', '.join(others)}" if others else ""
     yield from (f"{{doc}}`The chapter </book/{page}>` writes {module}{holds}.", "")
-    shown, source = examples(root), statements(root / f"attention/{page}.py")
-    for name, node, cell in found:
+    shown = examples(root)
+    source = (root / f"attention/{page}.py").read_text("utf-8")
+    written = definitions(source)
+    for name, cell in found:
         if name in public:
             if name not in shown:
                 raise SphinxError(f"{EXAMPLES} has no example of {name}")
             yield f"({address(name, public)})="
-            yield from entry(name, inlined(node, source), cell, shown[name])
+            yield from entry(name, written[name], source)
+            source_of = f"{{ref}}`Source of {name} <{cell.label}>`"
+            yield from (shown[name], "", source_of, "")
 
 
-def entry(name: str, node: Defined, cell: Cell, example: str) -> Iterator[str]:
-    """A name: its signature, what it does, an example; of a class, its methods too."""
+def entry(name: str, node: ast.stmt, source: str) -> Iterator[str]:
+    """A name: its signature and what it does; of a class, its methods too."""
     yield from (f"### `{name}`", "")
-    initial = node
-    if isinstance(node, ast.ClassDef):  # of a protocol, how it is called
-        initial = method(node, "__init__") or method(node, "__call__")
-    yield from block(signature(name, initial))
-    yield from (ast.get_docstring(node) or "", "")
+    methods = {}
     if isinstance(node, ast.ClassDef):
-        for part in node.body:
-            if isinstance(part, ast.FunctionDef) and not part.name.startswith("_"):
-                yield from block(signature(f".{part.name}", part))
-                yield from (ast.get_docstring(part) or "", "")
-    yield from (example, "", f"{{ref}}`Source of {name} <{cell.label}>`", "")
-
-
-def method(node: ast.ClassDef, name: str) -> ast.FunctionDef | None:
-    found = (part for part in node.body if isinstance(part, ast.FunctionDef))
-    return next((part for part in found if part.name == name), None)
+        methods = {n.name: n for n in node.body if isinstance(n, ast.FunctionDef)}
+        # of a protocol, how it is called
+        initial = methods.get("__init__") or methods.get("__call__")
+        yield from block(signature(name, initial, source) if initial else f"{name}()")
+    else:
+        yield from block(signature(name, node, source))
+    yield from (ast.get_docstring(node) or "", "")
+    for method, part in methods.items():
+        if not method.startswith("_"):
+            yield from block(signature(f".{method}", part, source))
+            yield from (ast.get_docstring(part) or "", "")
 
 
 def block(code: str) -> list[str]:
     return ["```python", code, "```", ""]
 
 
-def signature(name: str, node: ast.FunctionDef | None) -> str:
-    """How `name` is called, shapes as written; one argument a line where it is long."""
-    if node and "property" in map(ast.unparse, node.decorator_list):
-        return f"{name}: {written(node.returns)}"
-    arguments = parameters(node.args) if node else []
-    returns = f" -> {written(node.returns)}" if node and node.returns else ""
-    returns = returns.replace(" -> None", "")
-    line = f"{name}({', '.join(arguments)}){returns}"
-    if len(line) <= WIDTH:
-        return line
-    rows = "".join(f"    {argument},\n" for argument in arguments)
-    return f"{name}(\n{rows}){returns}"
+def signature(name: str, node: ast.FunctionDef, source: str) -> str:
+    """How `name` is called, as `source` has it, but for what only the tools need."""
+    *lines, last = source.splitlines()[node.lineno - 1 : node.body[0].lineno]
+    head = textwrap.dedent("\n".join([*lines, last[: node.body[0].col_offset]]))
+    head = re.sub(r"\Adef \w+\((\s*)(?:(?:self|cls)\b(?:,\s*)?)?", rf"{name}(\1", head)
+    head = re.sub(r"(?: -> None)?:\s*\Z", "", head)
+    head = re.sub(r'(: |-> )"([\w.]+)"', r"\1\2", head)  # a type's name
+    head = head.replace('Tensor, " ', 'Tensor, "')  # as ruff wants a single axis
+    if "property" in map(ast.unparse, node.decorator_list):
+        return head.replace("() ->", ":")
+    values = private_values(source)
+    return re.sub(r"(?<==)( ?)(_\w+)", lambda m: m[1] + values.get(m[2], m[2]), head)
 
 
-def parameters(args: ast.arguments) -> list[str]:
-    """The arguments as a caller sees them: without `self` or `cls`."""
-    plain = [*args.posonlyargs, *args.args]
-    values = [None] * (len(plain) - len(args.defaults)) + args.defaults
-    found = [parameter(arg, value) for arg, value in zip(plain, values, strict=True)]
-    if args.posonlyargs:
-        found.insert(len(args.posonlyargs), "/")
-    if args.vararg:
-        found.append("*" + parameter(args.vararg))
-    elif args.kwonlyargs:
-        found.append("*")
-    for arg, value in zip(args.kwonlyargs, args.kw_defaults, strict=True):
-        found.append(parameter(arg, value))
-    if args.kwarg:
-        found.append("**" + parameter(args.kwarg))
-    return found[1:] if plain and plain[0].arg in ("self", "cls") else found
-
-
-def parameter(arg: ast.arg, value: ast.expr | None = None) -> str:
-    text = arg.arg
-    if arg.annotation:
-        text += f": {written(arg.annotation)}"
-    if value is not None:
-        default = ast.unparse(value).replace("'", '"')
-        text += f" = {default}" if arg.annotation else f"={default}"
-    return text
-
-
-def written(node: ast.expr) -> str:
-    """An expression as the book writes it, but for what only the tools need."""
-    if isinstance(node, ast.Constant) and isinstance(node.value, str):
-        return node.value  # a type's name
-    text = re.sub(r"'([^'\"]*)'", r'"\1"', ast.unparse(node))
-    return re.sub(r'(Tensor, ") ', r"\1", text)  # ruff wants a space before one axis
+def private_values(source: str) -> dict[str, str]:
+    """The constants that a module keeps to itself, as defaults of what it offers."""
+    return {
+        target.id: ast.get_source_segment(source, node.value)
+        for node in ast.parse(source).body
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Name) and target.id.startswith("_")
+    }
 
 
 # The cells
 
 
 def name_cells(app: Sphinx, doctree: nodes.document) -> None:
-    """Give every exported cell an address, for readers and for the API page."""
+    """Give every exported cell an address, and say in its corner what it writes."""
     page, root = app.env.docname, Path(app.srcdir)
-    std = app.env.get_domain("std")
-    containers = list(tagged(doctree))
-    for container, cell in zip(containers, exported_cells(root, page), strict=True):
+    public, module = told_names(root), page.removeprefix("book/").replace("/", "-")
+    named = zip([*tagged(doctree)], exported_cells(root, page), strict=True)
+    for container, cell in named:
         anchor = f"cell-{cell.name}"
         container["ids"].append(anchor)
-        container["defines"] = list(cell.defines)
-        std.note_hyperlink_target(cell.label, page, anchor)
-
-
-def label_cells(app: Sphinx, doctree: nodes.document, docname: str) -> None:
-    """Say in its corner that a cell is in the package, and as which name."""
-    if app.builder.format != "html":
-        return
-    public = told_names(Path(app.srcdir))
-    for container in tagged(doctree):
-        names = [name for name in container["defines"] if name in public]
-        module = docname.removeprefix("book/").replace("/", "-")
-        source = next(
-            node
-            for node in container.findall(nodes.container)
-            if "cell_input" in node["classes"]
-        )
+        app.env.get_domain("std").note_hyperlink_target(cell.label, page, anchor)
         label = nodes.paragraph(classes=["in-package"])
-        if names:
-            label += nodes.Text("in the package: ")
-            for name in names:
-                label += [
-                    link(app, docname, address(name, public), name),
-                    nodes.Text(", "),
-                ]
-            label.pop()
-        else:
-            label += link(app, docname, f"module-{module}", "in the package")
-        source.insert(0, label)
+        names = [name for name in cell.defines if name in public]
+        for name in names:
+            before = nodes.Text(", " if label.children else "in the package: ")
+            label += [before, link(page, address(name, public), name)]
+        if not names:
+            label += link(page, f"module-{module}", "in the package")
+        container[0].insert(0, label)
 
 
-def link(app: Sphinx, docname: str, target: str, text: str) -> nodes.reference:
-    page = app.builder.get_relative_uri(docname, PAGE)
-    uri = f"{page}#{nodes.make_id(target)}"
-    return nodes.reference("", text, refuri=uri, internal=True)
+def link(page: str, label: str, text: str) -> pending_xref:
+    about = {"refdomain": "std", "reftype": "ref", "reftarget": label.lower()}
+    about |= {"refdoc": page, "refexplicit": True, "refwarn": True}
+    return pending_xref("", nodes.inline("", text), **about)
 
 
 def tagged(doctree: nodes.document) -> Iterator[nodes.container]:
@@ -260,8 +200,6 @@ def tagged(doctree: nodes.document) -> Iterator[nodes.container]:
             yield node
 
 
-def setup(app: Sphinx) -> dict:
+def setup(app: Sphinx) -> None:
     app.connect("source-read", fill_page)
     app.connect("doctree-read", name_cells)
-    app.connect("doctree-resolved", label_cells)
-    return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -97,11 +97,10 @@ def test_a_default_is_a_value_and_a_string_has_its_quotes(entries):
 
 
 def test_a_private_default_is_told_by_its_value():
-    module = ast.parse(
-        '_TILE = 64\n\ndef f(a, *, tile: int = _TILE, kind="a.b"): ...'
-    ).body
-    node = reference.inlined(module[1], module)
-    assert reference.signature("f", node) == 'f(a, *, tile: int = 64, kind="a.b")'
+    source = '_TILE = 64\n\ndef f(a, *, tile: int = _TILE, kind="a.b"): ...'
+    node = reference.definitions(source)["f"]
+    told = reference.signature("f", node, source)
+    assert told == 'f(a, *, tile: int = 64, kind="a.b")'
 
 
 def test_all_names_at_a_glance_look_alike(browser, read):
