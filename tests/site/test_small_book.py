@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 CONFIG = yaml.safe_load((ROOT / "_config.yml").read_text())
 USED = ["cells", "citations", "formulas", "inline_svg"]  # of the local extensions
 SQUARE = (
-    '<svg xmlns="http://www.w3.org/2000/svg" width="9pt" height="9pt">'
+    '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 9 9">'
     '<rect width="9" height="9"/></svg>'
 )
 # The page's cells: a list of lines, with metadata and outputs where it is code.
