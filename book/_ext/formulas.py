@@ -6,8 +6,10 @@ cut down to the glyphs of the formulas in the book and laid into the style sheet
 """
 
 import base64
+import logging
 import re
 import unicodedata
+from collections.abc import Iterable
 from functools import cache
 from html import escape, unescape
 from importlib.metadata import distribution
@@ -20,14 +22,16 @@ from fontTools import subset
 from fontTools.ttLib import TTFont
 from math_core import LatexError, LatexToMathML
 from sphinx.application import Sphinx
-from sphinx.util import logging
+from sphinx.util.logging import getLogger
 from sphinx.util.math import get_node_equation_number
 from sphinx.writers.html5 import HTML5Translator
 
-logger = logging.getLogger(__name__)
+logger = getLogger(__name__)
+# A font tells of each of its tables, and a11y_pygments makes all that is told heard.
+logging.getLogger("fontTools").setLevel(logging.WARNING)
 
-STYLES = "formulas.css"
-RULES = Path(__file__).parents[1] / "_static" / STYLES
+FORMULAS = "formulas.css"
+RULES = Path(__file__).parents[1] / "_static" / FORMULAS
 FONT = "ziamath/fonts/STIXTwoMath-Regular.ttf"
 ROOT = "√"
 TALL = {"mfrac", "msubsup", "mtable", "munder", "mover", "munderover", "mroot"}
@@ -152,11 +156,8 @@ def italics() -> dict[str, str]:
     return found
 
 
-def cut(text: set[str], *, flat: bool = False) -> bytes:
-    """The font with the characters of `text` alone, in every size where not `flat`."""
-    font = load()
-    if flat:
-        font["MATH"].table.MathVariants = None
+def cut(font: TTFont, text: Iterable[str]) -> str:
+    """The font with the characters of `text` alone, as data for a style sheet."""
     options = subset.Options(
         hinting=False, name_IDs=[0, 1, 2, 13, 14], notdef_outline=False
     )
@@ -165,15 +166,8 @@ def cut(text: set[str], *, flat: bool = False) -> bytes:
     cutter.subset(font)
     font.flavor = "woff2"
     font.save(file := BytesIO())
-    return file.getvalue()
-
-
-def font_face(family: str, font: bytes) -> str:
-    data = base64.b64encode(font).decode()
-    return (
-        f'@font-face {{font-family: "{family}"; '
-        f'src: url("data:font/woff2;base64,{data}") format("woff2")}}\n'
-    )
+    data = base64.b64encode(file.getvalue()).decode()
+    return f'url("data:font/woff2;base64,{data}") format("woff2")'
 
 
 def write_fonts(app: Sphinx, error: Exception | None) -> None:
@@ -182,28 +176,25 @@ def write_fonts(app: Sphinx, error: Exception | None) -> None:
     Chromium keeps space for the widest √ that a font holds. So the root of a plain
     letter or number is drawn with a font that holds the low √ alone.
     """
-    if error or app.builder.format != "html":
+    if error:
         return
     pages = [p.read_text(encoding="utf-8") for p in Path(app.outdir).rglob("*.html")]
     if not (text := symbols("".join(pages))):
         return
     slanted = italics()
     text |= {slanted[c] for c in text if c in slanted} | {ROOT}
-    fonts = font_face("Formulas", cut(text))
-    fonts += font_face("Low root", cut({ROOT}, flat=True))
-    styles = Path(app.outdir, "_static", STYLES)
-    styles.write_text(fonts + RULES.read_text(encoding="utf-8"), encoding="utf-8")
+    low = load()
+    low["MATH"].table.MathVariants = None
+    fonts = {"Formulas": cut(load(), text), "Low root": cut(low, {ROOT})}
+    faces = [
+        f'@font-face {{font-family: "{family}"; src: {data}}}\n'
+        for family, data in fonts.items()
+    ]
+    styles = "".join([*faces, RULES.read_text(encoding="utf-8")])
+    Path(app.outdir, "_static", FORMULAS).write_text(styles, encoding="utf-8")
 
 
-def add_styles(app: Sphinx, page: str, template: str, context: dict, doctree) -> None:
-    """Only a page with a formula asks for their style sheet."""
-    if "<math" in context.get("body", ""):
-        app.add_css_file(STYLES)
-
-
-def setup(app: Sphinx) -> dict:
+def setup(app: Sphinx) -> None:
     app.add_html_math_renderer("mathml", (visit_inline, None), (visit_block, None))
     app.connect("doctree-read", number)
-    app.connect("html-page-context", add_styles)
     app.connect("build-finished", write_fonts)
-    return {"parallel_read_safe": True, "parallel_write_safe": True}
