@@ -80,7 +80,7 @@ def test_code_may_go_on_on_the_next_page(paper: Page):
 
 def test_what_is_folded_is_told_and_what_is_open_is_printed(paper: Page):
     told = """e => getComputedStyle(e, "::before").content
-        .replaceAll('"', "").split(":")[0]"""
+        .replaceAll('" "', "").replaceAll('"', "").split(":")[0]"""
     for kind, name in (("solution", "Solution"), ("hide-input", "Code")):
         fold = paper.locator(f".tag_{kind} details.hide").first
         assert fold.locator("summary").evaluate(told) == f"{name} folded away"
