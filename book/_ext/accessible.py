@@ -25,9 +25,8 @@ def visit_citation(self: HTML5Translator, node: nodes.citation) -> None:
     self.body[-1] = self.body[-1].replace("doc-biblioentry", "listitem")
 
 
-def setup(app: Sphinx) -> dict:
+def setup(app: Sphinx) -> None:
     fold = (visit_fold, depart_HideCellInput)
     citation = (visit_citation, HTML5Translator.depart_citation)
     app.add_node(HideCodeCellNode, override=True, html=fold)
     app.add_node(nodes.citation, override=True, html=citation)
-    return {"parallel_read_safe": True, "parallel_write_safe": True}

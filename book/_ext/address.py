@@ -63,7 +63,7 @@ def state_address(app: Sphinx, page: str, template, context: dict, doctree) -> N
 
 def publish(app: Sphinx, error: Exception | None) -> None:
     """Write what lies beside the pages."""
-    if error or app.builder.format != "html":
+    if error:
         return
     out, site, pages = Path(app.outdir), address(), told(app)
     top = urlsplit(site).path or "/"
@@ -93,11 +93,10 @@ def told(app: Sphinx) -> list[str]:
     return pages
 
 
-def setup(app: Sphinx) -> dict:
+def setup(app: Sphinx) -> None:
     app.add_builder(Book, override=True)
     if address():
         app.setup_extension("sphinxext.opengraph")
     app.connect("config-inited", set_base)
     app.connect("html-page-context", state_address, priority=400)  # before opengraph
     app.connect("build-finished", publish)
-    return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -72,7 +72,7 @@ def origin(node: nodes.Node) -> str | None:
         node = node.parent
 
 
-def setup(app: Sphinx) -> dict:
+def setup(app: Sphinx) -> None:
     app.connect("source-read", long_lines)
     app.connect("doctree-read", undescribed)
     for handler in logging.getLogger("sphinx").handlers:
@@ -80,4 +80,3 @@ def setup(app: Sphinx) -> dict:
             if isinstance(found, SphinxLogRecordTranslator):
                 handler.filters.insert(index + 1, NameCell())
                 break
-    return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -53,9 +53,8 @@ def called(entry: Entry) -> str:
     return f"{who} {entry.fields.get('year', '')}".strip()
 
 
-def setup(app: Sphinx) -> dict:
+def setup(app: Sphinx) -> None:
     register_plugin("pybtex.style.labels", "authors", Labels, force=True)
     register_plugin("pybtex.style.formatting", "authors", Sources, force=True)
     # Else pybtex looks through all installed packages for it, at every citation.
     register_plugin("pybtex.backends", "plaintext", Backend, force=True)
-    return {"parallel_read_safe": True, "parallel_write_safe": True}

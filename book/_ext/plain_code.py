@@ -18,6 +18,5 @@ def unmark(app: Sphinx, pagename: str, templatename: str, context: dict, doctree
         context["body"] = MARKED.sub(r"\1", context["body"])
 
 
-def setup(app: Sphinx) -> dict:
+def setup(app: Sphinx) -> None:
     app.connect("html-page-context", unmark)
-    return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -52,7 +52,7 @@ def line(address: str, page: str, download: str) -> str:
 
 def add_links(app: Sphinx, doctree: nodes.document, docname: str) -> None:
     """Put the line under the lead of every chapter."""
-    if app.builder.format != "html" or app.env.doc2path(docname)[-6:] != ".ipynb":
+    if not app.env.doc2path(docname).endswith(".ipynb"):
         return
     lead = doctree.next_node(nodes.block_quote)
     page = app.builder.get_relative_uri(docname, "_sources/")
@@ -70,7 +70,6 @@ def add_footer(app: Sphinx, config: Config) -> None:
         )
 
 
-def setup(app: Sphinx) -> dict:
+def setup(app: Sphinx) -> None:
     app.connect("config-inited", add_footer)
     app.connect("doctree-resolved", add_links)
-    return {"parallel_read_safe": True, "parallel_write_safe": True}

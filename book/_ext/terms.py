@@ -67,7 +67,6 @@ def tell_definitions(app: Sphinx, doctree: nodes.document, docname: str) -> None
             link["classes"].append("term")
 
 
-def setup(app: Sphinx) -> dict:
+def setup(app: Sphinx) -> None:
     app.connect("doctree-read", read_glossary)
     app.connect("doctree-resolved", tell_definitions)
-    return {"parallel_read_safe": False, "parallel_write_safe": True}

@@ -48,6 +48,5 @@ def cut(text: str, marks: re.Pattern) -> tuple[str, str]:
     return (found[0] if found else ""), marks.sub("", text)
 
 
-def setup(app: Sphinx) -> dict:
+def setup(app: Sphinx) -> None:
     app.connect("doctree-read", keep)
-    return {"parallel_read_safe": True, "parallel_write_safe": True}
