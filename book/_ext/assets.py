@@ -14,8 +14,7 @@ import re
 from collections.abc import Iterator
 from hashlib import sha256
 from itertools import groupby, pairwise
-from pathlib import Path, PurePosixPath
-from posixpath import normpath
+from pathlib import Path
 
 import tinycss2
 from fontTools.ttLib import TTFont
@@ -50,7 +49,7 @@ def write(app: Sphinx, error: Exception | None) -> None:
     static = Path(app.outdir, "_static")
     styles = [*THEME_STYLES, *names(app.builder._orig_css_files)]
     scripts = [s for s in names(app.builder._orig_js_files) if s not in REPLACED]
-    script = "\n;\n".join(plain((static / s).read_text("utf-8")) for s in scripts)
+    script = "\n;\n".join((static / s).read_text("utf-8") for s in scripts)
     (static / SCRIPT).write_text(script, encoding="utf-8")
     pages = {
         path: path.read_text("utf-8")
@@ -59,7 +58,7 @@ def write(app: Sphinx, error: Exception | None) -> None:
     }
     searching = (static / SEARCH).read_text("utf-8")
     known = vocabulary([*pages.values()], script + searching)
-    style = "\n".join(lean(static, name, known) for name in styles)
+    style = "\n".join(lean(static / name, static, known) for name in styles)
     (static / STYLES).write_text(style, encoding="utf-8")
     for path, page in pages.items():
         path.write_text(mark(page, static), encoding="utf-8")
@@ -72,16 +71,11 @@ def names(files: list) -> list[str]:
     return [name.removeprefix("_static/") for name in found]
 
 
-def lean(static: Path, name: str, known: set[str]) -> str:
+def lean(file: Path, static: Path, known: set[str]) -> str:
     """A style sheet with what pages can use of it, and with its licence."""
-    css = source(static, name)
+    css = file.read_text("utf-8")
     licences = re.findall(r"(?s)/\*!.*?\*/", css)
-    return "\n".join([*licences, icons(purge(css, known), static)])
-
-
-def plain(script: str) -> str:
-    """A script without the address of a map that is not there."""
-    return re.sub(r"(?m)^//# sourceMappingURL=.*", "", script).strip()
+    return "\n".join([*licences, icons(purge(css, known), static, known)])
 
 
 def mark(page: str, static: Path) -> str:
@@ -95,17 +89,6 @@ def mark(page: str, static: Path) -> str:
 
 
 # Rules that can match
-
-
-def source(static: Path, name: str) -> str:
-    """A style sheet whose addresses are as seen from `_static`."""
-    css = (static / name).read_text("utf-8")
-    folder = PurePosixPath(name).parent
-    return re.sub(
-        r"url\(\s*(['\"]?)(?![a-z]+:|[#/])([^'\")]+)\1\s*\)",
-        lambda url: f"url({normpath(folder / url[2])})",
-        css,
-    )
 
 
 def vocabulary(pages: list[str], script: str) -> set[str]:
@@ -160,16 +143,20 @@ def needs(selector: list) -> set[str]:
 # Icons
 
 
-def icons(css: str, static: Path) -> str:
-    """`css` with its fonts of icons cut down to the icons that it names, as data."""
-    shown = set(map(ord, re.findall("[\ue000-\uf8ff]", css)))
-    shown |= {int(c, 16) for c in re.findall(r"\"\\([ef][0-9a-f]{3})\"", css)}
+def icons(css: str, static: Path, known: set[str]) -> str:
+    """`css` with its fonts of icons cut down to the icons that it names, as data.
+
+    A font stays where pages know it by its name, such as `fa-solid`.
+    """
+    shown = set(re.findall("[\ue000-\uf8ff]", css))
+    shown |= {chr(int(c, 16)) for c in re.findall(r"\"\\([ef][0-9a-f]{3})\"", css)}
 
     def less(face: re.Match) -> str:
-        font = TTFont(static / re.search(r"url\(([^)]+\.woff2)\)", face[0])[1])
-        if not shown & set(font.getBestCmap()):
+        file, name = re.search(r"([^/(]*?(fa-[a-z]+)[^/)]*\.woff2)", face[0]).groups()
+        if name not in known:
             return ""
-        return re.sub(r"src:[^;}]*", f"src:{cut(font, map(chr, shown))}", face[0])
+        (font,) = static.rglob(file)
+        return re.sub(r"src:[^;}]*", f"src:{cut(TTFont(font), shown)}", face[0])
 
     return re.sub(r"@font-face\s*\{[^}]*fontawesome[^}]*\}", less, css)
 

@@ -4,7 +4,6 @@ What is stored in a chapter was computed by the package and is compared with a f
 whenever the book is verified, so a page that shows it needs no run of its own.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import exercises
@@ -17,12 +16,12 @@ from sphinx.errors import SphinxError
 from sphinx.util.docutils import SphinxDirective
 
 
-def stored(root: Path, page: str, name: str) -> Iterator[str]:
+def stored(root: Path, page: str, name: str) -> list[str]:
     """A cell's HTML as its chapter stores it."""
     for cell in overview.cells(root, page):
         if cell["id"] == name and cell.get("outputs"):
             html = "".join(cell["outputs"][-1].get("data", {})["text/html"])
-            return iter(("```{raw} html", html, "```"))
+            return ["```{raw} html", html, "```"]
     raise SphinxError(f"{page}: no cell {name!r} stores an output")
 
 
