@@ -13,12 +13,16 @@ the site's files, which do not lie there when the site is opened in a folder.)
 """
 
 import os
+import sys
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from sphinx.application import Sphinx
 from sphinx.builders.html import StandaloneHTMLBuilder
 from sphinx.config import Config
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import tangle
 
 MARK, INK = "book/_static/favicon.png", "#4a52c4"
 
@@ -65,7 +69,8 @@ def publish(app: Sphinx, error: Exception | None) -> None:
     """Write what lies beside the pages."""
     if error:
         return
-    out, site, pages = Path(app.outdir), address(), told(app)
+    out, site = Path(app.outdir), address()
+    pages = [f"book/{name}" for name in tangle.contents(Path(app.srcdir))]
     top = urlsplit(site).path or "/"
     titles = [
         (top + canonical(app, page).removeprefix(site), app.env.titles[page].astext())
@@ -79,18 +84,6 @@ def publish(app: Sphinx, error: Exception | None) -> None:
         space = 'xmlns="http://www.sitemaps.org/schemas/sitemap/0.9"'
         urls = "\n".join([f"<urlset {space}>", *links, "</urlset>", ""])
         (out / "sitemap.xml").write_text(urls, encoding="utf-8")
-    if top == "/" and site:  # elsewhere nobody reads it
-        robots = f"User-agent: *\nAllow: /\nSitemap: {site}sitemap.xml\n"
-        (out / "robots.txt").write_text(robots, encoding="utf-8")
-
-
-def told(app: Sphinx) -> list[str]:
-    """The pages in the order of the story."""
-    pages, queue = [], [app.config.root_doc]
-    while queue:
-        pages.append(page := queue.pop(0))
-        queue += app.env.toctree_includes.get(page, [])
-    return pages
 
 
 def setup(app: Sphinx) -> None:

@@ -6,48 +6,36 @@ it the site names none.
 """
 
 import os
+from collections.abc import Iterator
 from html import escape
 
 from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.config import Config
 
-Links = list[tuple[str, str]]
+GITHUB = "https://github.com/"
+COLAB = "https://colab.research.google.com/github"
+BINDER = "https://mybinder.org/v2/gh"
 
 
 def repository() -> str:
     return os.environ.get("BOOK_REPOSITORY", "").rstrip("/")
 
 
-def launches(address: str, file: str) -> Links:
-    """What opens `file` of the repository at `address`: label and link."""
-    if not address:
-        return []
-    links = [("Source", f"{address}/blob/main/{file}")]
-    owner_and_name = address.removeprefix("https://github.com/")
-    if owner_and_name != address:  # only these are known to the two services
-        binder = f"https://mybinder.org/v2/gh/{owner_and_name}/main?urlpath=lab/tree"
-        links += [
-            (
-                "Open in Colab",
-                f"https://colab.research.google.com/github/{owner_and_name}/blob/main/{file}",
-            ),
-            ("Open in Binder", f"{binder}/{file}"),
-        ]
-    return links
-
-
-def line(address: str, page: str, download: str) -> str:
-    """The line of links, as HTML; in Colab the package has to be installed first."""
-    first = f'<a href="{escape(download)}" download>Download this chapter</a>'
-    links = [first] + [
-        f'<a href="{escape(link)}">{label}</a>'
-        for label, link in launches(address, f"{page}.ipynb")
-    ]
-    if any("Colab" in link for link in links):
+def links(page: str, download: str) -> Iterator[str]:
+    """Ways to take a chapter along; in Colab the package has to be installed first."""
+    yield f'<a href="{escape(download)}" download>Download this chapter</a>'
+    if not (address := repository()):
+        return
+    file = f"{page}.ipynb"
+    yield f'<a href="{escape(address)}/blob/main/{file}">Source</a>'
+    owner_and_name = escape(address.removeprefix(GITHUB))
+    if address.startswith(GITHUB):  # only these are known to the two services
+        yield f'<a href="{COLAB}/{owner_and_name}/blob/main/{file}">Open in Colab</a>'
+        binder = f"{BINDER}/{owner_and_name}/main?urlpath=lab/tree/{file}"
+        yield f'<a href="{binder}">Open in Binder</a>'
         wants = f"%pip install 'building-attention[chapters] @ git+{escape(address)}'"
-        links.append(f"<span>in Colab, first run <code>{wants}</code></span>")
-    return f'<p class="take-along">{" · ".join(links)}</p>'
+        yield f"<span>in Colab, first run <code>{wants}</code></span>"
 
 
 def add_links(app: Sphinx, doctree: nodes.document, docname: str) -> None:
@@ -57,7 +45,7 @@ def add_links(app: Sphinx, doctree: nodes.document, docname: str) -> None:
     lead = doctree.next_node(nodes.block_quote)
     page = app.builder.get_relative_uri(docname, "_sources/")
     download = f"{page.removesuffix('.html')}{docname}.ipynb"
-    html = line(repository(), docname, download)
+    html = f'<p class="take-along">{" · ".join(links(docname, download))}</p>'
     lead.parent.insert(lead.parent.index(lead) + 1, nodes.raw("", html, format="html"))
 
 
