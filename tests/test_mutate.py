@@ -2,6 +2,7 @@
 
 import ast
 
+import mutate
 from mutate import change, mutants
 
 SOURCE = '''
@@ -37,3 +38,18 @@ def test_text_and_annotations_are_left_as_they_are():
         assert "The largest of 2 numbers." in text
         assert 'Float[Tensor, "2 n"]' in text.replace("'", '"')
         assert "-> Int[3]" in text
+
+
+def test_a_mutant_that_takes_too_long_is_told_and_is_none_that_was_killed(
+    tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "plain.py").write_text("def half(number):\n    return number / 2\n")
+    outcomes = iter([True, None, True, False])  # first, the plain code passes
+    monkeypatch.setattr(mutate, "ROOT", tmp_path)
+    monkeypatch.setattr(mutate, "begin", lambda *asked: 1.0)
+    monkeypatch.setattr(mutate, "passes", lambda *asked, limit: next(outcomes))
+    fates = mutate.run("plain.py", None)
+    assert fates == {"too slow": 1, "survived": 1, "killed": 1}
+    *lines, last = capsys.readouterr().out.splitlines()
+    assert ["too slow" in line for line in lines] == [True, False]
+    assert last == "plain.py: 1 killed, 1 survived, 1 too slow, of 3"
