@@ -202,6 +202,22 @@ def test_a_copy_goes_its_own_way(name):
         assert_near(kept, layer(other[:, 10:], cache=twin), layer(both)[:, 10:])
 
 
+@torch.no_grad()
+@cached
+def test_a_copy_keeps_its_first_token_when_the_other_begins_anew(name):
+    kept = CACHES[name]
+    first, second, other = some_piece(1), some_piece(1, start=1), some_piece(1)
+    must = [torch.cat(pair, dim=-2) for pair in zip(first[:2], second[:2], strict=True)]
+    for anew, goes_on in ((0, 1), (1, 0)):
+        cache = kept.make()
+        cache.extend(*first)
+        both = cache, copy.copy(cache)
+        both[anew].truncate(0)
+        both[anew].extend(*other)
+        for got, whole in zip(both[goes_on].extend(*second), must, strict=False):
+            assert_near(kept, got, whole)
+
+
 # What it gives
 
 

@@ -32,15 +32,26 @@ def test_without_one_it_moves_once_in_a_block():
 
 
 @torch.no_grad()
-def test_a_text_longer_than_the_capacity_is_refused(as_importer):
+@pytest.mark.parametrize("batch", [(), (2,), (2, 5)])
+def test_a_text_longer_than_the_capacity_is_refused(batch, as_importer):
     cache = KVCache(7)
-    cache.extend(*some_piece(5))
+    cache.extend(*some_piece(5, batch))
     with pytest.raises(ValueError, match=said("keys", "capacity=7", "got 3 beside 5")):
-        cache.extend(*some_piece(3, start=5))
+        cache.extend(*some_piece(3, batch, start=5))
     assert cache.length == 5
-    assert cache.extend(*some_piece(2, start=5))[0].shape[-2] == 7
+    assert cache.extend(*some_piece(2, batch, start=5))[0].shape[-2] == 7
     with pytest.raises(ValueError, match=said("keys", "capacity=7", "got 8 beside 0")):
-        KVCache(7).extend(*some_piece(8))
+        KVCache(7).extend(*some_piece(8, batch))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("batch", [(), (2,), (2, 5)])
+def test_the_shape_that_is_wanted_is_told_with_all_its_axes(batch, as_importer):
+    cache = KVCache()
+    cache.extend(*some_piece(3, batch))
+    must = (*batch, 3, "new", 8)
+    with pytest.raises(ValueError, match=said("keys", must, "in the cache", "got")):
+        cache.extend(*some_piece(2, batch, heads=7, start=3))
 
 
 @torch.no_grad()
@@ -65,6 +76,24 @@ def test_rows_with_positions_of_their_own_may_come_before_or_after_shared_ones()
     assert cache.extend(*some_piece(2)[:2], shared)[2].tolist() == [3, 4]
     positions = cache.extend(*some_piece(1)[:2], torch.tensor([[5], [9]]))[2]
     assert positions.tolist() == [[3, 4, 5], [3, 4, 9]]
+
+
+@torch.no_grad()
+def test_shared_positions_behind_those_of_rows_move_no_memory():
+    cache = KVCache(7)
+    first = cache.extend(*some_piece(3)[:2], torch.tensor([[0, 0, 1], [0, 1, 2]]))
+    after = cache.extend(*some_piece(2)[:2], torch.tensor([3, 4]))
+    assert [t.data_ptr() for t in after] == [t.data_ptr() for t in first]
+
+
+def test_a_text_begun_anew_leaves_the_gradients_of_its_first_token():
+    cache, (keys, values, place) = KVCache(), some_piece(1)
+    held = cache.extend(keys.requires_grad_(), values, place)[0].square()
+    cache.truncate(0)
+    with torch.no_grad():
+        cache.extend(*some_piece(1))
+    (given,) = torch.autograd.grad(held.sum(), [keys])
+    torch.testing.assert_close(given, 2 * keys)
 
 
 @pytest.mark.parametrize("wrong", [0, -1, True, 2.5, "7"])
