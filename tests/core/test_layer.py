@@ -172,6 +172,17 @@ class Ring(Growing):
         return keys, values, positions
 
 
+class Turned(Growing):
+    """Of a piece that is not the first, it gives what came last, and that first."""
+
+    def extend(self, keys, values, positions):
+        begun = self.length
+        held = super().extend(keys, values, positions)
+        pairs = zip(held, (-2, -2, -1), strict=True)
+        few = (t.narrow(a, begun, t.shape[a] - begun).flip(a) for t, a in pairs)
+        return tuple(few) if begun else held
+
+
 WAYS = [[], [1], [6], [1, 2, 3, 4, 5, 6], [3, 4], [2, 2, 5], [0, 7]]
 
 
@@ -381,13 +392,25 @@ def test_one_counted_token_needs_no_table_and_no_look_at_positions(monkeypatch):
     monkeypatch.setattr("attention.core.layer.readable", lambda tensor: False)
     layer, x = some()
     for memory in (Growing(), Ring(3)):
-        told(layer, x[:, :5], cache=memory)
+        assert flagged(told(layer, x[:, :5], cache=memory))
         assert flagged(told(layer, x[:, 5:6], cache=memory))
         place = torch.tensor([6])
         assert not flagged(told(layer, x[:, 6:], cache=memory, positions=place))
     memory = Growing()
     told(layer, x[:, :5], cache=memory)
     assert not flagged(told(layer, x[:, 5:], cache=memory))
+
+
+def test_keys_in_another_order_are_not_taken_for_counted_ones():
+    """As many keys as queries are counted together only where the cache was empty."""
+    layer, x = some({"process_heads": absolute})
+    memory = Turned()
+    assert flagged(told(layer, x[:, :3], cache=memory))
+    call = told(layer, x[:, 3:], cache=memory)
+    assert (
+        call["mask"].squeeze().tolist()
+        == causal(torch.arange(4), torch.arange(4).flip(0)).tolist()
+    )
 
 
 def test_positions_in_order_are_known_by_their_values():
