@@ -235,6 +235,17 @@ def test_an_empty_cache_gives_back_what_it_was_given(name):
 
 @torch.no_grad()
 @cached
+def test_positions_of_each_row_and_shared_ones_may_follow_each_other(name):
+    own, shared = torch.tensor([[2, 3], [2, 4]]), torch.arange(2)
+    cache = CACHES[name].make()
+    for places in (shared, own, torch.tensor([5])):
+        held = cache.extend(*some_piece(places.shape[-1])[:2], places)
+    must = torch.tensor([[0, 1, 2, 3, 5], [0, 1, 2, 4, 5]])
+    assert torch.equal(held[2], must[:, -held[2].shape[-1] :])  # a window drops some
+
+
+@torch.no_grad()
+@cached
 def test_keys_and_values_may_differ_in_width(name):
     kept = CACHES[name]
     if not kept.uneven:

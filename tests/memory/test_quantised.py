@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from caches import some_piece
 from examples import said
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -244,6 +245,15 @@ def test_what_is_held_is_within_the_stated_error(bits, dtype):
     for got, came in zip(peek(cache), tensors, strict=False):
         assert torch.equal(got[..., 16:, :], came[..., 16:19, :])
         assert not torch.equal(got[..., :16, :], came[..., :16, :])
+
+
+def test_what_is_not_rounded_has_a_bound_of_0():
+    cache = QuantizedCache(8, group=3)
+    with torch.no_grad():
+        cache.extend(*some_piece(2, widths=(5, 7)))
+    bounds = cache.error_bounds()
+    assert [b.shape for b in bounds] == [(2, 3, 2, 5), (2, 3, 2, 7)]
+    assert not any(b.any() for b in bounds)
 
 
 def test_the_bound_is_half_a_step_of_its_own_group():
