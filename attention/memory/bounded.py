@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from attention.core.layer import causal, window
-from attention.memory.kv_cache import check_piece, check_rollback
+from attention.memory.kv_cache import check_piece, check_rollback, frozen
 from attention.position.rotary import Rotary, rotate
 from attention.tools.checks import check_sizes, readable
 from attention.tools.workbench import expected
@@ -200,8 +200,7 @@ def _with_room(
     more = min(most, max(end, 2 * have)) - have if end > have else 0
     wide = torch.broadcast_shapes(*rows)
     tracked = torch.is_grad_enabled() or any(tensor.requires_grad for tensor in memory)
-    frozen = memory[0].is_inference() and not torch.is_inference_mode_enabled()
-    if not (more or tracked or frozen) and wide == rows[0]:
+    if not (more or tracked or frozen(memory[0])) and wide == rows[0]:
         return memory
     memory = (*memory[:2], memory[2].expand(*wide, -1))
     shapes = [[*t.shape] for t in memory]

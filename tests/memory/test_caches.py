@@ -316,7 +316,7 @@ def test_only_queries_may_be_trained(name, as_importer):
 @pytest.mark.slow
 def test_a_compiled_step_is_one_graph_and_says_the_same():
     # The shape checks of a test run cannot be traced, so another process does it.
-    names = ["KVCache", "PagedCache", "QuantizedCache, 8 bits"]
+    names = ["KVCache", "PagedCache", "QuantizedCache, 8 bits", "RollingCache, sinks"]
     paths = map(str, (HERE, HERE.parent, HERE.parents[1]))
     done = subprocess.run(
         [sys.executable, "-c", f"import caches; caches.compile_steps({names})"],
