@@ -6,9 +6,12 @@ from collections.abc import Iterator
 
 import jaxtyping
 import pytest
+import shapes
 import torch
 
 import conformance.profiles  # noqa: F401  for `--hypothesis-profile long`
+
+jaxtyping.jaxtyped = shapes.jaxtyped  # before the package is imported
 
 # Triton asks when it is imported, and torch may be the one to do so.
 if not torch.cuda.is_available():
