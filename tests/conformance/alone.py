@@ -48,6 +48,9 @@ def main(profile: str, file: str) -> None:
     torch.set_num_threads(1)  # the other core runs the other tests
     warnings.simplefilter("error")
     gc.set_threshold(200_000, 50, 50)  # tracing makes many objects, and keeps most
+    # A float that is made of a size becomes a constant in the end: told so, PyTorch
+    # does not trace all of it twice to find out.
+    torch._dynamo.config.specialize_float = True
     lines = []
 
     def write(property, mechanism, result):
