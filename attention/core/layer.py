@@ -93,8 +93,9 @@ class Cache(Protocol):
     ones included; they may come in any order, but an empty cache gives back what it
     was given, in that order, unless it drops some. `length` counts the tokens that have
     gone by. A cache may also have `positions`, those of the keys that it holds, and
-    `truncate(length)`, which forgets all that came later. One that cannot take back
-    all that it is given has `seen(new)`: how many keys it will give for `new` tokens.
+    `truncate(length)`, which forgets all that came later. One that drops tokens has
+    `seen(new)`, how many keys it will give for `new` tokens, and `undo()`, which takes
+    back the last `extend`.
     """
 
     length: int
@@ -204,7 +205,7 @@ def _check_width(mask: Tensor, count: int) -> None:
 
 
 def set_back(cache: Cache | None) -> AbstractContextManager[None]:
-    """Lets a call that is refused leave `cache` as it was, if it can be truncated."""
+    """Lets a call that is refused leave `cache` as it was, if it can go back."""
     return nullcontext() if cache is None else _set_back(cache)
 
 
@@ -214,8 +215,11 @@ def _set_back(cache: Cache) -> Iterator[None]:
     try:
         yield
     except Exception:
-        if hasattr(cache, "truncate") and cache.length != before:
-            cache.truncate(before)
+        if getattr(cache, "length", None) != before:
+            if hasattr(cache, "undo"):
+                cache.undo()
+            elif hasattr(cache, "truncate"):
+                cache.truncate(before)
         raise
 
 

@@ -59,6 +59,7 @@ class RollingCache:
         self.inside, self.rotary = inside or rotary is not None, rotary
         self.length, self._oldest = 0, sinks  # the oldest in the ring
         self._memory: tuple[Tensor, ...] = ()  # slots of keys, values and positions
+        self._last: tuple | None = None  # what the last `extend` changed
 
     @property
     def positions(self) -> Int[Tensor, "*rows held"]:
@@ -88,7 +89,21 @@ class RollingCache:
         dropped = self._oldest > self.sinks
         least = self._oldest + max(self.window - 1, 1) if dropped else 0
         check_rollback(length, self.length, least)
-        self.length = length
+        self.length, self._last = length, None
+
+    def undo(self) -> None:
+        """Take back the last `extend`, with what it dropped; ValueError before any."""
+        if self._last is None:
+            raise expected("undo", "an extend before it, not taken back yet", "none")
+        self.length, self._oldest, self._memory, runs, replaced = self._last
+        places = [
+            slots.narrow(axis, slot, several)
+            for slots, axis in zip(self._memory, _AXES, strict=False)
+            for _, slot, several in runs
+        ]
+        for place, old in zip(places, replaced, strict=True):
+            place.copy_(old)
+        self._last = None
 
     def seen(self, new: int) -> int:
         """How many keys `extend` will give for `new` tokens, theirs included."""
@@ -126,10 +141,15 @@ class RollingCache:
         runs += self._runs(max(begin, oldest), end)
         most = self.sinks + self.window + self.spare
         memory = _with_room(self._memory if begin else (), new, end, most)
+        in_place, replaced = memory is self._memory, []
         for slots, piece, axis in zip(memory, new, _AXES, strict=True):
             for token, slot, several in runs:
-                part = piece.narrow(axis, token - begin, several)
-                slots.narrow(axis, slot, several).copy_(part)
+                place = slots.narrow(axis, slot, several)
+                if in_place:
+                    replaced.append(place.clone())
+                place.copy_(piece.narrow(axis, token - begin, several))
+        kept = runs if in_place else []
+        self._last = begin, self._oldest, self._memory, kept, replaced
         self._memory, self.length, self._oldest = memory, end, oldest
 
     def _check_sinks(self, positions: Tensor) -> None:
@@ -165,7 +185,7 @@ class RollingCache:
     def __copy__(self) -> "RollingCache":
         twin = object.__new__(type(self))
         memory = tuple(memory.clone() for memory in self._memory)
-        twin.__dict__.update(self.__dict__ | {"_memory": memory})
+        twin.__dict__.update(self.__dict__ | {"_memory": memory, "_last": None})
         return twin
 
     def __deepcopy__(self, memo: dict) -> "RollingCache":

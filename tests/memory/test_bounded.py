@@ -298,6 +298,32 @@ def test_it_goes_back_again_and_again():
         cache.truncate(at)
 
 
+@pytest.mark.parametrize("recorded", [False, True])
+@pytest.mark.parametrize("new", [1, 4, 20])
+def test_the_last_call_can_be_undone_whatever_it_dropped(new, recorded, as_importer):
+    for length in range(12):
+        cache = RollingCache(3, 1, spare=1)
+        fill(cache, length)
+        before = state(cache)
+        with torch.set_grad_enabled(recorded):
+            fill(cache, new, length)
+        cache.undo()
+        assert state(cache)[:2] == before[:2]
+        equal(list(cache._memory), before[2])
+        with pytest.raises(ValueError, match="undo: expected an extend before it"):
+            cache.undo()
+
+
+def test_only_a_call_that_is_the_last_can_be_undone(as_importer):
+    cache = RollingCache(3)
+    fill(cache, 5)
+    twin = copy.copy(cache)
+    cache.truncate(4)
+    for each in (RollingCache(3), twin, cache):
+        with pytest.raises(ValueError, match="undo: expected an extend before it"):
+            each.undo()
+
+
 def test_after_going_back_it_goes_back_no_further():
     cache = RollingCache(4, spare=2)
     fill(cache, 20)

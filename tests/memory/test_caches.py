@@ -378,6 +378,28 @@ def test_a_piece_that_does_not_fit_is_refused_and_changes_nothing(
     assert_near(kept, looked_up(kept, queries, places, held), must)
 
 
+def refusing(*tensors, **options):
+    raise ValueError("a form that refuses")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("new", [1, 3])
+@cached
+def test_a_call_that_its_form_refuses_changes_nothing(name, new, as_importer):
+    """The cache was extended by then, and may have dropped what it needs again."""
+    kept = CACHES[name]
+    layer, x = some_layer(kept, SLOTS["all"], torch.float32)
+    whole, cache, form = layer(x), kept.make(), layer.attend
+    for end in range(LENGTH - new):
+        before, reach = state(cache), kept.oldest(cache)
+        layer.attend = refusing
+        with pytest.raises(ValueError, match="a form that refuses"):
+            layer(x[:, end : end + new], cache=cache)
+        assert (state(cache), kept.oldest(cache)) == (before, reach)
+        layer.attend = form
+        assert_near(kept, layer(x[:, [end]], cache=cache), whole[:, [end]])
+
+
 @pytest.mark.parametrize("place", range(3))
 @cached
 def test_what_is_no_tensor_is_refused(name, place, as_importer):
