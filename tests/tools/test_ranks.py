@@ -14,7 +14,7 @@ from examples import said
 
 from attention.tools.ranks import agree, exchange, from_all, place_in, post, run_ranks
 
-HOURS = 10_000  # seconds; a limit that only a call which never ends would meet
+LONG = 600  # seconds; a limit that only a call which never ends would meet
 
 
 def own_rank():
@@ -71,7 +71,7 @@ def test_the_rank_that_failed_first_is_named_and_no_process_is_left(end, words):
         exchange([[torch.ones(1)]] * 3, [[(1,)]] * 3, None)
 
     with pytest.raises(RuntimeError, match=words):
-        run_ranks(work, 3, seconds=HOURS)  # nobody waits for those that are gone
+        run_ranks(work, 3, seconds=LONG)  # nobody waits for those that are gone
     assert not multiprocessing.active_children()
 
 
@@ -95,7 +95,15 @@ def test_a_time_limit_ends_all_and_names_who_was_not_ready():
     assert not multiprocessing.active_children()
 
 
-def test_an_interrupt_ends_all():
+@pytest.fixture
+def interruptible():
+    """A shell that starts the tests in the background lets them ignore Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_an_interrupt_ends_all(interruptible):
     def work():
         dist.barrier()  # now all are at work
         if dist.get_rank() == 0:
@@ -103,7 +111,7 @@ def test_an_interrupt_ends_all():
         threading.Event().wait()
 
     with pytest.raises(KeyboardInterrupt):
-        run_ranks(work, 2, seconds=HOURS)
+        run_ranks(work, 2, seconds=LONG)
     assert not multiprocessing.active_children()
 
 
