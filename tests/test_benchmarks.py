@@ -151,6 +151,13 @@ def test_a_contender_computes_what_ours_does(name):
     multi_head.compare(name, theirs.results(), ours.results(), tolerance=1e-5)
 
 
+@pytest.mark.parametrize(("repeats", "calls"), [(1, 1), (3, 4)])
+def test_short_calls_are_measured_behind_one_that_is_not_counted(repeats, calls):
+    made = []
+    harness.sample(lambda: made.append(1), repeats, "cpu")
+    assert len(made) == calls
+
+
 # A step with a cache
 
 
