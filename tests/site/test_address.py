@@ -9,8 +9,8 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from bs4 import BeautifulSoup
 from PIL import Image
+from visits import soup
 
 ROOT = Path(__file__).resolve().parents[2]
 SITE = "https://owner.github.io/name/"
@@ -44,10 +44,6 @@ def sites(tmp_path_factory) -> dict[str, Path]:
         assert build.returncode == 0, words.decode()
     told, untold = (folder / "_build" / "html" for folder in builds)
     return {"told": told, "untold": untold}
-
-
-def soup(page: Path) -> BeautifulSoup:
-    return BeautifulSoup(page.read_text("utf-8"), "html.parser")
 
 
 def properties(page: Path) -> dict[str, str]:

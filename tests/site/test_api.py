@@ -5,11 +5,11 @@ import doctest
 import json
 import re
 import sys
-from functools import cache
 from pathlib import Path
 
 import pytest
 from bs4 import BeautifulSoup
+from visits import soup
 
 import attention
 from attention.reading.language_model import language_model_path
@@ -36,11 +36,6 @@ DEFINED = {
 BEFORE = re.search(
     r"```pycon\n(.*?)```", (ROOT / f"{reference.PAGE}.md").read_text(), re.S
 )
-
-
-@cache
-def soup(page: Path) -> BeautifulSoup:
-    return BeautifulSoup(page.read_text("utf-8"), "html.parser")
 
 
 @pytest.fixture(scope="module")

@@ -75,6 +75,7 @@ def test_a_click_leads_to_the_map_of_any_head(page):
         expect(told).to_be_in_viewport()
 
 
+@pytest.mark.parametrize("page", [1280], ids=["desktop"], indirect=True)
 def test_the_arrow_keys_reach_every_head_from_one_stop(page):
     button(page, 0, 0).click()
     for layer in range(LAYERS):

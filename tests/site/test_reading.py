@@ -8,9 +8,9 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from bs4 import BeautifulSoup
 from fonts import FONTS
 from playwright.sync_api import Browser, Page, expect
+from visits import soup
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "book/_ext"))
@@ -143,7 +143,7 @@ def test_every_heading_has_an_address_of_its_own(page: Page):
 def test_pages_lead_on_and_back_in_the_order_of_the_story():
     for before, name, after in zip(["", *TOLD], TOLD, [*TOLD[1:], ""], strict=False):
         page = SITE / f"{name}.html"
-        links = BeautifulSoup(page.read_text("utf-8"), "html.parser")
+        links = soup(page)
         for direction, other in (("left-prev", before), ("right-next", after)):
             found = links.select(f"a.{direction}")
             places = [(page.parent / link["href"]).resolve() for link in found]
@@ -163,7 +163,7 @@ def test_code_without_marks_has_lost_no_colour(scheme: str):
 
 @pytest.mark.parametrize("name", TOLD)
 def test_code_is_marked_only_where_it_has_a_colour(name: str):
-    page = BeautifulSoup((SITE / f"{name}.html").read_text("utf-8"), "html.parser")
+    page = soup(SITE / f"{name}.html")
     marks = [tuple(mark["class"]) for mark in page.select(".highlight pre span[class]")]
     assert not {(name,) for name in plain_code.PLAIN} & set(marks)
 
@@ -275,7 +275,7 @@ def test_code_is_set_in_fourteen_or_fifteen_pixels(browser, read, width: int):
 
 @pytest.mark.parametrize("name", TOLD)
 def test_every_displayed_formula_has_a_number_and_an_address(name: str):
-    page = BeautifulSoup((SITE / f"{name}.html").read_text("utf-8"), "html.parser")
+    page = soup(SITE / f"{name}.html")
     formulas = page.select("article div.math")
     numbers = [formula.select_one(".eqno").contents[0] for formula in formulas]
     assert numbers == [f"({n})" for n in range(1, len(formulas) + 1)]
@@ -285,9 +285,7 @@ def test_every_displayed_formula_has_a_number_and_an_address(name: str):
 
 
 def test_a_source_is_called_by_authors_and_year_and_a_link_says_its_host():
-    page = BeautifulSoup(
-        (SITE / "book/reference/bibliography.html").read_text("utf-8"), "html.parser"
-    )
+    page = soup(SITE / "book/reference/bibliography.html")
     sources = page.select(".citation")
     names = [source.select_one(".label").get_text() for source in sources]
     assert len(set(names)) == len(names) > 30
@@ -298,9 +296,7 @@ def test_a_source_is_called_by_authors_and_year_and_a_link_says_its_host():
     ] == []
     for link in page.select(".citation a[href^=http]"):
         assert urlsplit(link["href"]).netloc in link.get_text()
-    chapter = BeautifulSoup(
-        (SITE / "book/core/causal.html").read_text("utf-8"), "html.parser"
-    )
+    chapter = soup(SITE / "book/core/causal.html")
     cited = {link.get_text() for link in chapter.select(".bibtex-citation a")}
     assert cited
     assert {f"[{name}]" for name in cited} <= set(names)

@@ -2,8 +2,10 @@
 
 import re
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 
+from bs4 import BeautifulSoup
 from playwright.sync_api import Browser, Page
 
 ROOT = Path(__file__).parents[2]
@@ -28,6 +30,12 @@ SETTLED = """([width, theme]) => {
 NO_DUSK = "*, ::before, ::after { transition: none !important; }"
 # The script has laid out more than the first screen.
 WHOLE = "!document.scripts.length || 'whole' in document.documentElement.dataset"
+
+
+@cache
+def soup(page: Path) -> BeautifulSoup:
+    """What a file of the site holds, for tests that need no browser."""
+    return BeautifulSoup(page.read_text("utf-8"), "html.parser")
 
 
 @dataclass(eq=False)
