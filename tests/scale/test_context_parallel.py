@@ -645,10 +645,10 @@ def test_blocks_that_nobody_sees_are_left_out():
 
 
 @pytest.mark.parametrize("backward", [False, True])
-def test_a_rank_holds_its_share_of_what_one_device_holds_and_little_more(backward):
+def test_a_rank_holds_its_share_of_what_one_device_holds(backward):
     def held(form):
         """All at the peak: what is given, what comes out, and what is in between."""
-        text = [shard(torch.ones(64, 256, 128)) for _ in range(3)]
+        text = [shard(torch.ones(32, 256, 128)) for _ in range(3)]
         own = [tensor.requires_grad_(backward) for tensor in text]
         with Ledger() as ledger:
             context = form(*own, causal=True)
@@ -663,7 +663,7 @@ def test_a_rank_holds_its_share_of_what_one_device_holds_and_little_more(backwar
     one = held(flash_attend)
     for ranks in (2, 4):
         most = max(map(max, run_ranks(held_by_both, ranks)))
-        assert most < (1 / ranks + 0.05) * one
+        assert most < one / ranks
 
 
 # In a layer
