@@ -64,9 +64,21 @@ def pairs(applies):
     ]
 
 
+def needs_it_alone(item: pytest.Item) -> bool:
+    property = hasattr(item, "callspec") and item.callspec.params.get("property")
+    return isinstance(property, Property) and property.alone
+
+
 @pytest.fixture(scope="session", autouse=True)
+def _early(request):
+    """What needs an interpreter of its own begins while the other tests run."""
+    if any(map(needs_it_alone, request.session.items)):
+        request.getfixturevalue("_started")
+
+
+@pytest.fixture(scope="session")
 def _started(tmp_path_factory):
-    """What needs an interpreter of its own begins while the other tests run.
+    """The interpreter that tries it, and its folder.
 
     The first of the workers to get here starts it, for all, and lets it end.
     """
