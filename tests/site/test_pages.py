@@ -57,6 +57,10 @@ def test_on_a_desktop_no_line_that_was_printed_is_cut_off(visit: Visit):
     assert visit.looks[1280, "light"]["cut"] == []
 
 
+def test_a_formula_is_whole_on_a_phone(visit: Visit):
+    assert visit.looks[390, "light"]["wide"] == []
+
+
 def test_every_formula_is_rendered(look: dict):
     assert look["rendered"] == look["formulas"]
     assert look["invisible"] == []

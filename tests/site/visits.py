@@ -92,6 +92,8 @@ LOOK = """() => {
             .filter(e => e.closest("defs") === null)
             .filter(e => getComputedStyle(e).fill === "rgb(255, 255, 255)")
             .map(e => e.outerHTML.slice(0, 200)),
+        wide: all("div.math").filter(e => e.scrollWidth > e.clientWidth)
+            .map(e => e.textContent),
         cut: all(".cell_output pre").filter(e => e.scrollWidth > e.clientWidth)
             .map(e => e.textContent.slice(0, 200)),
         sheets: all(".text_html")
