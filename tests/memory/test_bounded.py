@@ -389,6 +389,13 @@ def test_what_does_not_fit_is_refused_and_leaves_no_trace(fault, words, as_impor
     cache.extend(*piece())
 
 
+def test_a_window_of_one_refuses_positions_that_go_back(as_importer):
+    cache = RollingCache(1)
+    fill(cache, 9)
+    with pytest.raises(ValueError, match=said("positions", "8", "got", "8")):
+        cache.extend(*piece(start=8))
+
+
 def test_sizes_that_are_none_are_refused(as_importer):
     for size in (0, -1, 2.0, True, None):
         with pytest.raises(ValueError, match=said("window", "whole number", size)):
