@@ -51,6 +51,11 @@ class prefill:
                 context = layer(x=piece, cache=cache)
             return context[:, -1:]
 
+        def the_cache_named_first(layer, x, size, cache):
+            for piece in x.split(size, dim=1):
+                context = layer(cache=cache, x=piece)
+            return context[:, -1:]
+
     class wrong:
         def all_at_once(layer, x, size, cache):
             return layer(x, cache=cache)[:, -1:]
