@@ -138,12 +138,13 @@ class QuantizedCache:
 
     Whole groups of `group` tokens are codes, packed into bytes, with a step and an
     offset for each channel of the keys and each token of the values (KIVI, Liu et al.
-    2024). The tokens after them stay as they came, the last `residual` ones always.
-    `extend` takes and gives what `Cache` promises, in the dtype that came in; a piece
-    sees its own tokens exactly. What is held after it does not depend on how a text was
-    cut, and no number is ever off by more than `error_bounds` says, half a step of its
-    group: `truncate` cuts a group short and leaves its codes as they are. Back where
-    the last piece began, all is as it was there. `nbytes` counts all that is held.
+    2024). The tokens after them stay as they came, at least the last `residual` ones,
+    unless `truncate` left fewer. `extend` takes and gives what `Cache` promises, in the
+    dtype that came in; a piece sees its own tokens exactly. What is held after it does
+    not depend on how a text was cut, and no number is ever off by more than
+    `error_bounds` says, half a step of its group: `truncate` cuts a group short and
+    leaves its codes as they are. Back where the last piece began, all is as it was
+    there. `nbytes` counts all that is held.
     ValueError for what does not fit (`check_piece`) and for numbers that are not
     finite; the cache is then as it was. `backward` refuses a gradient through codes.
     """
