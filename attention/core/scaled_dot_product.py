@@ -203,10 +203,12 @@ def _as_it_is(queries: Tensor, keys: Tensor, values: Tensor, causal: bool) -> bo
     return j >= 16 or all_finite(queries, keys)  # see `nan_of`
 
 
-def _call(*inputs, **options) -> Tensor:
+def _call(queries, *inputs, **options) -> Tensor:
     """PyTorch's call, which says in words what it has no derivative for."""
+    if 1 in queries.stride()[:-1]:  # as windows of one series have, a step apart:
+        queries = queries.contiguous()  # a kernel would lay its result out like them
     try:
-        context = F.scaled_dot_product_attention(*inputs, **options)
+        context = F.scaled_dot_product_attention(queries, *inputs, **options)
     except NotImplementedError as error:  # forward mode
         raise second_derivative("attend") from error
     return first_order(context)

@@ -752,3 +752,17 @@ def test_a_call_that_leaves_everything_out_equals_one_that_says_all(
         attend(queries, keys, values, causal=causal),
         attend(queries, keys, values, causal=causal, **said_all),
     )
+
+
+@pytest.mark.parametrize("apart", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_queries_that_are_windows_of_one_series_are_read_as_they_are(dtype, apart):
+    series = torch.randn(2, 1, 17, dtype=dtype)
+    windows = series.unfold(-1, 11, apart).requires_grad_()
+    mask = some_mask(*[windows.shape[-2]] * 2)
+    for options in ({}, {"causal": True}, {"mask": mask}):
+        apart_ = windows.detach().contiguous().requires_grad_()
+        contexts = [attend(w, w, w, **options) for w in (windows, apart_)]
+        torch.testing.assert_close(*contexts)
+        both = zip(contexts, (windows, apart_), strict=True)
+        torch.testing.assert_close(*[torch.autograd.grad(c.sum(), w) for c, w in both])
