@@ -274,6 +274,7 @@ def attend(
         return _call(queries, keys, values, **options)
     queries, keys, values = unified(queries, keys, values)
     shape = check_fit(queries, keys, values, causal=causal)
+    queries = queries.expand(*shape[:-1], -1)  # the others may have more batch axes
     if bias is not None:
         bias = check_bias(bias, shape, queries)
     check_window(window, causal)

@@ -766,3 +766,24 @@ def test_queries_that_are_windows_of_one_series_are_read_as_they_are(dtype, apar
         torch.testing.assert_close(*contexts)
         both = zip(contexts, (windows, apart_), strict=True)
         torch.testing.assert_close(*[torch.autograd.grad(c.sum(), w) for c, w in both])
+
+
+@pytest.mark.parametrize("num_keys", [0, 7])
+@pytest.mark.parametrize("num_queries", [0, 1, 5])
+@pytest.mark.parametrize("table", [None, "mask", "bias", "both"])
+def test_values_alone_may_bring_a_batch_axis(table, num_queries, num_keys):
+    queries, keys = torch.randn(3, num_queries, 11), torch.randn(3, num_keys, 11)
+    values = torch.randn(2, 3, num_keys, 11)
+    size = 2, 1, num_queries, num_keys
+    mask = torch.rand(size) < 0.5 if table in ("mask", "both") else None
+    bias = torch.randn(size) if table in ("bias", "both") else None
+    each = [
+        attention_weights(
+            *(queries, keys, None if mask is None else mask[text]),
+            bias=None if bias is None else bias[text],
+        )
+        @ values[text]
+        for text in range(2)
+    ]
+    context = attend(queries, keys, values, mask, bias=bias)
+    torch.testing.assert_close(context, torch.stack(each))
