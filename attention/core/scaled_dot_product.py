@@ -46,6 +46,7 @@ __all__ = [
     "attend",
     "attention_weights",
     "check_window",
+    "clear_unseen",
     "dot_product",
     "visible",
     "weights_of",
@@ -166,7 +167,7 @@ def _table(
     return mask, blind
 
 
-def _clean(tensor: Tensor, mask: Tensor, shape: tuple[int, ...]) -> Tensor:
+def clear_unseen(tensor: Tensor, mask: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Keys or values, with zeros where the mask hides them from whoever reads them."""
     (*batch, _, num_keys), own = shape, tensor.shape[:-1]
     seen = mask.any(dim=-2).expand(*batch, num_keys)  # by any query
@@ -288,7 +289,7 @@ def attend(
     causal = causal and (shape[-2] > 1 or window is not None)  # one query sees all
     mask = visible(shape, mask, causal, queries.device, window)
     if mask is not None and not all_finite(keys, values):
-        keys, values = (_clean(t, mask, shape) for t in (keys, values))
+        keys, values = (clear_unseen(t, mask, shape) for t in (keys, values))
         if readable(keys) and not all_finite(keys):
             return _average(queries, keys, values, mask, bias=bias, **options)
     table, blind = _table(shape, mask, bias, queries.ndim)

@@ -15,8 +15,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from attention.core.scaled_dot_product import check_window, visible
+from attention.core.scaled_dot_product import check_window, clear_unseen, visible
 from attention.tools.checks import (
+    all_finite,
     as_given,
     check_bias,
     check_fit,
@@ -399,7 +400,8 @@ def flash_attend(
     pass `mask=torch.ones(i, j, dtype=torch.bool).tril()` for that. `window` is how
     many keys a causal query sees, its own included; the work falls with it. `tile` is
     (BLOCK_M, BLOCK_N). Scores are in float32 for inputs of 16 bits, and a bias in
-    float32 is added there. A `scale` that is a tensor may be learned.
+    float32 is added there. A `scale` that is a tensor may be learned. A value that is
+    not finite may make other contexts nan, unless `mask` hides it from all queries.
 
     With return_lse=True the logsumexp of each query's scores comes along, base e, as
     `merge_states` takes it; it is -inf, and the context zeros, where nothing is seen.
@@ -415,6 +417,8 @@ def flash_attend(
     queries, keys, values = unified(queries, keys, values)
     shape = check_fit(queries, keys, values, causal=causal)
     mask = visible(shape, mask, False, queries.device)
+    if mask is not None and not all_finite(keys, values):
+        keys, values = (clear_unseen(t, mask, shape) for t in (keys, values))
     bias = bias if bias is None else check_bias(bias, shape, queries)
     queries, scale = scale_queries(queries, scale)
     keys, values = repeat_kv(keys, queries), repeat_kv(values, queries)

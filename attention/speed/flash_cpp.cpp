@@ -322,7 +322,9 @@ struct Attention {
   void finish(const Band& band, const R* acc) const {
     for (Int r = 0; r < band.rows; ++r) {
       R l = band.l[r];
-      scaled(acc + r * E, E, l == 0 ? 0 : 1 / l, of_query<T>(call.context, band, r));
+      T* to = of_query<T>(call.context, band, r);
+      if (l == 0) std::fill_n(to, E, T(0));  // though a value be nan
+      else scaled(acc + r * E, E, 1 / l, to);
       *of_query<R>(call.lse, band, r) = band.m[r] * R(call.scale) + std::log2(l) * LN_2;
     }
   }

@@ -24,9 +24,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from attention.core.scaled_dot_product import check_window, visible
+from attention.core.scaled_dot_product import check_window, clear_unseen, visible
 from attention.speed.flash import TwoPasses
 from attention.tools.checks import (
+    all_finite,
     broadcast_heads,
     check_bias,
     check_fit,
@@ -268,8 +269,8 @@ def cpp_attend(
     `mask=torch.ones(i, j, dtype=torch.bool).tril()` for that. `window` is how many keys
     a causal query sees, its own included. A `scale` that is a tensor may be learned.
     With return_lse=True the logsumexp of each query's scores comes along, base e, as
-    `merge_states` takes it. A value that some queries see and that is not finite may
-    make the contexts of others nan.
+    `merge_states` takes it. A value that is not finite may make other contexts nan,
+    unless `mask` hides it from all queries.
 
     ValueError for a misfit, dropout, and another device; RuntimeError without a C++
     compiler, on Windows, and for a second derivative or one in forward mode. Dao et al.
@@ -280,6 +281,8 @@ def cpp_attend(
     shape = check_fit(queries, keys, values, causal=causal)
     _check_support(queries, dropout_p)
     mask = visible(shape, mask, False, queries.device)
+    if mask is not None and not all_finite(keys, values):
+        keys, values = (clear_unseen(t, mask, shape) for t in (keys, values))
     bias = bias if bias is None else check_bias(bias, shape, queries)
     queries, scale = scale_queries(queries, scale)
     if not scale > _LEAST_SCALE:  # the kernel divides by it

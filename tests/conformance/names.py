@@ -131,6 +131,7 @@ OTHERS = {
     "tiles": "cuts a table, and mixes no values",
     "told": SHOW,
     "visible": MASK,
+    "clear_unseen": MASK,
     "what_is_seen": MASK,
     "are_groups": CHECK,
     "as_given": CHECK,

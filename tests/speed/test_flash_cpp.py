@@ -267,6 +267,39 @@ def test_a_key_that_is_no_number_has_no_effect_where_it_is_hidden(num_queries):
     assert cpp_attend(q, k, v).isnan().all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("number", [torch.nan, torch.inf])
+@pytest.mark.parametrize("num_queries", [1, 40])
+def test_a_query_that_sees_nothing_gets_zeros_though_a_value_is_no_number(
+    num_queries, number, dtype
+):
+    q, k, v = (t.detach() for t in draw((1, 2, 2, num_queries, 300), dtype=dtype))
+    v[:, :, 7] = number
+    mask = torch.ones(num_queries, 300, dtype=torch.bool)
+    mask[0] = False
+    context, lse = cpp_attend(q, k, v, mask, return_lse=True)
+    assert (context[:, :, 0] == 0).all()
+    assert lse[:, :, 0].isneginf().all()
+
+
+@pytest.mark.parametrize("number", [torch.nan, torch.inf, -torch.inf], ids=str)
+@pytest.mark.parametrize("groups", [1, 2, 4])
+@pytest.mark.parametrize("causal", [False, True])
+def test_keys_and_values_that_no_query_sees_may_hold_anything(causal, groups, number):
+    queries = torch.randn(2, 4, 5, 11)
+    both = torch.randn(2, 2, groups, 7, 11)
+    mask = torch.rand(2, 1, 5, 7) < 0.7
+    mask[0, ..., 2] = mask[1, ..., :3] = False
+    unseen = ~mask.any(dim=-2).expand(2, groups, 7)[..., None]
+    found = []
+    for some in (both.masked_fill(unseen, 0), both.masked_fill(unseen, number)):
+        given = [t.clone().requires_grad_() for t in (queries, *some)]
+        context = cpp_attend(*given, mask, causal=causal)
+        gradients = torch.autograd.grad(context.square().sum(), given)
+        found.append((context, *gradients))
+    torch.testing.assert_close(*found)
+
+
 def test_very_large_scores_overflow_no_exponential():
     tensors = [t.detach() * 100 for t in draw((1, 1, 1, 5, 203), dtype=torch.float64)]
     wanted = by_hand(*tensors, causal=True)
