@@ -80,7 +80,7 @@ def prefix(length: int) -> Callable[[Tensor, Tensor], Tensor]:
 
 
 def _opened(query_positions: Tensor, key_positions: Tensor, *, length: int) -> Tensor:
-    given = key_positions.unsqueeze(-2) < length
+    given = key_positions.long().unsqueeze(-2) < length
     return causal(query_positions, key_positions) | given
 
 
@@ -113,7 +113,7 @@ def positions_of(
     """Positions of the tokens of `x`: given, from 0, or on from what `cache` holds."""
     if positions is not None:
         check_positions(positions, x)
-        return positions
+        return positions.long()  # of few bits, a difference below 0 would wrap
     count = torch.arange(x.shape[-2], device=x.device)
     if cache is None or cache.length == 0:
         return count
@@ -177,7 +177,7 @@ def in_order(query_positions: Tensor, key_positions: Tensor) -> bool:
     if not one_row or earlier < 0 or not readable(key_positions):
         return False
     last = torch.equal(key_positions[earlier:], query_positions)
-    return last and bool((key_positions.diff() > 0).all())
+    return last and bool((key_positions.long().diff() > 0).all())
 
 
 def extended(

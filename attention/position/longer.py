@@ -256,7 +256,7 @@ class MultimodalRotary(nn.Module):
 
     def coordinates(self, positions: Int[Tensor, "*rows length"]) -> Tensor:
         """Coordinates (..., length, axes) of the tokens at `positions`."""
-        count = self.places.shape[-2]
+        positions, count = positions.long(), self.places.shape[-2]
         known = positions.clamp(max=count - 1).unsqueeze(-1)
         rows = torch.broadcast_shapes(positions.shape[:-1], self.places.shape[:-2])
         places = self.places.expand(*rows, count, -1)

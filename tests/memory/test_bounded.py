@@ -314,6 +314,13 @@ def test_the_last_call_can_be_undone_whatever_it_dropped(new, recorded, as_impor
             cache.undo()
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int32])
+def test_sinks_at_positions_in_few_bits_are_the_same(dtype, as_importer):
+    places, mask = torch.arange(50, 57), window_and_sinks(2, 300)
+    narrow = places.to(dtype)
+    assert torch.equal(mask(narrow, narrow), mask(places, places))
+
+
 def test_only_a_call_that_is_the_last_can_be_undone(as_importer):
     cache = RollingCache(3)
     fill(cache, 5)

@@ -287,3 +287,12 @@ def test_scalings_are_told_and_compared_by_their_numbers():
 def test_a_scaled_turn_follows_a_norm():
     layer, x = a_layer(process=ProcessHeads(QKNorm(4), Rotary(4, scaling=YaRN(4, 5))))
     torch.testing.assert_close(in_pieces(layer, x, [3, 7]), layer(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16])
+def test_places_are_found_for_positions_in_few_bits(dtype, as_importer):
+    rotary = MultimodalRotary(6, picture_places(300), sections=(1, 1, 1))
+    positions = torch.tensor([3, 50, 100])
+    heads = torch.randn(2, 3, 6), torch.randn(1, 3, 6)
+    narrow = rotary(*heads, positions.to(dtype))
+    torch.testing.assert_close(narrow, rotary(*heads, positions))
