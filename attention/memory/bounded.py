@@ -96,6 +96,8 @@ class RollingCache:
         if self._last is None:
             raise expected("undo", "an extend before it, not taken back yet", "none")
         self.length, self._oldest, self._memory, runs, replaced = self._last
+        if self._memory and frozen(self._memory[0]):
+            self._memory = tuple(memory.clone() for memory in self._memory)
         places = [
             slots.narrow(axis, slot, several)
             for slots, axis in zip(self._memory, _AXES, strict=False)

@@ -314,6 +314,18 @@ def test_the_last_call_can_be_undone_whatever_it_dropped(new, recorded, as_impor
             cache.undo()
 
 
+def test_what_was_written_in_inference_mode_can_be_undone_outside():
+    cache = RollingCache(3, 1)
+    with torch.inference_mode():
+        fill(cache, 6)
+        before = state(cache)
+        fill(cache, 2, 6)
+    cache.undo()
+    assert state(cache)[:2] == before[:2]
+    equal(list(cache._memory), before[2])
+    fill(cache, 1, 6)
+
+
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int32])
 def test_sinks_at_positions_in_few_bits_are_the_same(dtype, as_importer):
     places, mask = torch.arange(50, 57), window_and_sinks(2, 300)
