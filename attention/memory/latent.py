@@ -106,12 +106,20 @@ def with_scale(form: Attend, scale: float) -> Attend:
     return form if settled else partial(form, scale=scale)
 
 
+def _is_plain(linear: nn.Module) -> bool:
+    """Whether it multiplies by its weight, and does nothing else."""
+    if type(linear) is not nn.Linear or "forward" in vars(linear):
+        return False
+    return not (linear._forward_hooks or linear._forward_pre_hooks)
+
+
 def check_absorbable(module: nn.Module) -> None:
     """ValueError unless W_key and W_value can be absorbed, and the form takes scale."""
     for name in ("W_key", "W_value"):
-        kind = type(getattr(module, name))
-        if kind is not nn.Linear:
-            raise expected(name, "an nn.Linear, to be absorbed", kind.__name__)
+        linear = getattr(module, name)
+        if not _is_plain(linear):
+            must = "an nn.Linear without hooks, to be absorbed"
+            raise expected(name, must, type(linear).__name__)
     if not takes_scale(module.attend):
         name = getattr(module.attend, "__name__", type(module.attend).__name__)
         raise expected("attend", "a form that takes scale=…, to absorb W_key", name)
@@ -133,8 +141,8 @@ class LatentAttention(nn.Module):
     key as keys and the latent as values, with one head. `absorb` says whether queries
     are moved to the latents in place of making keys and values; both give the same
     numbers. If None, they are with a cache wherever that takes fewer operations and can
-    be done: W_key and W_value are nn.Linear, and the form takes scale=…. ValueError for
-    what does not fit. DeepSeek-AI 2024, eq. 9 to 19.
+    be done: W_key and W_value are nn.Linear without hooks, and the form takes scale=….
+    ValueError for what does not fit. DeepSeek-AI 2024, eq. 9 to 19.
     """
 
     def __init__(
@@ -272,7 +280,7 @@ class LatentAttention(nn.Module):
         """Whether the queries are moved to the latents."""
         if self.absorb is not None or cache is None:
             return bool(self.absorb)
-        plain = type(self.W_key) is type(self.W_value) is nn.Linear
+        plain = _is_plain(self.W_key) and _is_plain(self.W_value)
         names = ("num_heads", "latent_dim", "rotary_dim", "head_dim", "value_dim")
         sizes = {name: getattr(self, name) for name in names}
         ways = latent_operations(new, held, **sizes)

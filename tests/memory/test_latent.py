@@ -556,6 +556,29 @@ def test_a_way_is_chosen_by_true_or_false(absorb, as_importer):
         some_layer(absorb=absorb)
 
 
+@pytest.mark.parametrize("name", ["W_key", "W_value"])
+def test_what_is_done_around_a_projection_is_done_beside_a_cache_too(name):
+    def by_hook(linear):
+        linear.register_forward_hook(lambda module, inputs, output: 2 * output)
+
+    def by_input_hook(linear):
+        linear.register_forward_pre_hook(lambda module, inputs: (2 * inputs[0],))
+
+    def by_another_forward(linear):
+        plain = linear.forward
+        linear.forward = lambda x: 2 * plain(x)
+
+    for change in (by_hook, by_input_hook, by_another_forward):
+        layer, x = some_layer()
+        change(getattr(layer, name))
+        memory = KVCache()
+        pieces = [layer(piece, cache=memory) for piece in x.split(1, dim=1)]
+        torch.testing.assert_close(torch.cat(pieces, dim=1), layer(x))
+        layer.absorb = True
+        with pytest.raises(ValueError, match=said(name, "without hooks", "Linear")):
+            layer(x)
+
+
 def test_what_cannot_be_absorbed_is_refused_where_it_is_asked_for():
     layer, x = some_layer(absorb=True)
     nn.utils.parametrizations.weight_norm(layer.W_value)
