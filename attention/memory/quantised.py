@@ -6,6 +6,7 @@ and an offset for each group of them, and that says how far each may be off.
 Written by `book/memory/quantised.ipynb`: read and change it there.
 """
 
+from copy import copy
 from itertools import accumulate
 
 import torch
@@ -227,6 +228,9 @@ class QuantizedCache:
             return exact
         bounds = [_bound(*parts, self.bits) for parts in self._groups]
         return _joined([_tokens(bound, self._counts) for bound in bounds], exact)
+
+    def __deepcopy__(self, memo: dict) -> "QuantizedCache":
+        return copy(self)  # nothing that is held is ever written over
 
     def _keep(self, rest: tuple[Tensor, ...]) -> None:
         """Hold `rest`, and of it whole groups as codes."""

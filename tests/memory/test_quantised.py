@@ -363,9 +363,21 @@ def test_a_truncated_cache_is_empty_and_takes_any_kind():
     filled(cache, some(dtype=torch.float16), 9)
 
 
+def test_a_deep_copy_of_a_cache_with_gradients_goes_its_own_way():
+    tensors, cache = some(), QuantizedCache(4, group=4)
+    for tensor in tensors[:2]:
+        tensor.requires_grad_()
+    filled(cache, tensors, 9)
+    twin = copy.deepcopy(cache)
+    was = state(twin)
+    filled(cache, tensors, 5)
+    cache.truncate(2)
+    assert state(twin) == was
+
+
 def storages(cache):
     copied = {}
-    copy.deepcopy(cache, copied)
+    copy.deepcopy(vars(cache), copied)
     tensors = [t for t in copied.values() if isinstance(t, torch.Tensor)]
     memory = {t.untyped_storage().data_ptr(): t.untyped_storage() for t in tensors}
     return sum(each.nbytes() for each in memory.values())
