@@ -409,10 +409,13 @@ def through(
 
 
 def caches_of(caches: Sequence[Cache] | None, num_blocks: int) -> list[Cache | None]:
-    """A cache, or None, for each block; ValueError for another number of them."""
+    """A cache, or None, for each block; ValueError for others, and for one twice."""
     caches = [None] * num_blocks if caches is None else list(caches)
     if len(caches) != num_blocks:
         raise expected("caches", f"one for each of {num_blocks} blocks", len(caches))
+    held = [id(cache) for cache in caches if cache is not None]
+    if len(set(held)) < len(held):
+        raise expected("caches", "one of its own for each block", "the same one twice")
     return caches
 
 

@@ -163,6 +163,16 @@ def test_no_token_is_seen_before_its_time(small):
     assert not torch.allclose(before[6:], after[6:])
 
 
+def test_blocks_that_share_one_cache_are_refused(small):
+    cache, ids = KVCache(), torch.arange(4)
+    for call in (small, small.attention_weights):
+        with pytest.raises(ValueError, match=said("caches", "own", "twice")):
+            call(ids, caches=[cache] * 3)
+    with pytest.raises(ValueError, match=said("caches", "own", "twice")):
+        list(generate(small, [1, 2], num_tokens=3, make_cache=lambda: cache))
+    assert cache.length == 0
+
+
 def test_a_call_that_is_refused_leaves_all_caches_as_they_were(small):
     caches = [KVCache(), KVCache(), KVCache(4)]
     small(torch.arange(3), caches=caches)
