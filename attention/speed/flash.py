@@ -473,12 +473,15 @@ def flash_state(
 
 def _spread_out(queries, keys, values, bias, mask) -> list[Tensor | None]:
     """With the axes of the queries in front of the last two."""
-    three = (repeat_kv(tensor, queries) for tensor in (queries, keys, values))
+    keys, values = repeat_kv(keys, queries), repeat_kv(values, queries)
+    if mask is not None and not all_finite(keys, values):
+        shape = (*queries.shape[:-1], keys.shape[-2])
+        keys, values = (clear_unseen(t, mask, shape) for t in (keys, values))
     return [
         tensor
         if tensor is None
         else tensor.expand(*queries.shape[:-2], *tensor.shape[-2:])
-        for tensor in (*three, bias, mask)
+        for tensor in (queries, keys, values, bias, mask)
     ]
 
 

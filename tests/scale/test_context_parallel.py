@@ -666,6 +666,25 @@ def test_a_rank_holds_its_share_of_what_one_device_holds(backward):
         assert most < one / ranks
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_keys_and_values_that_no_query_may_see_may_hold_anything(form):
+    def work(form):
+        torch.manual_seed(3)
+        three = [torch.randn(2, 4, 9, 8) for _ in range(3)]
+        mask = (torch.arange(9) != 5).expand(9, 9)
+        found = []
+        for hidden in (0.0, torch.nan, torch.inf):
+            for tensor in three[1:]:
+                tensor[..., 5, :] = hidden
+            own = [shard(tensor).requires_grad_() for tensor in three]
+            context = form(*own, shard(mask))
+            found.append([context, *torch.autograd.grad(context.square().sum(), own)])
+        torch.testing.assert_close(found[1:], found[:1] * 2)
+        return True
+
+    assert run_ranks(work, 2, form) == [True, True]
+
+
 # In a layer
 
 
