@@ -8,6 +8,7 @@ do. They are run where a reader would write them: among the names of the chapter
 import ast
 import functools
 import linecache
+import re
 import symtable
 import sys
 from collections.abc import Iterator
@@ -250,3 +251,10 @@ def test_a_check_says_what_it_asks(chapter, name):
             options = {keyword.arg for keyword in node.keywords}
             must = "must say what is wrong: msg=lambda m: f'each row sums to one: {m}'"
             assert "msg" in options, f"{where}: {must}; {ast.unparse(node)}"
+
+
+def test_the_command_that_marks_a_notebook_finds_every_answer():
+    words = (ROOT / "book/how_to_use.md").read_text("utf-8")
+    wanted = re.compile(re.search(r'grep -E "(.+)"', words)[1])
+    lost = [name for _, name in exercises() if not wanted.match(f"    {name}: passed")]
+    assert not lost, f"book/how_to_use.md: `grep` must find the answers to {lost}"
