@@ -5,7 +5,15 @@ from functools import partial
 
 import pytest
 import torch
-from examples import MISFITS, assert_twins, change, said, some_mask, some_tensors
+from examples import (
+    MISFITS,
+    assert_twins,
+    change,
+    said,
+    some_mask,
+    some_tensors,
+    unseen_may_hold_anything,
+)
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from attention import (
@@ -353,18 +361,7 @@ def test_a_score_that_is_hidden_has_no_effect(options, tile):
 @pytest.mark.parametrize("groups", [1, 2, 4])
 @pytest.mark.parametrize("causal", [False, True])
 def test_keys_and_values_that_no_query_sees_may_hold_anything(causal, groups, number):
-    queries = torch.randn(2, 4, 5, 11)
-    both = torch.randn(2, 2, groups, 7, 11)
-    mask = torch.rand(2, 1, 5, 7) < 0.7
-    mask[0, ..., 2] = mask[1, ..., :3] = False
-    unseen = ~mask.any(dim=-2).expand(2, groups, 7)[..., None]
-    found = []
-    for some in (both.masked_fill(unseen, 0), both.masked_fill(unseen, number)):
-        given = [t.clone().requires_grad_() for t in (queries, *some)]
-        context = flash_attend(*given, mask, causal=causal)
-        gradients = torch.autograd.grad(context.square().sum(), given)
-        found.append((context, *gradients))
-    torch.testing.assert_close(*found)
+    unseen_may_hold_anything(flash_attend, causal, groups, number)
 
 
 class FiniteProducts(TorchDispatchMode):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from examples import said
+from examples import said, unseen_may_hold_anything
 from torch.utils import cpp_extension
 
 from attention import (
@@ -286,18 +286,7 @@ def test_a_query_that_sees_nothing_gets_zeros_though_a_value_is_no_number(
 @pytest.mark.parametrize("groups", [1, 2, 4])
 @pytest.mark.parametrize("causal", [False, True])
 def test_keys_and_values_that_no_query_sees_may_hold_anything(causal, groups, number):
-    queries = torch.randn(2, 4, 5, 11)
-    both = torch.randn(2, 2, groups, 7, 11)
-    mask = torch.rand(2, 1, 5, 7) < 0.7
-    mask[0, ..., 2] = mask[1, ..., :3] = False
-    unseen = ~mask.any(dim=-2).expand(2, groups, 7)[..., None]
-    found = []
-    for some in (both.masked_fill(unseen, 0), both.masked_fill(unseen, number)):
-        given = [t.clone().requires_grad_() for t in (queries, *some)]
-        context = cpp_attend(*given, mask, causal=causal)
-        gradients = torch.autograd.grad(context.square().sum(), given)
-        found.append((context, *gradients))
-    torch.testing.assert_close(*found)
+    unseen_may_hold_anything(cpp_attend, causal, groups, number)
 
 
 def test_very_large_scores_overflow_no_exponential():
