@@ -148,7 +148,9 @@ def test_memory_that_nobody_counts_is_not_told(monkeypatch, capsys):
 
 
 def test_the_peak_counts_what_a_call_needs_and_gives_back():
-    found = demo._peak(lambda: torch.ones(2**24).sum(), torch.device("cpu"))
+    cpu = torch.device("cpu")
+    tries = [demo._peak(lambda: torch.ones(2**24).sum(), cpu) for _ in range(5)]
+    found = max(tries)  # a system that takes memory back meanwhile makes it less
     assert found != found or 60 < found < 72  # 64 MiB, where somebody counts
 
 
