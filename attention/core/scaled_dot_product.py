@@ -167,8 +167,16 @@ def _table(
     return mask, blind
 
 
-def clear_unseen(tensor: Tensor, mask: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Keys or values, with zeros where the mask hides them from whoever reads them."""
+def clear_unseen(
+    keys: Tensor, values: Tensor, mask: Tensor | None, shape: tuple[int, ...]
+) -> tuple[Tensor, Tensor]:
+    """Both as they are if all is finite; else zeros where no query may see them."""
+    if mask is None or all_finite(keys, values):
+        return keys, values
+    return _cleared(keys, mask, shape), _cleared(values, mask, shape)
+
+
+def _cleared(tensor: Tensor, mask: Tensor, shape: tuple[int, ...]) -> Tensor:
     (*batch, _, num_keys), own = shape, tensor.shape[:-1]
     seen = mask.any(dim=-2).expand(*batch, num_keys)  # by any query
     if len(own) > 1 and 1 < own[-2] < batch[-1]:  # a head for several of the queries'
@@ -288,10 +296,9 @@ def attend(
         options["is_causal"], causal = True, False
     causal = causal and (shape[-2] > 1 or window is not None)  # one query sees all
     mask = visible(shape, mask, causal, queries.device, window)
-    if mask is not None and not all_finite(keys, values):
-        keys, values = (clear_unseen(t, mask, shape) for t in (keys, values))
-        if readable(keys) and not all_finite(keys):
-            return _average(queries, keys, values, mask, bias=bias, **options)
+    given, (keys, values) = keys, clear_unseen(keys, values, mask, shape)
+    if keys is not given and readable(keys) and not all_finite(keys):
+        return _average(queries, keys, values, mask, bias=bias, **options)
     table, blind = _table(shape, mask, bias, queries.ndim)
     context = _fused(queries, keys, values, table, **options)
     few = table is None and queries.device.type == "cpu" and shape[-1] < 16

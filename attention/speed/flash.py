@@ -17,7 +17,6 @@ from torch import Tensor
 
 from attention.core.scaled_dot_product import check_window, clear_unseen, visible
 from attention.tools.checks import (
-    all_finite,
     as_given,
     check_bias,
     check_fit,
@@ -417,8 +416,7 @@ def flash_attend(
     queries, keys, values = unified(queries, keys, values)
     shape = check_fit(queries, keys, values, causal=causal)
     mask = visible(shape, mask, False, queries.device)
-    if mask is not None and not all_finite(keys, values):
-        keys, values = (clear_unseen(t, mask, shape) for t in (keys, values))
+    keys, values = clear_unseen(keys, values, mask, shape)
     bias = bias if bias is None else check_bias(bias, shape, queries)
     queries, scale = scale_queries(queries, scale)
     keys, values = repeat_kv(keys, queries), repeat_kv(values, queries)
@@ -474,9 +472,8 @@ def flash_state(
 def _spread_out(queries, keys, values, bias, mask) -> list[Tensor | None]:
     """With the axes of the queries in front of the last two."""
     keys, values = repeat_kv(keys, queries), repeat_kv(values, queries)
-    if mask is not None and not all_finite(keys, values):
-        shape = (*queries.shape[:-1], keys.shape[-2])
-        keys, values = (clear_unseen(t, mask, shape) for t in (keys, values))
+    shape = (*queries.shape[:-1], keys.shape[-2])
+    keys, values = clear_unseen(keys, values, mask, shape)
     return [
         tensor
         if tensor is None

@@ -27,7 +27,6 @@ from torch import Tensor
 from attention.core.scaled_dot_product import check_window, clear_unseen, visible
 from attention.speed.flash import TwoPasses
 from attention.tools.checks import (
-    all_finite,
     broadcast_heads,
     check_bias,
     check_fit,
@@ -281,8 +280,7 @@ def cpp_attend(
     shape = check_fit(queries, keys, values, causal=causal)
     _check_support(queries, dropout_p)
     mask = visible(shape, mask, False, queries.device)
-    if mask is not None and not all_finite(keys, values):
-        keys, values = (clear_unseen(t, mask, shape) for t in (keys, values))
+    keys, values = clear_unseen(keys, values, mask, shape)
     bias = bias if bias is None else check_bias(bias, shape, queries)
     queries, scale = scale_queries(queries, scale)
     if not scale > _LEAST_SCALE:  # the kernel divides by it
