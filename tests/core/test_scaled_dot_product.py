@@ -150,7 +150,7 @@ def test_causal_queries_are_the_last_of_the_keys():
 
 
 @pytest.mark.parametrize("batch", [(), (7,), (2, 7)], ids=str)
-@pytest.mark.parametrize("num_queries", [5, 7])
+@pytest.mark.parametrize("num_queries", [2, 5, 7])
 def test_what_is_causal_is_so_with_any_leading_axes(batch, num_queries):
     queries, keys = torch.randn(*batch, num_queries, 3), torch.randn(*batch, 7, 3)
     past = torch.ones(num_queries, 7, dtype=torch.bool).tril(7 - num_queries)
@@ -215,7 +215,9 @@ def test_dropout_keeps_the_expected_context():
 
 
 def test_all_weights_may_be_dropped():
-    assert (attend(*some_tensors(), dropout_p=1.0) == 0).all()
+    queries, keys, values = some_tensors()
+    for ours in (values, keys):  # of another width than keys, and of the same
+        assert (attend(queries, keys, ours, dropout_p=1.0) == 0).all()
 
 
 def test_another_score_is_not_scaled_unless_asked():
