@@ -168,19 +168,3 @@ def in_pieces(layer, x, ends):
     """What a layer gives for a text that comes in pieces, which a cache joins."""
     cache, pieces = Growing(), torch.tensor_split(x, ends, dim=1)
     return torch.cat([layer(piece, cache=cache) for piece in pieces], dim=1)
-
-
-def unseen_may_hold_anything(form, causal: bool, groups: int, number: float) -> None:
-    """Neither contexts nor gradients of a form change with what no query may see."""
-    queries = torch.randn(2, 4, 5, 11)
-    both = torch.randn(2, 2, groups, 7, 11)
-    mask = torch.rand(2, 1, 5, 7) < 0.7
-    mask[0, ..., 2] = mask[1, ..., :3] = False
-    unseen = ~mask.any(dim=-2).expand(2, groups, 7)[..., None]
-    found = []
-    for some in (both.masked_fill(unseen, 0), both.masked_fill(unseen, number)):
-        given = [t.clone().requires_grad_() for t in (queries, *some)]
-        context = form(*given, mask, causal=causal)
-        gradients = torch.autograd.grad(context.square().sum(), given)
-        found.append((context, *gradients))
-    torch.testing.assert_close(*found)

@@ -257,6 +257,8 @@ def form(queries, keys, values, mask=None, *, causal=False, window=None, **optio
     allowed = allowed if mask is None else allowed & mask
     allowed = allowed.tril(j - i) if causal else allowed
     allowed = allowed if window is None else allowed.triu(j - i - window + 1)
+    unseen = ~allowed.any(dim=-2).unsqueeze(-1)
+    keys, values = (t.masked_fill(unseen, 0) for t in (keys, values))
     tensors = (t.to(wide) for t in (queries, keys, values))
     return table(*tensors, allowed, **options).to(queries.dtype)
 
@@ -267,6 +269,11 @@ def form_adds(queries, keys, values, mask=None, *, bias=None, **options):
     if bias is None:
         return context
     return context + 0 * bias.sum(dim=-1, keepdim=True)
+
+
+def form_multiplies_all(queries, keys, values, mask=None, **options):
+    """Multiplies what no query sees by a weight of zero."""
+    return form(queries, keys, values, mask, **options) + 0 * values.sum()
 
 
 def form_detaches(*tensors, scale=None, **options):
@@ -375,6 +382,7 @@ FAULTS = {
     "hidden": [faulty("hides by a large number", by_adding)],
     "products": [faulty("mends a nan after its product", mended_late)],
     "hidden_bias": [of_form("reads all of the bias", form_adds)],
+    "unseen": [of_form("multiplies what is hidden", form_multiplies_all)],
     "scale": [of_form("takes a scale of zero for none", form_forgets_zero)],
     "learned": [of_form("teaches its scale nothing", form_detaches)],
     "loud": [of_form("scales after the product", form_scales_late)],

@@ -11,7 +11,7 @@ from . import peers
 from .cases import EXACT, HALF, takes_mask
 from .equals import close, equal
 from .mechanism import Excuse, accepts
-from .mechanisms import MECHANISMS
+from .mechanisms import MECHANISMS, weighed_form
 from .suite import sentence
 
 
@@ -160,6 +160,21 @@ def wide_bias(case):
 @sentence("each key head serves query heads in a row", excuse=no("bias"), dtypes=EXACT)
 def grouped(case):
     sizes, mechanism = case.sizes, case.mechanism
+    tensors, some = in_groups(case)
+    *lead, shared, _, _ = tensors[1].shape
+    allowed = torch.ones(sizes.queries, sizes.keys, dtype=torch.bool)
+    if mechanism.causal:
+        allowed = allowed.tril(sizes.keys - sizes.queries)
+    mask = some if takes_mask(mechanism) and case.pick(1) else None
+    same(case, tensors, mask, allowed if mask is None else allowed & mask)
+    if shared > 1:
+        odd = case.noise(*lead, shared + 1, sizes.queries, sizes.head_dim)
+        refused(case, odd, *tensors[1:])
+
+
+def in_groups(case):
+    """Queries, and keys and values of fewer heads; and a mask for each query head."""
+    sizes = case.sizes
     shared, times = case.pick(3, low=1), case.pick(3, low=2)
     lead = (2,)[: case.pick(1)]
     shapes = {
@@ -168,15 +183,36 @@ def grouped(case):
         "values": (shared, sizes.keys, sizes.d_value),
     }
     tensors = [case.noise(*lead, *shape) for shape in shapes.values()]
-    allowed = torch.ones(sizes.queries, sizes.keys, dtype=torch.bool)
-    if mechanism.causal:
-        allowed = allowed.tril(sizes.keys - sizes.queries)
-    some = torch.rand(shared * times, *allowed.shape, generator=case.random) < 0.8
-    mask = some if takes_mask(mechanism) and case.pick(1) else None
-    same(case, tensors, mask, allowed if mask is None else allowed & mask)
-    if shared > 1:
-        odd = case.noise(*lead, shared + 1, sizes.queries, sizes.head_dim)
-        refused(case, odd, *tensors[1:])
+    table = (shared * times, sizes.queries, sizes.keys)
+    return tensors, torch.rand(table, generator=case.random) < 0.8
+
+
+def no_mask_or_no_values(mechanism):
+    if mechanism.form is weighed_form:
+        return Excuse("gives weights, with which all values are multiplied", "fails")
+    return no("mask")(mechanism)
+
+
+@sentence(
+    "keys and values that no query may see may hold anything",
+    excuse=no_mask_or_no_values,
+    dtypes=EXACT,
+)
+def unseen(case):
+    tensors, mask = in_groups(case)
+    bad = (torch.nan, torch.inf, -torch.inf)[case.pick(2)]
+    place = torch.tensor(case.pick(case.sizes.keys - 1))
+    mask = mask.index_fill(-1, place, False)
+    outcomes = []
+    for number in (0.0, bad):
+        queries, *both = tensors
+        given = [queries, *(t.index_fill(-2, place, number) for t in both)]
+        given = [t.requires_grad_() for t in (t.detach().clone() for t in given)]
+        context = case.mechanism.form(*given, mask, causal=case.mechanism.causal)
+        gradients = torch.autograd.grad(context.square().sum(), given)
+        outcomes.append((context, *gradients))
+    for one, plain in zip(*outcomes, strict=True):
+        equal(one, plain, **close(case.dtype))
 
 
 def refused(case, *tensors, **options):
