@@ -46,6 +46,7 @@ def test_one_head_and_as_many_heads_are_left_alone(count):
 def test_the_scores_have_the_heads_of_the_queries():
     assert check_fit(heads(6), heads(2, 7), heads(3, 7)) == (2, 6, 5, 7)
     assert check_fit(heads(6)[0], heads(2, 7)[0], heads(1, 7)[0]) == (6, 5, 7)
+    assert check_fit(heads(6)[0], heads(2, 7), heads(2, 7)) == (2, 6, 5, 7)
 
 
 @pytest.mark.parametrize("count", [4, 5, 12])
