@@ -189,6 +189,14 @@ def test_a_misfit_is_refused_and_both_sides_are_named(as_importer, change, messa
             use(**arguments)
 
 
+def test_a_context_that_is_no_tensor_is_refused(as_importer):
+    module, x, other = some_inputs()
+    for use in (module, module.attention_weights):
+        message = said("context_input", "torch.Tensor", "got list")
+        with pytest.raises(TypeError, match=message):
+            use(x, other.tolist())
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 def test_cuda_gives_the_numbers_of_the_cpu():
     module, x, other = some_inputs()

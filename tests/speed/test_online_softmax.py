@@ -237,10 +237,15 @@ def test_parts_that_do_not_fit_are_refused(as_importer, parts, message):
         merge_states(*parts)
 
 
-def test_what_is_no_tensor_is_refused(as_importer):
+@pytest.mark.parametrize(
+    "name", ["context_a", "logsumexp_a", "context_b", "logsumexp_b"]
+)
+def test_what_is_no_tensor_is_refused(as_importer, name):
     context, logsumexp = some_part()
-    with pytest.raises(TypeError, match=said("logsumexp_b", "torch.Tensor", "list")):
-        merge_states(context, logsumexp, context, logsumexp.tolist())
+    parts = {"context_a": context, "logsumexp_a": logsumexp}
+    parts |= {"context_b": context, "logsumexp_b": logsumexp}
+    with pytest.raises(TypeError, match=said(name, "torch.Tensor", "list")):
+        merge_states(**parts | {name: parts[name].tolist()})
 
 
 def test_a_stack_of_parts_is_merged_by_vmap():
