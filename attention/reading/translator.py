@@ -183,7 +183,7 @@ class Translator(nn.Module):
     """An encoder that reads the pieces of a sentence, a decoder that writes another.
 
     `vocabulary` turns text into pieces and back: a SentencePieceProcessor, or what has
-    its methods. Both sides share it, and `embedding` gives the scores, too. `attend` is
+    its methods. Both sides share it, and `embedding` gives the logits, too. `attend` is
     the form of attention of all layers. Pieces that the vocabulary lacks are refused;
     in a compiled model and on a GPU by PyTorch's embedding.
     """
@@ -248,7 +248,7 @@ class Translator(nn.Module):
     def forward(
         self, source: _Source, target: _Target, mask: _Mask = None
     ) -> Float[Tensor, "*batch target_length num_pieces"]:
-        """Scores for each piece of `target`, given the source and the pieces before.
+        """Logits for each piece of `target`, given the source and the pieces before.
 
         `mask` is True at the real pieces of the source, as `padding_mask` makes it.
         """
@@ -269,7 +269,7 @@ class Translator(nn.Module):
         return x
 
     def score(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch num_pieces"]:
-        """How well each piece of the vocabulary fits the vectors of `decode`."""
+        """The logits: how well each piece of the vocabulary fits what `decode` gave."""
         return F.linear(x, self.embedding.weight, self.bias)
 
     def attention_weights(
