@@ -227,13 +227,16 @@ def grade(check: Callable[[Callable], None], answer: Callable) -> None:
     try:
         check(answer)
     except Exception as error:  # a half-written answer may fail in any way
-        said = str(error) or type(error).__name__
+        said, kind = str(error), type(error).__name__
         no_such = isinstance(error, AttributeError) and error.name
         if no_such and hasattr(torch.Tensor, error.name):
             said = f"expected a torch.Tensor, got {type(error.obj).__name__}: {said}"
-        print(f"not yet: {said}")
+        elif not isinstance(error, AssertionError | NotImplementedError):
+            said = f"{kind}: {said}"
+        print(f"not yet: {said or kind}")
     else:
-        print(f"{answer.__name__}: passed")
+        name = getattr(answer, "__name__", type(answer).__name__)  # a partial has none
+        print(f"{name}: passed")
 
 
 def expected(name: str, must: object, got: object) -> ValueError:

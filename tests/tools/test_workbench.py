@@ -1,5 +1,7 @@
 """The workbench: pictures with words, what changed, exercises that answer back."""
 
+from functools import partial
+from operator import mul
 from xml.dom import minidom
 
 import numpy
@@ -147,7 +149,13 @@ def test_grade_says_what_is_missing(capsys):
 
 def test_grade_survives_a_half_written_answer(capsys):
     grade(is_double, lambda x: x.nothing)
-    assert capsys.readouterr().out.startswith("not yet: 'int' object has no attribute")
+    said = capsys.readouterr().out
+    assert said.startswith("not yet: AttributeError: 'int' object has no attribute")
+
+
+def test_grade_names_an_error_whose_words_say_little(capsys):
+    grade(is_double, lambda x: {}["double"])
+    assert capsys.readouterr().out == "not yet: KeyError: 'double'\n"
 
 
 def test_grade_tells_of_a_list_in_the_place_of_a_tensor(capsys):
@@ -170,6 +178,11 @@ def test_grade_praises_by_name(capsys):
 
     grade(is_double, double)
     assert capsys.readouterr().out == "double: passed\n"
+
+
+def test_grade_takes_an_answer_that_has_no_name(capsys):
+    grade(is_double, partial(mul, 2))
+    assert capsys.readouterr().out == "partial: passed\n"
 
 
 def test_a_table_has_a_cell_for_each_number_and_says_its_name_and_shape():
