@@ -233,6 +233,8 @@ def grade(check: Callable[[Callable], None], answer: Callable) -> None:
             said = f"expected a torch.Tensor, got {type(error.obj).__name__}: {said}"
         elif not isinstance(error, AssertionError | NotImplementedError):
             said = f"{kind}: {said}"
+        if "NoneType" in said:
+            said = f"{said}; is a `return` missing?"
         print(f"not yet: {said or kind}")
     else:
         name = getattr(answer, "__name__", type(answer).__name__)  # a partial has none

@@ -142,6 +142,10 @@ def is_double(answer):
         raise AssertionError("twice two is four")
 
 
+def is_double_to_a_digit(answer):
+    assert abs(answer(2) - 4) < 0.1, "twice two is four"
+
+
 def test_grade_says_what_is_missing(capsys):
     grade(is_double, lambda x: x)
     assert capsys.readouterr().out == "not yet: twice two is four\n"
@@ -162,6 +166,11 @@ def test_grade_tells_of_a_list_in_the_place_of_a_tensor(capsys):
     grade(lambda answer: answer().sum(dim=-1), lambda: [1.0, 2.0])
     said = capsys.readouterr().out
     assert said.startswith("not yet: expected a torch.Tensor, got list")
+
+
+def test_grade_asks_for_the_return_that_is_missing(capsys):
+    grade(is_double_to_a_digit, lambda x: None)
+    assert capsys.readouterr().out.endswith("; is a `return` missing?\n")
 
 
 def test_grade_names_an_error_that_says_nothing(capsys):
