@@ -12,7 +12,7 @@ import re
 import symtable
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -236,6 +236,40 @@ def test_an_answer_that_forgets_to_return_is_refused(chapter, name):
     check = next(check for check, answered in pairs if answered == name)
     with pytest.raises(Exception):  # noqa: B017, PT011  grade takes any
         names[check](lambda *inputs, **options: None)
+
+
+def tensors(things: object) -> list[torch.Tensor]:
+    """All tensors among these, however deep in lists, tuples and dictionaries."""
+    if isinstance(things, torch.Tensor):
+        return [things] if things.device.type != "meta" else []
+    if isinstance(things, dict):
+        things = list(things.values())
+    inner = things if isinstance(things, list | tuple) else ()
+    return [tensor for thing in inner for tensor in tensors(thing)]
+
+
+@pytest.mark.parametrize(("chapter", "name"), exercises())
+def test_an_answer_that_works_in_place_leaves_the_chapter_as_it_was(chapter, name):
+    """Or no right answer would pass any more, until all cells above are run again."""
+    names = space(chapter)
+    pairs = map(exercise, tagged(chapter, "exercise"))
+    check = next(check for check, answered in pairs if answered == name)
+    own = tensors(names)
+    before = [tensor.detach().clone() for tensor in own]
+
+    def spoils(*inputs, **options):
+        for tensor in tensors([inputs, options]):
+            with torch.no_grad(), suppress(RuntimeError):  # of an expanded one
+                tensor.zero_()
+
+    with suppress(Exception):
+        names[check](spoils)
+    for tensor, old in zip(own, before, strict=True):
+        same = torch.equal(tensor.nan_to_num(), old.nan_to_num())
+        with torch.no_grad():
+            tensor.copy_(old)  # for the tests that come after
+        must = f"the check of {name} must hand out copies of the chapter's tensors"
+        assert same, f"book/{chapter}.ipynb: {must}"
 
 
 @pytest.mark.parametrize(("chapter", "name"), exercises())
