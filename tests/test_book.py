@@ -420,6 +420,40 @@ def is_tool(chapter: Chapter) -> bool:
     return chapter.name.startswith("tools/")
 
 
+GROWS = {"add", "append", "extend", "update"}  # of lists, sets and dictionaries
+
+
+def made_and_grown(source: str) -> tuple[set[str], set[str]]:
+    """The names that a cell makes, and those that its own lines add to."""
+    made, grown, queue = set(), set(), [ast.parse(source)]
+    while queue:
+        node = queue.pop()
+        if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Lambda):
+            continue  # what runs when it is called
+        if isinstance(node, ast.AugAssign) and isinstance(node.target, ast.Name):
+            grown.add(node.target.id)
+            queue.append(node.value)
+            continue
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            of, method = node.func.value, node.func.attr
+            if isinstance(of, ast.Name) and method in GROWS and len(node.args) == 1:
+                grown.add(of.id)
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            made.add(node.id)
+        queue += ast.iter_child_nodes(node)
+    return made, grown
+
+
+def test_a_cell_adds_only_to_what_it_makes(notebook):
+    """Run a second time, as learners do, it would hold everything twice."""
+    for cell in notebook.code:
+        if "export" in tangle.tags(cell):
+            continue  # the module is written in order, and once
+        made, grown = made_and_grown(cell["source"])
+        must = "must add to nothing that an earlier cell has made: make it in this cell"
+        assert grown <= made, f"{notebook.at(cell)}: {must}: {sorted(grown - made)}"
+
+
 def test_no_words_are_said_twice_in_a_row(notebook):
     for cell in notebook.cells:
         if cell["cell_type"] == "markdown":
