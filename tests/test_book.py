@@ -454,6 +454,16 @@ def test_a_cell_adds_only_to_what_it_makes(notebook):
         assert grown <= made, f"{notebook.at(cell)}: {must}: {sorted(grown - made)}"
 
 
+def test_a_chapter_that_trains_asks_for_one_thread(chapter):
+    """On a busy machine two wait for each other: measured, ten times as long a step."""
+    if chapter.name.startswith("core/"):
+        return  # a second or two of training, before there is a word about threads
+    code = "\n".join(cell["source"] for cell in chapter.code)
+    if re.search(r"\b(adam|optimizer)\.step\(\)", code):
+        must = "a chapter that trains small models must torch.set_num_threads(1)"
+        assert "torch.set_num_threads(1)" in code, f"{chapter.file}: {must}"
+
+
 def test_no_words_are_said_twice_in_a_row(notebook):
     for cell in notebook.cells:
         if cell["cell_type"] == "markdown":
