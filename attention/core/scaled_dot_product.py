@@ -342,9 +342,10 @@ def _by_identity(form, queries, keys, values, mask, options) -> Tensor:
     """What comes out for the identity in the place of the values, block by block."""
     (*batch, count, width), blocks = values.shape, []
     for start in range(0, max(count, 1), max(width, 1)):
-        block = torch.zeros(count, max(width, 1), dtype=values.dtype)
+        kind = {"dtype": values.dtype, "device": values.device}
+        block = torch.zeros(count, max(width, 1), **kind)
         block.diagonal(-start).fill_(1)
-        block = block.to(values.device).expand(*batch, *block.shape)
+        block = block.expand(*batch, *block.shape)
         blocks.append(form(queries, keys, block, mask, **options))
     return torch.cat(blocks, dim=-1)[..., :count]
 

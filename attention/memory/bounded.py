@@ -157,7 +157,8 @@ class RollingCache:
     def _check_sinks(self, positions: Tensor) -> None:
         """ValueError for sinks that are padding, and sinks that move for several."""
         begin, new = self.length, positions.shape[-1]
-        first = torch.arange(begin, max(begin, min(self.sinks, begin + new)))
+        end = max(begin, min(self.sinks, begin + new))
+        first = torch.arange(begin, end, device="cpu")
         given, behind = positions[..., : len(first)], positions[..., len(first) :]
         looked = readable(positions) or positions.is_cuda
         if looked and (given.cpu() != first).any():
@@ -248,7 +249,8 @@ def check_inside(inside: bool, rotary: Rotary | None) -> None:
     if not isinstance(rotary, Rotary):
         must = "the `Rotary` that turned the keys, or None"
         raise expected("rotary", must, type(rotary).__name__)
-    near, far = (rotary.angles(torch.tensor([steps])) for steps in (1, 2**20))
+    one = torch.ones(1, dtype=torch.int64, device="cpu")
+    near, far = rotary.angles(one), rotary.angles(2**20 * one)
     if not torch.allclose(2**20 * near, far):
         raise expected("rotary", "angles that grow evenly with the position", rotary)
 

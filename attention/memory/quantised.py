@@ -112,8 +112,9 @@ def _tokens(groups: Tensor, counts: tuple[int, ...]) -> Tensor:
     group, tokens = groups.shape[-2], groups.flatten(-3, -2)
     if sum(counts) == tokens.shape[-2]:
         return tokens
-    kept = torch.arange(group) < torch.tensor(counts)[:, None]
-    return tokens[..., kept.flatten().to(tokens.device), :]
+    here = {"device": tokens.device}
+    kept = torch.arange(group, **here) < torch.tensor(counts, **here)[:, None]
+    return tokens[..., kept.flatten(), :]
 
 
 class _Read(torch.autograd.Function):

@@ -172,7 +172,8 @@ def alibi_slopes(
     series = [8 * k / n for k in range(1, n + 1)]
     further = [8 * k / (2 * n) for k in range(1, 2 * n, 2)]
     exponents = (series + further)[:num_heads]
-    return torch.tensor([2.0**-exponent for exponent in exponents], device=device)
+    slopes = [2.0**-exponent for exponent in exponents]
+    return torch.tensor(slopes, dtype=torch.float32, device=device)
 
 
 def alibi(num_heads: int) -> Callable[[Tensor, Tensor], Tensor]:

@@ -220,10 +220,10 @@ def convert_pairing(
     if rows.ndim < 1 or rows.shape[0] % head_dim or not len(rows):
         must = f"a first axis that is a multiple of {head_dim=}"
         raise expected("rows", must, tuple(rows.shape))
-    order, turning = torch.arange(head_dim), torch.arange(rotary_dim)
+    order = torch.arange(head_dim, device=rows.device)
     shape = (2, -1) if interleaved else (-1, 2)
-    order[:rotary_dim] = turning.view(shape).T.flatten()
-    return rows.unflatten(0, (-1, head_dim))[:, order.to(rows.device)].flatten(0, 1)
+    order[:rotary_dim] = order[:rotary_dim].view(shape).T.flatten()
+    return rows.unflatten(0, (-1, head_dim))[:, order].flatten(0, 1)
 
 
 @dataclass(frozen=True)

@@ -506,7 +506,7 @@ def generate(
     """
     check_sizes(num_tokens=num_tokens)
     check_choice(temperature, top_k, top_p)
-    ids = torch.as_tensor(ids)
+    ids = ids if isinstance(ids, Tensor) else torch.as_tensor(ids, device="cpu")
     check_ids(ids, torch.iinfo(ids.dtype).max if ids.dtype in _WHOLE else 0)
     if ids.ndim != 1:
         raise expected("ids", "one row of tokens (length,)", tuple(ids.shape))

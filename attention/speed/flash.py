@@ -342,7 +342,7 @@ class _Flash(NamedTuple):
         if not self.keep:  # `vmap` hid that a gradient would be wanted
             context, lse = self._replace(keep=True).forward(*tensors)
         *three, bias, _ = tensors
-        db = torch.zeros(bias.shape).to(bias) if needed[3] else None
+        db = bias.new_zeros(bias.shape) if needed[3] else None
         sums = self.add_gradients(_zeros(three), db, do, dlse, context, lse, *tensors)
         gradients = [s.to(tensor.dtype) for s, tensor in zip(sums, three, strict=True)]
         return gradients if db is None else [*gradients, db]
@@ -510,7 +510,7 @@ def flash_gradients(
     *three, bias, mask = _spread_out(queries, keys, values, bias, mask)
     form = _Flash(scale, causal, window, tile, keep=True)
     dlse = torch.zeros_like(lse) if dlse is None else dlse
-    db = None if bias is None else torch.zeros(bias.shape).to(bias)
+    db = None if bias is None else bias.new_zeros(bias.shape)
     sums = _zeros((queries, keys, values)) if sums is None else sums
     found = [
         total if total.shape == tensor.shape else _zeros([tensor])[0]

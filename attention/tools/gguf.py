@@ -80,7 +80,7 @@ def _floats(kind: str) -> Callable[[Tensor], Tensor]:
 def _q4_1(rows: Tensor) -> Tensor:
     """32 numbers in 20 bytes: a step, the least, and twice 16 codes of 4 bits."""
     step, least = rows[:, :4].view(torch.float16).float().split(1, dim=1)
-    codes, numbers = rows[:, 4:], torch.empty(len(rows), 32)
+    codes, numbers = rows[:, 4:], step.new_empty(len(rows), 32)
     numbers[:, :16], numbers[:, 16:] = codes & 15, codes >> 4
     return numbers.mul_(step).add_(least)
 

@@ -75,7 +75,7 @@ def as_maps(
 def _as_masks(mask: Tensor | None, shape: tuple) -> Tensor:
     """The mask of each map: True where a query may see a key."""
     must = shape if len(shape) > 2 else (1, *shape)
-    mask = torch.ones(shape[-2:], dtype=torch.bool) if mask is None else mask
+    mask = torch.ones((), dtype=torch.bool, device="cpu") if mask is None else mask
     check_tensor(mask=mask)
     if mask.dtype != torch.bool or mask.is_meta:
         raise expected("mask", "booleans (True: may see)", mask)
@@ -169,6 +169,7 @@ def _strongest(
     return ", ".join(f"{query} → {key}" for query, key in looks)
 
 
+_SINGLE = {"dtype": torch.float32, "device": "cpu"}  # whatever is usual
 _HATCH = {"facecolor": "none", "hatch": "///", "edgecolor": GREY, "linewidth": 0}
 
 
@@ -202,10 +203,12 @@ def _draw_many(axes, table, mask, strength) -> None:
 
     inked = mask & (strength >= 5e-5)
     i, j = inked.nonzero(as_tuple=True)
-    inks = torch.tensor([*map(colors.to_rgb, (BLUE, BROWN))])[(table[inked] < 0).long()]
+    inks = torch.tensor([*map(colors.to_rgb, (BLUE, BROWN))], **_SINGLE)
+    inks = inks[(table[inked] < 0).long()]
     alphas = strength[inked].round(decimals=4)
     faces = torch.cat([inks, alphas[:, None]], dim=-1).tolist()
-    corners = torch.tensor([[0, 0], [1, 0], [1, 1], [0, 1], [0, 0]]) * 0.94 - 0.47
+    corners = torch.tensor([[0, 0], [1, 0], [1, 1], [0, 1], [0, 0]], **_SINGLE)
+    corners = corners * 0.94 - 0.47
     square = path.Path(corners.tolist(), closed=True)
     look = {"facecolors": faces, "linewidths": 0, "clip_on": False}
     look |= {"offsets": torch.stack([j, i], -1) + 0.5}
@@ -238,9 +241,9 @@ def _name_axes(axes, queries: Sequence[str], keys: Sequence[str], cell: float) -
 def _draw_bar(axes, limit: float, signed: bool) -> None:
     """A strip beside `axes` that says which opacity is which value."""
     low, steps = (-limit if signed else 0.0), 20
-    scale = torch.linspace(limit, low, steps)[:, None]
+    scale = torch.linspace(limit, low, steps, **_SINGLE)[:, None]
     bar = axes.inset_axes([1.04, 0, 0.05, 1])
-    _draw_map(bar, scale, torch.ones(steps, 1, dtype=torch.bool), limit)
+    _draw_map(bar, scale, torch.ones_like(scale, dtype=torch.bool), limit)
     bar.set(xlim=(0, 1), ylim=(steps, 0), xticks=[])
     bar.set_yticks([0.5, steps - 0.5], [f"{limit:.2g}", f"{low:.2g}"])
     bar.yaxis.tick_right()

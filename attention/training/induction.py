@@ -89,7 +89,8 @@ def repeated_tokens(
     if period > vocabulary:
         must = f"at most {vocabulary=}, since no token occurs twice in a period"
         raise expected("period", must, period)
-    shuffled = torch.rand(rows, vocabulary, generator=generator).argsort(dim=-1)
+    drawn = {"generator": generator, "dtype": torch.float32, "device": "cpu"}
+    shuffled = torch.rand(rows, vocabulary, **drawn).argsort(dim=-1)
     return shuffled[:, :period].repeat(1, 2)
 
 

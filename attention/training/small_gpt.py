@@ -116,10 +116,11 @@ def batch_at(
         raise expected("ids", f"at least {(count + 1) * length} tokens", len(ids))
     rounds, turn = divmod(step, in_a_round)
     random = torch.Generator().manual_seed(1_000_003 * seed + rounds)
-    start = torch.randint(length, (), generator=random)
-    order = torch.randperm(in_a_round * count, generator=random)
+    drawn = {"generator": random, "device": "cpu"}
+    start = torch.randint(length, (), **drawn)
+    order = torch.randperm(in_a_round * count, **drawn)
     starts = start + length * order[turn * count : (turn + 1) * count]
-    pieces = ids[starts[:, None] + torch.arange(length + 1)]
+    pieces = ids[starts[:, None] + torch.arange(length + 1, device="cpu")]
     return pieces[:, :-1], pieces[:, 1:]
 
 
