@@ -10,7 +10,7 @@ from __future__ import annotations  # Triton reads tl.constexpr as a word
 
 import functools
 import inspect
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -127,14 +127,17 @@ class BlockPool:
 
     def hold(self, blocks: Sequence[int]) -> None:
         """Count one more user of each."""
+        known = range(len(self.users))
+        if not all(block in known for block in blocks):
+            raise expected("blocks", f"blocks from 0 to {len(known) - 1}", blocks)
         for block in blocks:
             self.free.pop(block, None)
             self.users[block] += 1
 
     def release(self, blocks: Sequence[int]) -> None:
         """Count one user less of each; the last of a text are free first."""
-        known = range(len(self.users))
-        if not all(block in known and self.users[block] for block in blocks):
+        known, times = range(len(self.users)), Counter(blocks)
+        if not all(b in known and self.users[b] >= n for b, n in times.items()):
             raise expected("blocks", "blocks that somebody holds", blocks)
         for block in reversed(blocks):
             self.users[block] -= 1
@@ -182,6 +185,12 @@ class BlockPool:
         table = torch.tensor(rows, dtype=torch.long, device=device)
         places = torch.arange(start, end, device=device)
         return slots_of(table.view(len(rows), columns), places, self.block_size)
+
+    def __getstate__(self) -> dict:
+        """What is stored: numbers, without what their gradients need."""
+        both = {"keys": self.keys, "values": self.values}
+        numbers = {name: t if t is None else t.detach() for name, t in both.items()}
+        return self.__dict__ | numbers
 
 
 def _joined(held: Tensor, new: Tensor) -> Tensor:
@@ -608,7 +617,12 @@ class Scheduler:
 
     def _read(self, request: Request, tokens: list[int], what: str) -> None:
         self.log[-1][request] = what
-        request.tokens.append(self.read(tokens, request.cache))
+        try:
+            following = self.read(tokens, request.cache)
+        except BaseException:  # what was read in part is read anew
+            self._put_back(request)
+            raise
+        request.tokens.append(following)
         request.to_write -= 1
         said = request.tokens[: request.cache.length]
         publish_prefix(request.cache, torch.tensor(said))

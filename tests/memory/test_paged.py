@@ -1,5 +1,6 @@
 """Blocks and tables: nothing wasted, nothing mixed up, nothing left behind."""
 
+import contextlib
 import copy
 import math
 import pickle
@@ -144,6 +145,24 @@ def test_a_block_that_nobody_holds_cannot_be_given_back(as_importer):
     with pytest.raises(ValueError, match=said("blocks", "holds", "got [0, 1]")):
         pool.release(blocks)
     assert pool.users == [0, 1]
+
+
+def test_a_block_with_one_user_cannot_be_given_back_twice_at_once(as_importer):
+    pool = BlockPool(4, 2)
+    blocks = pool.take(2)
+    with pytest.raises(ValueError, match=said("blocks", "holds", "got [0, 0]")):
+        pool.release([blocks[0]] * 2)
+    pool.hold(blocks[:1])
+    pool.release([blocks[0]] * 2)
+    assert (pool.users, [*pool.free]) == ([0, 1], [0])
+
+
+@pytest.mark.parametrize("block", [-1, 2])
+def test_a_block_that_is_not_there_cannot_be_held(block, as_importer):
+    pool = BlockPool(4, 2)
+    with pytest.raises(ValueError, match=said("blocks", "0 to 1", "got", block)):
+        pool.hold([0, block])
+    assert (pool.users, [*pool.free]) == ([0, 0], [0, 1])
 
 
 def test_a_pool_without_a_limit_grows_and_keeps_what_it_says():
@@ -1051,3 +1070,55 @@ def test_whatever_texts_do_they_share_and_do_not_mix():
         max_examples=max(20, settings().max_examples // 2), stateful_step_count=25
     )
     run_state_machine_as_test(Sharing, settings=few)
+
+
+def test_a_text_on_which_the_model_fails_is_read_anew_and_writes_the_same():
+    faults = iter([False, True, False, False, True] + [False] * 50)
+
+    def failing(read):
+        def call(tokens, cache):
+            following = read(tokens, cache)
+            if next(faults):
+                raise OSError("the model is gone")
+            return following
+
+        return call
+
+    written = []
+    for wrap in (lambda read: read, failing):
+        scheduler = Scheduler(BlockPool(2, 9), wrap(model()))
+        requests = [Request([5, 2, 7], 4), Request([1, 3], 3)]
+        for request in requests:
+            scheduler.add(request)
+        for _ in range(9):
+            with contextlib.suppress(OSError):
+                scheduler.step()
+        assert not scheduler.waiting
+        assert not scheduler.running
+        assert len(scheduler.pool.free) == 9
+        written.append([request.tokens for request in requests])
+    assert written[0] == written[1]
+    assert not next(faults), "it has failed twice"
+
+
+@pytest.mark.parametrize(
+    "twin", [copy.deepcopy, lambda t: pickle.loads(pickle.dumps(t))]
+)
+def test_a_pool_written_with_gradients_is_stored_as_numbers_and_goes_on(twin):
+    keys, values, positions = piece(7)
+    cache = PagedCache(4)
+    cache.append(keys[..., :5, :].requires_grad_(), values[..., :5, :], positions[:5])
+    other = PagedCache(4, pool=twin(cache.pool))
+    other.rows, other.length = [[*row] for row in cache.rows], cache.length
+    other.batch, other.positions = cache.batch, cache.positions
+    other.append(keys[..., 5:, :], values[..., 5:, :], positions[5:])
+    assert_holds(other, (keys, values, positions))
+
+
+def test_a_cache_written_with_gradients_is_pickled_and_goes_on():
+    keys, values, positions = piece(7)
+    cache = PagedCache(4)
+    cache.append(keys[..., :5, :].requires_grad_(), values[..., :5, :], positions[:5])
+    other = pickle.loads(pickle.dumps(cache))
+    other.append(keys[..., 5:, :], values[..., 5:, :], positions[5:])
+    assert_holds(other, (keys, values, positions))
