@@ -15,18 +15,22 @@ from torch import nn
 from torch.nn import functional as F
 
 from attention import (
+    Attention,
     CausalAttention,
     CrossAttention,
     MultiHeadAttention,
+    RelativeBias,
     SelfAttention,
     and_masks,
     attend,
     attention_entropy,
     attention_weights,
+    cpp_attend,
     flash_attend,
     future_leak,
     padding_mask,
     show_weights,
+    weights_of,
 )
 from conformance.handed import WithMethod, WithNone, linear, quantized, rotary
 from conformance.hides import Products
@@ -234,6 +238,36 @@ def test_gradients_of_each_sample():
     each = torch.func.vmap(torch.func.grad(causal_loss(flash_attend, keys, values)))
     expected = [torch.func.grad(causal_loss(by_hand, keys, values))(q) for q in queries]
     equal(each(queries), torch.stack(expected), rtol=1e-4, atol=1e-4)  # as above
+
+
+@pytest.mark.parametrize("form", [attend, flash_attend])
+def test_a_learned_bias_is_mapped_and_has_derivatives_by_torch_func(form):
+    layer, x = (
+        Attention(6, 6, 2, bias=RelativeBias(2), attend=form),
+        torch.randn(3, 5, 6),
+    )
+    nn.init.normal_(layer.bias.table.weight)
+    layers = {n: torch.stack([p, -p]) for n, p in layer.named_parameters()}
+
+    def of_one(parameters):
+        return torch.func.functional_call(layer, parameters, (x,))
+
+    both = torch.func.vmap(of_one)(layers)
+    for number, found in enumerate(both):
+        equal(found, of_one({name: each[number] for name, each in layers.items()}))
+    rows = torch.func.jacrev(layer)(x)
+    equal(rows, torch.autograd.functional.jacobian(layer, x))
+
+
+@pytest.mark.parametrize("form", [attend, flash_attend, cpp_attend])
+def test_weights_that_are_found_are_mapped(form):
+    layer, x = Attention(6, 6, 2, attend=form), torch.randn(3, 5, 6)
+    equal(torch.func.vmap(layer.attention_weights)(x), layer.attention_weights(x))
+
+
+def test_weights_that_are_found_of_no_numbers_are_no_numbers():
+    tensors = [torch.empty(2, 5, 7, device="meta") for _ in range(3)]
+    assert weights_of(flash_attend, *tensors).shape == (2, 5, 5)
 
 
 # Dropout

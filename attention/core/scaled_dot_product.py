@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from attention.idea.simple import softmax
 from attention.tools.checks import (
@@ -28,6 +29,7 @@ from attention.tools.checks import (
     check_scale,
     check_sizes,
     first_order,
+    has_numbers,
     nan_of,
     precise,
     readable,
@@ -220,6 +222,11 @@ def _call(queries, *inputs, **options) -> Tensor:
         context = F.scaled_dot_product_attention(queries, *inputs, **options)
     except NotImplementedError as error:  # forward mode
         raise second_derivative("attend") from error
+    except RuntimeError as error:
+        if "attn_mask" not in str(error):
+            raise
+        with sdpa_kernel(SDPBackend.MATH):  # torch.func hid that the table is learned
+            context = F.scaled_dot_product_attention(queries, *inputs, **options)
     return first_order(context)
 
 
@@ -367,7 +374,7 @@ def weights_of(
         return offered(queries, keys, mask, **options)
     inputs, options = unified(queries, keys, values), options | {"dropout_p": 0.0}
     weights = _by_identity(form, *inputs, mask, options)
-    if not torch.compiler.is_compiling():
+    if has_numbers(weights):
         _check_average(form, weights, *inputs, mask, options)
     return weights
 

@@ -126,32 +126,34 @@ def ablate(
     have, and for a model that is built otherwise (`head_scores`).
     """
     attentions = attentions_of(model)
-    columns = _columns(attentions, heads)
+    chosen = _by_layer(attentions, heads)
     check_instead(by, ids)
-    instead = _means(model, attentions, columns, ids) if by == "mean" else {}
+    instead = _means(model, attentions, chosen, ids) if by == "mean" else {}
     with ExitStack() as hooks:
-        for layer, where in columns.items():
-            hook = partial(_replaced, columns=where, instead=instead.get(layer, 0.0))
+        for layer, some in chosen.items():
+            options = {"heads": some, "num_heads": attentions[layer].num_heads}
+            hook = partial(_replaced, **options, instead=instead.get(layer, 0.0))
             handle = attentions[layer].out_proj.register_forward_pre_hook(hook)
             hooks.callback(handle.remove)
         yield
 
 
-def _replaced(module, inputs, *, columns, instead):
+def _replaced(module, inputs, *, heads, num_heads, instead):
     context = inputs[0].clone()
-    context[..., columns] = instead
+    context.unflatten(-1, (num_heads, -1))[..., heads, :] = instead
     return context, *inputs[1:]
 
 
-def _means(model, attentions, columns, ids) -> dict[int, Tensor]:
-    """What the columns of each layer are on average, over all tokens of `ids`."""
+def _means(model, attentions, chosen, ids) -> dict[int, Tensor]:
+    """What these heads of each layer give on average, over all tokens of `ids`."""
     found = {}
 
     def note(module, inputs, *, layer):
-        found[layer] = inputs[0][..., columns[layer]].flatten(0, -2).mean(dim=0)
+        by_head = inputs[0].unflatten(-1, (attentions[layer].num_heads, -1))
+        found[layer] = by_head[..., chosen[layer], :].flatten(0, -3).mean(dim=0)
 
     with torch.no_grad(), ExitStack() as hooks:
-        for layer in columns:
+        for layer in chosen:
             hook = partial(note, layer=layer)
             handle = attentions[layer].out_proj.register_forward_pre_hook(hook)
             hooks.callback(handle.remove)
@@ -159,17 +161,13 @@ def _means(model, attentions, columns, ids) -> dict[int, Tensor]:
     return found
 
 
-def _columns(attentions, heads) -> dict[int, Tensor]:
-    """Which columns of out_proj's input belong to these heads, by layer."""
+def _by_layer(attentions, heads) -> dict[int, list[int]]:
+    """The heads of each layer; what its out_proj is made of does not matter."""
     found: dict[int, list[int]] = {}
     for pair in list(heads):
         layer, head = check_head(pair, attentions)
-        width = attentions[layer].out_proj.in_features // attentions[layer].num_heads
-        found.setdefault(layer, []).extend(range(head * width, (head + 1) * width))
-    return {
-        layer: torch.tensor(where, device=attentions[layer].out_proj.weight.device)
-        for layer, where in found.items()
-    }
+        found.setdefault(layer, []).append(head)
+    return found
 
 
 def check_head(pair: object, attentions: list[nn.Module]) -> tuple[int, int]:

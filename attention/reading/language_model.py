@@ -165,11 +165,12 @@ class BytePairTokenizer:
     def _encode(self, text: str) -> list[int]:
         ids = []
         for word in split_text(text):
-            if word not in self._known:
+            pieces = self._known.get(word)
+            if pieces is None:
                 if len(self._known) > 50_000:
-                    self._known.clear()
-                self._known[word] = self._cut(word)
-            ids += self._known[word]
+                    self._known.clear()  # another thread may read meanwhile
+                pieces = self._known[word] = self._cut(word)
+            ids += pieces
         return ids
 
     def _cut(self, word: str) -> list[int]:

@@ -33,6 +33,7 @@ __all__ = [
     "check_slots",
     "dropout_now",
     "first_order",
+    "has_numbers",
     "nan_of",
     "precise",
     "readable",
@@ -294,6 +295,15 @@ def all_finite(*tensors: Tensor) -> bool:
 def surely(condition: Tensor) -> bool:
     """Whether this boolean is True; False where it cannot be seen."""
     return _at_once(condition) and bool(_number(condition))
+
+
+def has_numbers(tensor: Tensor) -> bool:
+    """Whether its numbers can be looked at, if one waits for them where it lies.
+
+    False while a graph is made of it, inside vmap, and on the meta device.
+    """
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    return not traced and _number(tensor.flatten()[:1].sum()) is not None
 
 
 def _at_once(tensor: Tensor) -> bool:

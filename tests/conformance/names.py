@@ -119,6 +119,7 @@ OTHERS = {
     "positions_of": "counts, and mixes no values",
     "prefix": MASK,
     "read_marian": CHECKPOINT,
+    "has_numbers": CHECK,
     "readable": CHECK,
     "share": SHOW,
     "show_weights": SHOW,

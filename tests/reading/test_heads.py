@@ -16,6 +16,7 @@ from attention import (
     head_scores,
 )
 from attention.reading.heads import where_heads_look
+from conformance.handed import quantized
 
 IDS = torch.tensor(
     [[5, 2, 7, 1, 5, 2, 3, 7, 1, 6, 6], [4, 4, 8, 4, 8, 9, 0, 1, 2, 4, 8]]
@@ -165,6 +166,43 @@ def test_a_head_set_to_zero_is_a_head_that_nobody_reads(small):
     with ablate(small, heads):
         removed = small(IDS)
     torch.testing.assert_close(removed, without_by_hand(small, *heads)(IDS))
+
+
+class Adapted(nn.Module):
+    """A linear layer with a small one beside it, as adapters are."""
+
+    def __init__(self, linear):
+        super().__init__()
+        self.linear, self.rank = linear, nn.Linear(30, 30, bias=False)
+
+    def forward(self, x):
+        return self.linear(x) + self.rank(x)
+
+
+def adapted(model):
+    for block in model.blocks:
+        block.attention.out_proj = Adapted(block.attention.out_proj)
+    return model
+
+
+@pytest.mark.parametrize("replace", [adapted, quantized])
+@pytest.mark.parametrize("options", [{}, {"by": "mean", "ids": IDS}])
+def test_a_head_can_be_removed_before_an_adapter_or_a_quantised_layer(
+    small, replace, options
+):
+    small, entered = replace(small), []
+    last = small.blocks[2].attention.out_proj
+    last.register_forward_pre_hook(lambda module, inputs: entered.append(inputs[0]))
+    with ablate(small, [(2, 1), (2, 4)], **options):
+        last.register_forward_pre_hook(lambda module, inputs: entered.append(inputs[0]))
+        small(IDS)
+    before, after = (each.unflatten(-1, (5, 6)) for each in entered[-2:])
+    instead = before.mean(dim=(0, 1)) if options else torch.zeros(5, 6)
+    for head in range(5):
+        must = (
+            instead[head].expand(2, 11, 6) if head in (1, 4) else before[..., head, :]
+        )
+        torch.testing.assert_close(after[..., head, :], must)
 
 
 def test_afterwards_the_model_is_as_before(small):

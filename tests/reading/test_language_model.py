@@ -398,6 +398,20 @@ def test_words_are_cut_as_they_were_in_training(text):
     assert split_text(text) == SPLIT[text]
 
 
+class Forgetful(dict):
+    """What is noted is gone at once, as when another thread clears it meanwhile."""
+
+    def __setitem__(self, word, pieces):
+        pass
+
+
+def test_threads_may_share_a_tokenizer_whose_notes_are_cleared():
+    tokenizer = tokenizer_of()
+    must = tokenizer.encode(EIFFEL)
+    tokenizer._known = Forgetful()
+    assert tokenizer.encode(EIFFEL) == must
+
+
 def test_special_tokens_are_read_only_when_asked_for():
     tokenizer = tokenizer_of()
     text = "low<|end|>er<|end"
