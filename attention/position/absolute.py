@@ -71,6 +71,8 @@ def _check_tokens(x: Tensor, table: nn.Embedding, positions: Tensor | None) -> N
     rows, d = table.weight.shape
     if x.ndim < 2 or x.shape[-1] != d or not x.is_floating_point():
         raise expected("x", f"floats (..., length, {d=})", x)
+    if x.device != table.weight.device:
+        raise expected("x", f"floats on {table.weight.device}, like the table", x)
     if positions is None and x.shape[-2] > rows:
         must = f"a length of at most context_length={rows}"
         raise expected("x", must, f"length {x.shape[-2]}")

@@ -71,7 +71,7 @@ class SimplerSimpleRecurrentUnit(nn.Module):
     def __init__(self, d: int) -> None:
         super().__init__()
         check_sizes(d=d)
-        self.new = nn.Linear(d, d, bias=False)
+        self.d, self.new = d, nn.Linear(d, d, bias=False)
         self.keep = nn.Linear(d, d)
 
     def forward(
@@ -79,8 +79,11 @@ class SimplerSimpleRecurrentUnit(nn.Module):
     ) -> Float[Tensor, "*batch length d"]:
         """What is remembered at each step, that step included."""
         check_tensor(x=x)
-        if x.ndim < 2 or 0 in x.shape[-2:] or not x.is_floating_point():
-            raise expected("x", "floats (..., length, d), of at least one step", x)
+        d, device = self.d, next(self.parameters(), x).device
+        fits = x.ndim > 1 and x.shape[-2] > 0 and x.shape[-1] == d
+        if not fits or not x.is_floating_point() or x.device != device:
+            must = f"floats (..., length, {d=}) on {device}, of at least one step"
+            raise expected("x", must, x)
         state, states = torch.zeros_like(x[..., 0, :]), []
         news, keeps = self.new(x), self.keep(x).sigmoid()
         for new, keep in zip(news.unbind(-2), keeps.unbind(-2), strict=True):

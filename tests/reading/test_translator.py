@@ -531,6 +531,8 @@ def test_a_sentence_of_padding_alone_does_not_touch_the_others():
         (torch.randn(22), ("x", "length", "got", (22,))),
         (torch.randn(0, 22), ("x", "one step", "got", (0, 22))),
         (torch.ones(5, 22).long(), ("x", "floats", "got", "int64")),
+        (torch.ones(5, 21), ("x", "d=22", "got", (5, 21))),
+        (torch.ones(5, 22, device="meta"), ("x", "on cpu", "got", "meta")),
     ],
 )
 def test_a_memory_needs_floats_and_steps(as_importer, x, fields):
