@@ -15,7 +15,7 @@ from visits import soup
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "book/_ext"))
 
-import plain_code  # noqa: E402
+import markup  # noqa: E402
 
 SITE = ROOT / "_build" / "html"
 CHAPTER = ROOT / "book/core/causal.ipynb"
@@ -158,14 +158,14 @@ def test_code_without_marks_has_lost_no_colour(scheme: str):
     )
     inks = {name.strip(" ."): ink for name, ink in inks}
     assert inks["k"] != inks[""], "a word of the language has a colour"
-    assert {inks[name] for name in plain_code.PLAIN} == {inks[""]}
+    assert {inks[name] for name in markup.PLAIN} == {inks[""]}
 
 
 @pytest.mark.parametrize("name", TOLD)
 def test_code_is_marked_only_where_it_has_a_colour(name: str):
     page = soup(SITE / f"{name}.html")
     marks = [tuple(mark["class"]) for mark in page.select(".highlight pre span[class]")]
-    assert not {(name,) for name in plain_code.PLAIN} & set(marks)
+    assert not {(name,) for name in markup.PLAIN} & set(marks)
 
 
 # The first screen
