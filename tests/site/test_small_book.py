@@ -54,11 +54,6 @@ FAULTS = {
         ["{numref}`no`", "", "{cite:p}`nobody`", "", "{eq}`none`"],
         {1: "label: 'no'", 3: 'key "nobody"', 5: "equation not found: none"},
     ),
-    "a line that is too long": (
-        "code",
-        ["x = 1", "y = '" + 83 * "y" + "'"],
-        {2: "a line of code has 89 characters: 88 fit the page"},
-    ),
     "formulas that cannot be set": (
         "formula",
         ["With $d$", "", r"$$s = \foo$$ (eq-root)", "", r"$\text{한}$"],
