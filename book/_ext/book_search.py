@@ -74,14 +74,6 @@ def records(app: Sphinx) -> list[list[str]]:
     return found
 
 
-def leave_out_sphinx_search(app: Sphinx) -> None:
-    app.builder.search = False
-
-
-def search_page(app: Sphinx) -> Iterator[tuple[str, dict, str]]:
-    yield "search", {"title": "Search"}, "search.html"
-
-
 def write_index(app: Sphinx, error: Exception | None) -> None:
     if error is None:
         text = json.dumps(records(app), ensure_ascii=False, separators=(",", ":"))
@@ -90,6 +82,4 @@ def write_index(app: Sphinx, error: Exception | None) -> None:
 
 
 def setup(app: Sphinx) -> None:
-    app.connect("builder-inited", leave_out_sphinx_search)
-    app.connect("html-collect-pages", search_page)
     app.connect("build-finished", write_index)
