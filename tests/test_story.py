@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "book"), str(ROOT / "book" / "_ext")]
 
 import tangle  # noqa: E402
-from timetable import minutes, sections  # noqa: E402
+from told import minutes, sections  # noqa: E402
 
 
 def cells(page: str) -> list[dict]:

@@ -46,8 +46,7 @@ def address(page: str, number: int) -> tuple[str, str]:
 def give_addresses(app: Sphinx, doctree: nodes.document) -> None:
     """Let tasks and solutions be linked to."""
     labels = app.env.get_domain("std").anonlabels
-    for kind in (0, 1):
-        tag = ("tag_exercise", "tag_solution")[kind]
+    for kind, tag in enumerate(("tag_exercise", "tag_solution")):
         found = [c for c in doctree.findall(nodes.container) if tag in c["classes"]]
         for number, cell in enumerate(found, start=1):
             name = address(app.env.docname, number)[kind]
@@ -63,8 +62,8 @@ def task_of(cell: nodes.container) -> nodes.Element:
 
 
 def is_named(node: nodes.Node) -> bool:
-    bold = next(node.findall(nodes.strong), None)
-    return bold is not None and node.astext().startswith(bold.astext())
+    bold = node.findall(nodes.strong)
+    return any(node.astext().startswith(name.astext()) for name in bold)
 
 
 def setup(app: Sphinx) -> None:

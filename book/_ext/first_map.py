@@ -7,28 +7,21 @@ it on a dark page too.
 """
 
 import re
-import sys
 from pathlib import Path
 
-BOOK = Path(__file__).parents[1]
-sys.path.insert(0, str(BOOK))
+from overview import cells
 
-import tangle  # noqa: E402
-
-CHAPTER = BOOK / "idea" / "attention_map.ipynb"
-PICTURE = BOOK / "_static" / "first-map.svg"
-NAME = "fig-first-map"
+ROOT = Path(__file__).parents[2]
+CHAPTER, CELL = "book/idea/attention_map", "map"
+PICTURE = ROOT / "book/_static/first-map.svg"
 PAPER = '<rect width="100%" height="100%" rx="4" fill="#ffffff"/>'
 
 
 def stored() -> tuple[str, str]:
     """The map as its chapter stores it, and what it shows in words."""
-    for cell in tangle.load(CHAPTER)["cells"]:
-        figure = cell["metadata"].get("mystnb", {}).get("figure", {})
-        if figure.get("name") == NAME and cell["outputs"]:
-            data = cell["outputs"][-1]["data"]
-            return "".join(data["image/svg+xml"]), "".join(data["text/plain"])
-    raise SystemExit(f"{CHAPTER}: a cell with figure name {NAME!r} must hold a picture")
+    (cell,) = (cell for cell in cells(ROOT, CHAPTER) if cell["id"] == CELL)
+    data = cell["outputs"][-1]["data"]
+    return "".join(data["image/svg+xml"]), "".join(data["text/plain"])
 
 
 def first_map() -> str:
