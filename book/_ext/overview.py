@@ -18,7 +18,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import tangle
 
 INK = "#5a62d8"  # of weights: a picture with other inks is no map
-DOT = ("glyph dot", "0 0 100 100", '<circle cx="50" cy="50" r="9"/>')
+GLYPH = '<svg class="{}" viewBox="{}" aria-hidden="true">{}</svg>'
+DOT = GLYPH.format("glyph dot", "0 0 100 100", '<circle cx="50" cy="50" r="9"/>')
 FEWEST = 9  # squares that make a map
 ASIDE = "book/tools/"  # no idea stands on them, and nearly every module imports them
 
@@ -78,25 +79,19 @@ def address(name: str, public: list[str]) -> str:
 
 def exported(module: Path) -> list[str]:
     """What `__all__` lists in `module`; nothing where a chapter writes no module."""
-    for node in statements(module):
-        match node:
-            case ast.Assign(targets=[ast.Name(id="__all__")], value=value):
-                return ast.literal_eval(value)
-    return []
+    found = re.search(r"(?ms)^__all__ = (\[.*?\])", text(module))
+    return ast.literal_eval(found[1]) if found else []
 
 
 def imported(module: Path) -> list[str]:
     """The chapters whose modules `module` imports, in its order, but for tools."""
-    bases = [
-        node.module.replace("attention.", "book/", 1).replace(".", "/")
-        for node in statements(module)
-        if isinstance(node, ast.ImportFrom) and node.module.startswith("attention.")
-    ]
+    names = re.findall(r"(?m)^from attention\.(\S+) import", text(module))
+    bases = [f"book/{name.replace('.', '/')}" for name in names]
     return [base for base in bases if not base.startswith(ASIDE)]
 
 
-def statements(module: Path) -> list[ast.stmt]:
-    return ast.parse(module.read_text("utf-8")).body if module.exists() else []
+def text(module: Path) -> str:
+    return module.read_text("utf-8") if module.exists() else ""
 
 
 # The maps
@@ -118,25 +113,18 @@ def filled(svg: str) -> list[Square]:
 
 
 def glyph(cells: list[Square]) -> str:
-    """A chapter's first map, small and without words; a dot where it draws none."""
-    is_map = {ink for *_, ink, _ in cells} == {INK}
-    kind, box, drawn = ("glyph", *shades(cells)) if is_map else DOT
-    return f'<svg class="{kind}" viewBox="{box}" aria-hidden="true">{drawn}</svg>'
-
-
-def shades(cells: list[Square]) -> tuple[str, str]:
-    """Where a map lies, and its cells: one path for each opacity, in steps of 5 %."""
+    """A chapter's first map, without words, in steps of 5 %; a dot if it has none."""
+    if {ink for *_, ink, _ in cells} != {INK}:
+        return DOT
     xs, ys = ([cell[k] for cell in cells for k in (a, a + 2)] for a in (0, 1))
     left, top, right, bottom = min(xs), min(ys), max(xs), max(ys)
     paths = defaultdict(str, {1: rectangle(left, top, right, bottom)})
     for *corners, _, opacity in cells:
         paths[round(20 * opacity)] += rectangle(*corners)
-    drawn = "".join(
-        f'<path fill-opacity="{steps / 20:g}" d="{paths[steps]}"/>'
-        for steps in sorted(paths)
-        if steps
-    )
-    return f"{left:g} {top:g} {right - left:g} {bottom - top:g}", drawn
+    paths.pop(0, None)
+    steps = [f'<path fill-opacity="{n / 20:g}" d="{paths[n]}"/>' for n in sorted(paths)]
+    box = f"{left:g} {top:g} {right - left:g} {bottom - top:g}"
+    return GLYPH.format("glyph", box, "".join(steps))
 
 
 def rectangle(x: float, y: float, across: float, down: float) -> str:

@@ -10,7 +10,7 @@ import ast
 import re
 import textwrap
 from collections.abc import Iterator
-from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from docutils import nodes
@@ -24,28 +24,18 @@ MARK = re.compile(r"(?m)^% api *(.*)$")
 EXAMPLES = "book/reference/examples.md"
 
 
-@dataclass
-class Cell:
-    """An exported cell: where it stands, and what it defines for others."""
-
-    page: str
-    name: str
-    defines: list[str]
-
-    @property
-    def label(self) -> str:
-        return f"{self.page}/{self.name}"
-
-
-def exported_cells(root: Path, page: str) -> list[Cell]:
-    """The cells of a chapter that the package is made of; none for other pages."""
+def exported_cells(root: Path, page: str) -> dict[str, list[str]]:
+    """What each exported cell of a chapter defines for others; none on other pages."""
     found = cells(root, page) if (root / f"{page}.ipynb").exists() else []
-    found = [cell for cell in found if "export" in tangle.tags(cell)]
-    return [Cell(page, cell["id"], [*definitions(cell["source"])]) for cell in found]
+    return {
+        cell["id"]: [n for n in definitions(cell["source"]) if not n.startswith("_")]
+        for cell in found
+        if "export" in tangle.tags(cell)
+    }
 
 
 def definitions(source: str) -> dict[str, ast.stmt]:
-    """What code defines, by name, but for names that begin with `_`."""
+    """What code defines, by name."""
     found = {}
     for node in ast.parse(source).body:
         match node:
@@ -53,7 +43,7 @@ def definitions(source: str) -> dict[str, ast.stmt]:
                 found[name] = node
             case ast.Assign(targets=[ast.Name(id=name)]):
                 found[name] = node
-    return {name: node for name, node in found.items() if not name.startswith("_")}
+    return found
 
 
 def told_names(root: Path) -> list[str]:
@@ -74,24 +64,17 @@ def examples(root: Path) -> dict[str, str]:
 def fill_page(app: Sphinx, docname: str, source: list[str]) -> None:
     """Put the reference where the page holds the mark."""
     if docname == PAGE:
-        root = Path(app.srcdir)
-        for page in tangle.contents(root):
-            app.env.note_dependency(str(root / "book" / f"{page}.ipynb"))
-        app.env.note_dependency(str(root / EXAMPLES))
-        source[0] = MARK.sub(lambda _: markdown(root), source[0])
+        app.env.note_reread()  # in every build, for any chapter may have changed
+        source[0] = MARK.sub(lambda _: markdown(Path(app.srcdir)), source[0])
 
 
 def markdown(root: Path) -> str:
     """The reference: all names at a glance, then one section a chapter."""
-    public, lines = told_names(root), []
+    public = told_names(root)
     links = (f"[`{name}`](#{address(name, public)})" for name in public)
     glance = "\N{NO-BREAK SPACE}· ".join(links)
-    for page in tangle.contents(root):
-        lines += chapter(root, page, public)
-    missing = [name for name in public if f"({address(name, public)})=" not in lines]
-    if missing:
-        raise SphinxError(f"no exported cell defines {missing} of the API page")
-    return "\n".join([glance, "", *lines])
+    chapters = (chapter(root, page, public) for page in tangle.contents(root))
+    return "\n".join([glance, "", *chain.from_iterable(chapters)])
 
 
 def chapter(root: Path, page: str, public: list[str]) -> Iterator[str]:
@@ -101,22 +84,21 @@ def chapter(root: Path, page: str, public: list[str]) -> Iterator[str]:
         return
     yield f"(module-{page.replace('/', '-')})="
     yield from (f"## {tangle.read_chapter(root, page).title}", "")
-    found = [(name, cell) for cell in writes for name in cell.defines]
-    others = [f"{{ref}}`{n} <{cell.label}>`" for n, cell in found if n not in public]
+    found = {n: f"book/{page}/{cell}" for cell in writes for n in writes[cell]}
+    others = [f"{{ref}}`{n} <{cell}>`" for n, cell in found.items() if n not in public]
     module = f"`attention.{page.replace('/', '.')}`"
     holds = f", which also holds {', '.join(others)}" if others else ""
     yield from (f"{{doc}}`The chapter </book/{page}>` writes {module}{holds}.", "")
     shown = examples(root)
     source = (root / f"attention/{page}.py").read_text("utf-8")
     written = definitions(source)
-    for name, cell in found:
+    for name, cell in found.items():
         if name in public:
             if name not in shown:
                 raise SphinxError(f"{EXAMPLES} has no example of {name}")
             yield f"({address(name, public)})="
             yield from entry(name, written[name], source)
-            source_of = f"{{ref}}`Source of {name} <{cell.label}>`"
-            yield from (shown[name], "", source_of, "")
+            yield from (shown[name], "", f"{{ref}}`Source of {name} <{cell}>`", "")
 
 
 def entry(name: str, node: ast.stmt, source: str) -> Iterator[str]:
@@ -151,19 +133,14 @@ def signature(name: str, node: ast.FunctionDef, source: str) -> str:
     head = head.replace('Tensor, " ', 'Tensor, "')  # as ruff wants a single axis
     if "property" in map(ast.unparse, node.decorator_list):
         return head.replace("() ->", ":")
-    values = private_values(source)
-    return re.sub(r"(?<==)( ?)(_\w+)", lambda m: m[1] + values.get(m[2], m[2]), head)
+    return re.sub(r"(?<==)( ?)(_\w+)", lambda m: m[1] + value(m[2], source), head)
 
 
-def private_values(source: str) -> dict[str, str]:
-    """The constants that a module keeps to itself, as defaults of what it offers."""
-    return {
-        target.id: ast.get_source_segment(source, node.value)
-        for node in ast.parse(source).body
-        if isinstance(node, ast.Assign)
-        for target in node.targets
-        if isinstance(target, ast.Name) and target.id.startswith("_")
-    }
+def value(name: str, source: str) -> str:
+    """A constant that a module keeps to itself, as the default of what it offers."""
+    node = definitions(source).get(name)
+    constant = isinstance(node, ast.Assign)
+    return ast.get_source_segment(source, node.value) if constant else name
 
 
 # The cells
@@ -173,31 +150,29 @@ def name_cells(app: Sphinx, doctree: nodes.document) -> None:
     """Give every exported cell an address, and say in its corner what it writes."""
     page, root = app.env.docname, Path(app.srcdir)
     public, module = told_names(root), page.removeprefix("book/").replace("/", "-")
-    named = zip([*tagged(doctree)], exported_cells(root, page), strict=True)
-    for container, cell in named:
-        anchor = f"cell-{cell.name}"
+    shown = doctree.findall(nodes.container)
+    shown = [cell for cell in shown if "tag_export" in cell["classes"]]
+    written = exported_cells(root, page).items()
+    for container, (cell, defines) in zip(shown, written, strict=True):
+        anchor = f"cell-{cell}"
         container["ids"].append(anchor)
-        app.env.get_domain("std").note_hyperlink_target(cell.label, page, anchor)
+        target = f"{page}/{cell}"
+        app.env.get_domain("std").note_hyperlink_target(target, page, anchor)
         label = nodes.paragraph(classes=["in-package"])
-        names = [name for name in cell.defines if name in public]
+        names = [name for name in defines if name in public]
         for name in names:
             before = nodes.Text(", " if label.children else "in the package: ")
-            label += [before, link(page, address(name, public), name)]
+            label += [before, link(page, address(name, public).lower(), name)]
         if not names:
             label += link(page, f"module-{module}", "in the package")
         container[0].insert(0, label)
 
 
-def link(page: str, label: str, text: str) -> pending_xref:
-    about = {"refdomain": "std", "reftype": "ref", "reftarget": label.lower()}
-    about |= {"refdoc": page, "refexplicit": True, "refwarn": True}
+def link(page: str, target: str, text: str = "", kind: str = "ref") -> pending_xref:
+    """A link on `page`, to a label or to a page ("doc"), by default with its title."""
+    about = {"refdomain": "std", "reftype": kind, "reftarget": target}
+    about |= {"refdoc": page, "refexplicit": bool(text), "refwarn": True}
     return pending_xref("", nodes.inline("", text), **about)
-
-
-def tagged(doctree: nodes.document) -> Iterator[nodes.container]:
-    for node in doctree.findall(nodes.container):
-        if node.get("nb_element") == "cell_code" and "tag_export" in node["classes"]:
-            yield node
 
 
 def setup(app: Sphinx) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from docutils import nodes
 from overview import cells, parts
-from sphinx import addnodes
+from reference import link
 from sphinx.application import Sphinx
 
 GLOSSARY = "book/reference/glossary"
@@ -25,7 +25,8 @@ def read_glossary(app: Sphinx, doctree: nodes.document) -> None:
         return
     labels = app.env.get_domain("std").anonlabels
     app.env.definitions = {}
-    chapters = introduced(app)
+    app.env.note_reread()  # in every build, for any chapter may have changed
+    chapters = introduced(Path(app.srcdir))
     for item in doctree.findall(nodes.definition_list_item):
         term, definition = item[0], item[-1]
         (name,) = term["ids"]
@@ -33,16 +34,15 @@ def read_glossary(app: Sphinx, doctree: nodes.document) -> None:
         app.env.definitions[name] = definition[0].astext().replace("\n", " ")
         for number, page in enumerate(chapters.get(name.lower(), [])):
             definition[0] += nodes.Text(", " if number else " →\u00a0")
-            definition[0] += chapter_link(page)
+            definition[0] += link(GLOSSARY, f"/{page}", kind="doc")
 
 
-def introduced(app: Sphinx) -> dict[str, list[str]]:
+def introduced(root: Path) -> dict[str, list[str]]:
     """Of each term, the chapters that introduce it."""
     linked, bold = defaultdict(list), defaultdict(list)
-    for _, pages in parts(Path(app.srcdir)):
+    for _, pages in parts(root):
         for page in pages:
-            app.env.note_dependency(f"{app.srcdir}/{page}.ipynb")
-            for cell in cells(Path(app.srcdir), page):
+            for cell in cells(root, page):
                 for word, name in LINK.findall(cell["source"]):
                     linked[name].append(page)
                     bold[name] += [page] * word.startswith("**")
@@ -51,20 +51,14 @@ def introduced(app: Sphinx) -> dict[str, list[str]]:
     }
 
 
-def chapter_link(page: str) -> addnodes.pending_xref:
-    about = {"refdomain": "std", "reftype": "doc", "reftarget": f"/{page}"}
-    about |= {"refdoc": GLOSSARY, "refexplicit": False, "refwarn": True}
-    return addnodes.pending_xref("", nodes.inline(classes=["doc"]), **about)
-
-
 def tell_definitions(app: Sphinx, doctree: nodes.document, docname: str) -> None:
     """Let a link to a term say what the term means."""
     definitions = getattr(app.env, "definitions", {})  # none in a book of few pages
-    for link in doctree.findall(nodes.reference):
-        page, _, name = link.get("refuri", f"#{link.get('refid')}").partition("#")
+    for node in doctree.findall(nodes.reference):
+        page, _, name = node.get("refuri", f"#{node.get('refid')}").partition("#")
         if name in definitions and page.rpartition("/")[2] in ("", "glossary.html"):
-            link["reftitle"] = definitions[name]
-            link["classes"].append("term")
+            node["reftitle"] = definitions[name]
+            node["classes"].append("term")
 
 
 def setup(app: Sphinx) -> None:
