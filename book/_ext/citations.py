@@ -3,7 +3,6 @@
 Those of the same names and year get a letter each. A link says to which host it leads.
 """
 
-from collections import Counter
 from collections.abc import Iterator
 from string import ascii_lowercase
 from urllib.parse import urlsplit
@@ -20,10 +19,9 @@ from sphinx.application import Sphinx
 class Labels(BaseLabelStyle):
     def format_labels(self, sorted_entries: list[Entry]) -> Iterator[str]:
         names = [called(entry) for entry in sorted_entries]
-        many, seen = Counter(names), Counter()
-        for name in names:
-            yield name + (ascii_lowercase[seen[name]] if many[name] > 1 else "")
-            seen[name] += 1
+        for number, name in enumerate(names):
+            letter = ascii_lowercase[names[:number].count(name)]
+            yield name + (letter if names.count(name) > 1 else "")
 
 
 class Sources(Style):

@@ -147,13 +147,9 @@ def load() -> TTFont:
 
 def italics() -> dict[str, str]:
     """What a browser draws for a letter that stands alone in a formula."""
-    found = {"h": "ℎ"}
-    for code in range(0x1D434, 0x1D7CC):
-        name = unicodedata.name(chr(code), "")
-        if re.match(r"MATHEMATICAL ITALIC", name):
-            plain = unicodedata.normalize("NFKC", chr(code))
-            found.setdefault(plain, chr(code))  # later come variants, as of θ, π and φ
-    return found
+    letters = map(chr, range(0x1D7CB, 0x1D433, -1))  # the variants of θ, π and φ first
+    italic = [c for c in letters if "MATHEMATICAL ITALIC" in unicodedata.name(c, "")]
+    return {"h": "ℎ"} | {unicodedata.normalize("NFKC", c): c for c in italic}
 
 
 def cut(font: TTFont, text: Iterable[str]) -> str:
