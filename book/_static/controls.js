@@ -15,11 +15,9 @@ function next_mode() {
   paint();
 }
 
-function add_colours() {
-  dark.addEventListener("change", paint);
-  for (const button of all(".theme-switch-button"))
-    button.addEventListener("click", next_mode);
-}
+dark.addEventListener("change", paint);
+for (const button of all(".theme-switch-button"))
+  button.addEventListener("click", next_mode);
 
 /* A dialog closes by a click outside of it, and when a link in it leads on. */
 function close_outside({ currentTarget: dialog, clientX, clientY, target }) {
@@ -29,23 +27,22 @@ function close_outside({ currentTarget: dialog, clientX, clientY, target }) {
   if (target === dialog ? !inside : target.closest("a")) dialog.close();
 }
 
-function add_search() {
-  const dialog = document.getElementById("pst-search-dialog");
-  const toggle = () => (dialog.open ? dialog.close() : dialog.showModal());
-  const mac = /^(Mac|iPhone)/.test(navigator.platform);
-  dialog.addEventListener("click", close_outside);
-  for (const button of all(".search-button__button"))
-    button.addEventListener("click", toggle);
-  if (mac)
-    for (const key of all("kbd.kbd-shortcut__modifier:first-child"))
-      key.textContent = "⌘";
-  addEventListener("keydown", (event) => {
-    const held = mac ? event.metaKey && !event.ctrlKey : event.ctrlKey && !event.metaKey;
-    if (!held || event.shiftKey || event.altKey || event.key.toLowerCase() !== "k") return;
-    event.preventDefault();
-    toggle();
-  });
-}
+/* The search opens by its button and by Ctrl+K, on a Mac by ⌘K. */
+const search = document.getElementById("pst-search-dialog");
+const toggle_search = () => (search.open ? search.close() : search.showModal());
+const mac = /^(Mac|iPhone)/.test(navigator.platform);
+
+search.addEventListener("click", close_outside);
+for (const button of all(".search-button__button"))
+  button.addEventListener("click", toggle_search);
+if (mac)
+  for (const key of all("kbd.kbd-shortcut__modifier:first-child")) key.textContent = "⌘";
+addEventListener("keydown", (event) => {
+  const held = mac ? event.metaKey && !event.ctrlKey : event.ctrlKey && !event.metaKey;
+  if (!held || event.shiftKey || event.altKey || event.key.toLowerCase() !== "k") return;
+  event.preventDefault();
+  toggle_search();
+});
 
 /* On a narrow screen a menu moves into a dialog and back; on a wide one the first stands
    beside the page, and its button hides it. */
@@ -55,11 +52,11 @@ function move(from, to) {
   from.removeAttribute("class");
 }
 
-function add_menu(name) {
+for (const name of ["primary", "secondary"]) {
   const menu = document.getElementById(`pst-${name}-sidebar`);
   const dialog = document.getElementById(`pst-${name}-sidebar-modal`);
   const button = document.querySelector(`.${name}-toggle`);
-  if (!menu || !dialog || !button) return;
+  if (!menu || !dialog || !button) continue;
   button.addEventListener("click", () => {
     if (name === "primary" && wide.matches)
       return menu.classList.toggle("pst-sidebar-hidden");
@@ -71,9 +68,8 @@ function add_menu(name) {
 }
 
 /* The contents stay where they were scrolled to, or begin with the page in sight. */
-function keep_place() {
-  const menu = document.querySelector(".bd-sidebar-primary");
-  if (!menu || !wide.matches) return;
+const menu = document.querySelector(".bd-sidebar-primary");
+if (menu && wide.matches) {
   const before = sessionStorage.getItem("sidebar-scroll-top");
   const page = [...menu.querySelectorAll("li.active")].at(-1);
   if (before !== null) menu.scrollTop = before;
@@ -86,51 +82,36 @@ function keep_place() {
 
 /* Of the sections that a line across the screen touches, the innermost is the current
    one. */
-function follow_reader() {
-  const links = new Map();
-  for (const link of all("#pst-page-toc-nav a[href^='#']")) {
-    const section = document.getElementById(decodeURIComponent(link.hash.slice(1)));
-    if (section) links.set(section, link);
-  }
-  const touched = new Set();
-  const line = new IntersectionObserver(
-    (sections) => {
-      for (const { target, isIntersecting } of sections)
-        touched[isIntersecting ? "add" : "delete"](target);
-      const current = [...links.keys()].filter((section) => touched.has(section)).at(-1);
-      for (const [section, link] of links) {
-        link.classList.toggle("active", section === current);
-        link.ariaCurrent = section === current ? "true" : null;
-      }
-    },
-    { rootMargin: "-40% 0px -60%" },
-  );
-  for (const section of links.keys()) line.observe(section);
+const links = new Map();
+for (const link of all("#pst-page-toc-nav a[href^='#']")) {
+  const section = document.getElementById(decodeURIComponent(link.hash.slice(1)));
+  if (section) links.set(section, link);
 }
+const touched = new Set();
+const line = new IntersectionObserver(
+  (sections) => {
+    for (const { target, isIntersecting } of sections)
+      touched[isIntersecting ? "add" : "delete"](target);
+    const current = [...links.keys()].filter((section) => touched.has(section)).at(-1);
+    for (const [section, link] of links) {
+      link.classList.toggle("active", section === current);
+      link.ariaCurrent = section === current ? "true" : null;
+    }
+  },
+  { rootMargin: "-40% 0px -60%" },
+);
+for (const section of links.keys()) line.observe(section);
 
 /* Away from the top, the bar of buttons has a shadow; who scrolls up is offered the way
    to the top. */
-function add_way_up() {
-  const button = document.getElementById("pst-back-to-top");
-  const top = document.querySelector(".sbt-scroll-pixel-helper");
-  new IntersectionObserver(([{ isIntersecting }]) =>
-    document.body.classList.toggle("scrolled", !isIntersecting),
-  ).observe(top);
-  let before = 0;
-  const offer = () => {
-    button.style.display = 0 < scrollY && scrollY < before ? "block" : "none";
-    before = scrollY;
-  };
-  addEventListener("scroll", offer, { passive: true });
-  button.addEventListener("click", () => scrollTo(0, 0));
-}
+const way_up = document.getElementById("pst-back-to-top");
+let height = 0;
 
-addEventListener("DOMContentLoaded", () => {
-  add_colours();
-  add_search();
-  add_menu("primary");
-  add_menu("secondary");
-  keep_place();
-  follow_reader();
-  add_way_up();
+new IntersectionObserver(([{ isIntersecting }]) =>
+  document.body.classList.toggle("scrolled", !isIntersecting),
+).observe(document.querySelector(".sbt-scroll-pixel-helper"));
+addEventListener("scroll", () => {
+  way_up.style.display = 0 < scrollY && scrollY < height ? "block" : "none";
+  height = scrollY;
 });
+way_up.addEventListener("click", () => scrollTo(0, 0));

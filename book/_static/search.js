@@ -12,7 +12,6 @@ function words(query) {
     .normalize("NFKC")
     .replace(/\\[dt]?frac/g, "")
     .replace(/\\?sqrt\s*/gi, "√")
-    .replace(/√\s+/g, "√")
     .replace(/[{}()]+/g, " ")
     .replace(/√\s+/g, "√")
     .split(/[\s/]+/)
