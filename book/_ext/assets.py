@@ -6,7 +6,7 @@ on any page are left out, and of the icons only those that are shown remain, ins
 style sheet. A name counts as used when it stands in a page, or as a word in a script;
 a script that puts names together must spell them out in a comment. Of the theme's and
 Sphinx's own scripts, `controls.js` does what the pages need. The template
-`webpack-macros.html` keeps the theme from linking its files; what only some pages ask
+`webpack-macros.html` links these files and not the theme's; what only some pages ask
 for, such as the search page's scripts, stays as it is.
 """
 
@@ -18,28 +18,19 @@ from pathlib import Path
 
 import tinycss2
 from fontTools.ttLib import TTFont
-from formulas import FORMULAS, cut
+from formulas import cut
 from sphinx.application import Sphinx
 from sphinx.errors import ExtensionError
 
 STYLES, SCRIPT, SEARCH = "site.css", "site.js", "search.js"
 THEME_STYLES = ["basic.css", "styles/pydata-sphinx-theme.css"]
-# In their place stands `controls.js`; those that the theme links itself are not here.
-REPLACED = {
-    "doctools.js",
-    "sphinx_highlight.js",
-    "scripts/sphinx-book-theme.js",
-}
+SCRIPTS = ["documentation_options.js", "clipboard.min.js", "copybutton.js"]
+SCRIPTS += ["controls.js", "book.js"]
 
 
-def ask(app: Sphinx, page: str, template: str, context: dict, doctree) -> None:
-    """Let the page load the shared files; one with formulas, also their styles."""
-    wanted = [STYLES, FORMULAS] if "<math" in context.get("body", "") else [STYLES]
-    for style in wanted:
-        app.add_css_file(style)
-    app.add_js_file(SCRIPT, defer="defer")
-    context["css_files"] = app.builder._css_files[-len(wanted) :]
-    context["script_files"] = app.builder._js_files[-1:]
+def ask_for_none(app: Sphinx, page: str, template: str, context: dict, doctree) -> None:
+    """The template asks for the shared files, and for no others."""
+    context["css_files"], context["script_files"] = [], []
 
 
 def write(app: Sphinx, error: Exception | None) -> None:
@@ -47,9 +38,9 @@ def write(app: Sphinx, error: Exception | None) -> None:
     if error:
         return
     static = Path(app.outdir, "_static")
-    styles = [*THEME_STYLES, *names(app.builder._orig_css_files)]
-    scripts = [s for s in names(app.builder._orig_js_files) if s not in REPLACED]
-    script = "\n;\n".join((static / s).read_text("utf-8") for s in scripts)
+    files = sorted(app.builder._orig_css_files, key=lambda file: file.priority)
+    others = [str(file.filename).removeprefix("_static/") for file in files]
+    script = "\n;\n".join((static / name).read_text("utf-8") for name in SCRIPTS)
     (static / SCRIPT).write_text(script, encoding="utf-8")
     pages = {
         path: path.read_text("utf-8")
@@ -58,17 +49,10 @@ def write(app: Sphinx, error: Exception | None) -> None:
     }
     searching = (static / SEARCH).read_text("utf-8")
     known = vocabulary([*pages.values()], script + searching)
-    style = "\n".join(lean(static / name, static, known) for name in styles)
-    (static / STYLES).write_text(style, encoding="utf-8")
+    styles = (lean(static / name, static, known) for name in THEME_STYLES + others)
+    (static / STYLES).write_text("\n".join(styles), encoding="utf-8")
     for path, page in pages.items():
         path.write_text(mark(page, static), encoding="utf-8")
-
-
-def names(files: list) -> list[str]:
-    """What every page would load, in order."""
-    files = sorted(files, key=lambda file: file.priority)
-    found = [str(file.filename) for file in files if file.filename]
-    return [name.removeprefix("_static/") for name in found]
 
 
 def lean(file: Path, static: Path, known: set[str]) -> str:
@@ -149,7 +133,6 @@ def icons(css: str, static: Path, known: set[str]) -> str:
     A font stays where pages know it by its name, such as `fa-solid`.
     """
     shown = set(re.findall("[\ue000-\uf8ff]", css))
-    shown |= {chr(int(c, 16)) for c in re.findall(r"\"\\([ef][0-9a-f]{3})\"", css)}
 
     def less(face: re.Match) -> str:
         file, name = re.search(r"([^/(]*?(fa-[a-z]+)[^/)]*\.woff2)", face[0]).groups()
@@ -162,5 +145,5 @@ def icons(css: str, static: Path, known: set[str]) -> str:
 
 
 def setup(app: Sphinx) -> None:
-    app.connect("html-page-context", ask, priority=999)
+    app.connect("html-page-context", ask_for_none, priority=999)
     app.connect("build-finished", write, priority=999)
