@@ -24,7 +24,7 @@ INKS = {
 UNSEEN = re.compile(
     r'(?s)<(metadata|style)\b.*?</\1>| xmlns(?::\w+)?="[^"]*"|xlink:|(?<=>)\s+(?=<)'
 )
-PLACES = ("d", "transform", "x", "y")
+PLACES = {"d", "transform", "x", "y"}
 FINE = re.compile(r"(?<![\d.])[1-9]\d*\.\d{2,}")  # finer than a tenth of a pixel
 POINT = 4 / 3  # CSS pixels
 LEGIBLE = 9.0  # the least height of words in CSS pixels; a picture scrolls before
@@ -35,24 +35,21 @@ def inline(svg: str, label: str, prefix: str) -> str:
     root = ElementTree.fromstring(UNSEEN.sub("", svg))
     for element in root.iter():
         follow_theme(element)
-        for name in element.attrib.keys() & set(PLACES):
+        for name in element.attrib.keys() & PLACES:
             value = FINE.sub(lambda found: f"{float(found[0]):.1f}", element.get(name))
             element.set(name, " ".join(value.split()))
-    *_, width, height = map(float, root.get("viewBox").split())
+    *_, width, _ = map(float, root.get("viewBox").split())
     words = " ".join(text.get("style", "") for text in root.iter("text"))
     sizes = map(float, re.findall(r"font(?:-size)?: (?:\w+ )*([\d.]+)px", words))
     least = min(width * POINT, width * LEGIBLE / min(sizes, default=LEGIBLE))
     root.attrib = {
         "viewBox": root.get("viewBox"),
-        "width": f"{width * POINT:g}",
-        "height": f"{height * POINT:g}",
-        "style": f"--natural-width: {width * POINT:g}px; --least-width: {least:.0f}px",
+        "style": f"min-width: {least:.0f}px; max-width: {width * POINT:g}px",
         "role": "img",
         "aria-label": label,
         "fill": "currentColor",
-        # Matplotlib says these two in a style sheet, which would reach the whole page.
+        # Matplotlib says this in a style sheet, which would reach the whole page.
         "stroke-linejoin": "round",
-        "stroke-linecap": "butt",
     }
     return tell_ids_apart(ElementTree.tostring(root, encoding="unicode"), prefix)
 
