@@ -124,7 +124,8 @@ def positions_of(
 
 def check_cache(cache: Cache, module: nn.Module, x: Tensor) -> None:
     """ValueError unless this is a cache, with room for `x` in a limit of `module`."""
-    if not isinstance(cache, Cache):
+    # At each token: isinstance(cache, Cache) asks the same, and takes far longer.
+    if not (hasattr(cache, "extend") and hasattr(cache, "length")):
         must = "an object with extend(keys, values, positions) and length"
         raise expected("cache", must, type(cache).__name__)
     limit, held, new = module.context_length, cache.length, x.shape[-2]
