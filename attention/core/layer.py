@@ -112,8 +112,7 @@ def positions_of(
 ) -> Int[Tensor, "*rows length"]:
     """Positions of the tokens of `x`: given, from 0, or on from what `cache` holds."""
     if positions is not None:
-        check_positions(positions, x)
-        return positions.long()  # of few bits, a difference below 0 would wrap
+        return check_positions(positions, x)
     count = torch.arange(x.shape[-2], device=x.device)
     if cache is None or cache.length == 0:
         return count

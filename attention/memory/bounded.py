@@ -77,9 +77,9 @@ class RollingCache:
         """Keys, values and positions of all that these tokens see, and their own."""
         like = self._memory[:2] if self.length else None
         last = self.positions[..., -1:] if self.length else None
-        check_piece(keys, values, positions, like=like, last=last)
+        positions = check_piece(keys, values, positions, like=like, last=last)
         self._check_sinks(positions)
-        new = (keys, values, positions.long())
+        new = (keys, values, positions)
         seen = self._read(self.window - 1, new)
         self._write(new)
         return self._moved(seen)

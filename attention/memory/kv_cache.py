@@ -24,8 +24,8 @@ def check_piece(
     *,
     like: tuple[Tensor, Tensor] | None = None,
     last: Tensor | None = None,
-) -> None:
-    """ValueError unless a cache may take these after what it holds.
+) -> Tensor:
+    """Positions in 64 bits; ValueError unless a cache may take these three.
 
     Keys and values are (*batch, num_kv_heads, new, width), each with a width of its
     own; positions are (new,) or (*batch, new). `like` are the keys and values that are
@@ -41,12 +41,14 @@ def check_piece(
     if (values.shape[:-1], values.device) != (keys.shape[:-1], keys.device):
         must = f"shape {(*keys.shape[:-1], 'width')} on {keys.device}, like the keys"
         raise expected("values", must, values)
-    check_positions(positions, keys.new_empty((*keys.shape[:-3], keys.shape[-2], 0)))
+    one_head = keys.new_empty((*keys.shape[:-3], keys.shape[-2], 0))
+    positions = check_positions(positions, one_head)
     if like is not None:
         _check_like("keys", keys, like[0])
         _check_like("values", values, like[1])
     if positions.numel() and readable(positions):
-        _check_onward(positions.long(), last)
+        _check_onward(positions, last)
+    return positions
 
 
 def _kind(tensor: Tensor) -> tuple:
@@ -134,9 +136,9 @@ class KVCache:
         like = last = None
         if self.length > 0:
             like, last = self._memory[:2], self.positions[..., -1:]
-        check_piece(keys, values, positions, like=like, last=last)
+        positions = check_piece(keys, values, positions, like=like, last=last)
         check_room(self.capacity, self.length, keys.shape[-2])
-        self._write((keys, values, positions.long()))
+        self._write((keys, values, positions))
         self.length += keys.shape[-2]
         return self._held()
 

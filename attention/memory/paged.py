@@ -245,16 +245,16 @@ class PagedCache:
 
     def append(self, keys: Tensor, values: Tensor, positions: Tensor) -> None:
         """Store tokens, as `extend` does, and read nothing."""
-        self._check(keys, values, positions)
+        positions = self._check(keys, values, positions)
         new, batch = keys.shape[-2], keys.shape[:-3]
         if self.length == 0:
             self.rows = [[] for _ in range(prod(batch))]
-            self.positions = positions.new_empty(0, dtype=torch.long)
+            self.positions = positions.new_empty(0)
         self._make_room(new)
         flat = (t.reshape(len(self.rows), *t.shape[-3:]) for t in (keys, values))
         self.pool.write(self.rows, self.length, *flat)
         self.batch = batch
-        self.positions = _joined(self.positions, positions.long())
+        self.positions = _joined(self.positions, positions)
         self.length += new
 
     def needs(self, new: int) -> int:
@@ -311,7 +311,8 @@ class PagedCache:
         if self.rows is None:
             raise expected("cache", "one that is in use", "one that was freed")
 
-    def _check(self, keys: Tensor, values: Tensor, positions: Tensor) -> None:
+    def _check(self, keys: Tensor, values: Tensor, positions: Tensor) -> Tensor:
+        """Positions in 64 bits; ValueError unless the rows may get these three."""
         self._check_held()
         check_tensor(keys=keys, values=values, positions=positions)
         like, last = None, self.positions[..., -1:] if self.length else None
@@ -319,9 +320,10 @@ class PagedCache:
             batch = keys.shape[:-3] if self.batch is None else self.batch
             memory = self.pool.keys, self.pool.values
             like = tuple(t.new_empty(*batch, t.shape[2], 0, t.shape[3]) for t in memory)
-        check_piece(keys, values, positions, like=like, last=last)
+        positions = check_piece(keys, values, positions, like=like, last=last)
         if self.length and prod(keys.shape[:-3]) != len(self.rows):
             raise expected("keys", f"{len(self.rows)} texts, as were found", keys)
+        return positions
 
     __copy__ = fork
 

@@ -190,9 +190,9 @@ class QuantizedCache:
         like, last = None, None
         if self.length > 0:
             like, last = self._rest, self.positions[..., -1:]
-        check_piece(keys, values, positions, like=like, last=last)
+        positions = check_piece(keys, values, positions, like=like, last=last)
         check_numbers(keys=keys, values=values)
-        rest, positions = (keys, values), positions.long()
+        rest = keys, values
         if self.length > 0:
             rest = _joined(self._rest, rest)
             positions = _in_a_row(self.positions, positions)

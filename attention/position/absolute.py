@@ -61,7 +61,7 @@ class LearnedPositions(nn.Module):
     ) -> Float[Tensor, "*batch length d"]:
         """Each token, and the vector of its position added."""
         _check_tokens(x, self.table, positions)
-        positions = positions_of(x, positions).long()
+        positions = positions_of(x, positions)
         _check_rows(positions, self.table)
         return x + self.table(positions)
 

@@ -321,8 +321,8 @@ def _number(tensor: Tensor) -> int | float | complex | None:
     return value if isinstance(value, (int, float, complex)) else None  # no symbol
 
 
-def check_positions(positions: Tensor, x: Tensor) -> None:
-    """ValueError unless these are positions of the tokens of `x`."""
+def check_positions(positions: Tensor, x: Tensor) -> Tensor:
+    """In 64 bits; ValueError unless these are positions of the tokens of `x`."""
     check_tensor(positions=positions)
     kinds = positions.is_floating_point(), positions.is_complex()
     if any(kinds) or positions.dtype == torch.bool or positions.device != x.device:
@@ -333,9 +333,11 @@ def check_positions(positions: Tensor, x: Tensor) -> None:
     if not fits or any(rows not in (1, n) for rows, n in pairs):
         must = f"shape ({length},), or {(*batch, length)}, like x"
         raise expected("positions", must, tuple(own))
-    looked = positions.numel() and _at_once(positions)
-    if looked and surely(positions.min() < 0):
-        raise expected("positions", "at least 0", positions.min().item())
+    if positions.numel() and _at_once(positions):
+        least = _number(positions.min())
+        if least is not None and least < 0:
+            raise expected("positions", "at least 0", least)
+    return positions.long()  # of few bits, a difference below 0 would wrap
 
 
 def check_slots(masks: Sequence[Callable], **slots: Callable | None) -> None:
