@@ -15,7 +15,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from attention.core.layer import causal, window
-from attention.memory.kv_cache import check_piece, check_rollback, frozen
+from attention.memory.kv_cache import (
+    check_piece,
+    check_rollback,
+    frozen,
+    joined_positions,
+)
 from attention.position.rotary import Rotary, rotate
 from attention.tools.checks import check_sizes, readable
 from attention.tools.workbench import expected
@@ -205,9 +210,8 @@ def _joined(
     held = held or [[], [], []]
     if new:
         held = [[*runs, piece] for runs, piece in zip(held, new, strict=True)]
-    rows = torch.broadcast_shapes(*(each.shape[:-1] for each in held[2]))
-    held[2] = [each.expand(*rows, -1) for each in held[2]]
-    return tuple(torch.cat(r, axis) for r, axis in zip(held, _AXES, strict=True))
+    keys, values, positions = held
+    return torch.cat(keys, -2), torch.cat(values, -2), joined_positions(*positions)
 
 
 def _with_room(

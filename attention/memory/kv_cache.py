@@ -14,7 +14,14 @@ from torch import Tensor
 from attention.tools.checks import check_positions, check_sizes, readable
 from attention.tools.workbench import check_tensor, expected
 
-__all__ = ["KVCache", "check_piece", "check_rollback", "check_room", "frozen"]
+__all__ = [
+    "KVCache",
+    "check_piece",
+    "check_rollback",
+    "check_room",
+    "frozen",
+    "joined_positions",
+]
 
 
 def check_piece(
@@ -201,14 +208,18 @@ def frozen(memory: Tensor) -> bool:
     return memory.is_inference() and not torch.is_inference_mode_enabled()
 
 
+def joined_positions(*pieces: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
+    """Positions (*rows, length), one after the other, in as many rows as any has."""
+    rows = torch.broadcast_shapes(*(piece.shape[:-1] for piece in pieces))
+    return torch.cat([piece.expand(*rows, -1) for piece in pieces], dim=-1)
+
+
 def _joined(held: tuple[Tensor, ...], new: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """A copy of both, one after the other; positions get the rows of either."""
+    """A copy of both, one after the other."""
     if not held:
         return tuple(piece.clone() for piece in new)
-    rows = torch.broadcast_shapes(held[2].shape[:-1], new[2].shape[:-1])
-    positions = [each.expand(*rows, each.shape[-1]) for each in (held[2], new[2])]
-    pairs = (held[0], new[0]), (held[1], new[1]), positions
-    return tuple(torch.cat(p, axis) for p, axis in zip(pairs, _AXES, strict=True))
+    keys, values = (torch.cat(pair, -2) for pair in zip(held[:2], new[:2], strict=True))
+    return keys, values, joined_positions(held[2], new[2])
 
 
 def _with_room(held: tuple[Tensor, ...], room: int) -> tuple[Tensor, ...]:

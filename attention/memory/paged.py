@@ -23,7 +23,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from attention.core.layer import Cache
-from attention.memory.kv_cache import check_piece, check_rollback
+from attention.memory.kv_cache import check_piece, check_rollback, joined_positions
 from attention.tools.checks import check_fit, check_sizes, precise, readable
 from attention.tools.workbench import check_tensor, expected
 
@@ -193,13 +193,6 @@ class BlockPool:
         return self.__dict__ | numbers
 
 
-def _joined(held: Tensor, new: Tensor) -> Tensor:
-    """Positions, one after the other, in as many rows as either has."""
-    rows = torch.broadcast_shapes(held.shape[:-1], new.shape[:-1])
-    both = (each.expand(*rows, each.shape[-1]) for each in (held, new))
-    return torch.cat([*both], dim=-1)
-
-
 class PagedCache:
     """A cache whose tokens lie in blocks of a pool, wherever one was free.
 
@@ -254,7 +247,7 @@ class PagedCache:
         flat = (t.reshape(len(self.rows), *t.shape[-3:]) for t in (keys, values))
         self.pool.write(self.rows, self.length, *flat)
         self.batch = batch
-        self.positions = _joined(self.positions, positions)
+        self.positions = joined_positions(self.positions, positions)
         self.length += new
 
     def needs(self, new: int) -> int:

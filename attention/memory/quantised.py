@@ -14,7 +14,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from attention.memory.bounded import check_counts
-from attention.memory.kv_cache import check_piece, check_rollback
+from attention.memory.kv_cache import check_piece, check_rollback, joined_positions
 from attention.tools.checks import check_sizes, precise
 from attention.tools.workbench import check_tensor, expected
 
@@ -195,7 +195,7 @@ class QuantizedCache:
         rest = keys, values
         if self.length > 0:
             rest = _joined(self._rest, rest)
-            positions = _in_a_row(self.positions, positions)
+            positions = joined_positions(self.positions, positions)
         held = _joined(self._read(), rest) if self._groups else _copied(rest)
         self._keep(rest)
         self.positions = positions.clone()
@@ -282,12 +282,6 @@ def _first(groups: tuple, count: int) -> tuple:
         return groups if count else ()
     cut = ([part[..., :count, :, :] for part in kind] for kind in groups)
     return tuple(_copied(kind) for kind in cut)
-
-
-def _in_a_row(first: Tensor, second: Tensor) -> Tensor:
-    """Positions, followed by others; one row serves for all where others have many."""
-    rows = torch.broadcast_shapes(first.shape[:-1], second.shape[:-1])
-    return torch.cat([each.expand(*rows, -1) for each in (first, second)], dim=-1)
 
 
 def _bound(packed: Tensor, step: Tensor, offset: Tensor, bits: int) -> Tensor:

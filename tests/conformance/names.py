@@ -170,6 +170,7 @@ OTHERS = {
     "KVCache": "remembers keys and values, and mixes none",
     "check_piece": CHECK,
     "check_room": CHECK,
+    "joined_positions": "lays positions in a row, and mixes no values",
     "frozen": "tells what inference mode made, and reads no values",
     "check_rollback": CHECK,
     "cache_bytes": COUNTS,
