@@ -638,18 +638,18 @@ class _Ulysses(NamedTuple):
 
     def of_all_tokens(self, few, queries, keys, values, bias, mask):
         """Queries, keys and values of this rank's few heads, and options."""
-        tables = {"bias": bias, "mask": None if mask is None else mask.byte()}
+        tables = {"bias": bias, "mask": mask}
         tables = {name: table for name, table in tables.items() if table is not None}
         tensors = [queries, keys, values, *tables.values()]
         sides = [self.queries, self.keys, self.keys] + [self.queries] * len(tables)
         found = _by_heads(tensors, sides, few, self.heads, self.group)
         options = {"causal": self.causal, "window": self.window, "scale": self.scale}
         options |= dict(zip(tables, found[3:], strict=True))
-        masks = [options["mask"].bool()] if "mask" in options else []
         if self.documents is not None:
             places = range(found[1].shape[-2])
-            masks.append(_same(self.documents, places, places))
-        return found[:3], options | {"mask": and_masks(*masks)}
+            same = _same(self.documents, places, places)
+            options["mask"] = and_masks(options.get("mask"), same)
+        return found[:3], options
 
     def add_at_home(self, few, parts, totals):
         """Bring what was found for all tokens back to those of each rank."""

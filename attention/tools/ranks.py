@@ -194,8 +194,9 @@ def post(
 ) -> Callable[[], None]:
     """Post what goes to each rank and comes from each; the result waits for all.
 
-    Tensors must be contiguous. What a rank has for itself, and what is empty, stays
-    where it is. RuntimeError, when waiting, names the ranks that do not answer.
+    Tensors must be contiguous; booleans travel as bytes. What a rank has for itself,
+    and what is empty, stays where it is. RuntimeError, when waiting, names the ranks
+    that do not answer.
     """
     rank, ranks = place_in(group)
     transfers, peers = [], []
@@ -206,6 +207,8 @@ def post(
         ):
             known = peer if group is None else dist.get_global_rank(group, peer)
             for tensor in filter(Tensor.numel, tensors.get(peer, ())):
+                if tensor.dtype == torch.bool:  # which cannot be sent
+                    tensor = tensor.view(torch.uint8)
                 transfers.append(dist.P2POp(how, tensor, known, group))
                 peers.append({peer})
     works = _started(transfers, group)
@@ -297,15 +300,10 @@ def from_all(
     for shape, length in zip(shapes, lengths, strict=True):
         shape[dim] = length
     parts, own = [tensor.new_empty(shape) for shape in shapes], tensor.detach()
-    coming = {peer: [_bytes(part)] for peer, part in enumerate(parts)}
-    post({peer: [_bytes(own.contiguous())] for peer in coming}, coming, group)()
+    coming = {peer: [part] for peer, part in enumerate(parts)}
+    post({peer: [own.contiguous()] for peer in coming}, coming, group)()
     parts[place_in(group)[0]] = tensor
     return parts
-
-
-def _bytes(tensor: Tensor) -> Tensor:
-    """Booleans as bytes, which can be sent."""
-    return tensor.view(torch.uint8) if tensor.dtype == torch.bool else tensor
 
 
 _MESSAGE = 4096  # bytes
