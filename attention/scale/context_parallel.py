@@ -20,7 +20,7 @@ from torch import Tensor
 from attention.core.masks import and_masks
 from attention.core.scaled_dot_product import check_window, visible
 from attention.speed.flash import TwoPasses, flash_attend, flash_gradients, flash_state
-from attention.tools.checks import check_fit, check_sizes, precise
+from attention.tools.checks import check_fit, check_no_dropout, check_sizes, precise
 from attention.tools.ranks import (
     agree,
     check_documents,
@@ -473,8 +473,7 @@ def _prepare(name, queries, keys, values, mask, group, order, dropout_p, options
 
 def _check_call(name: str, order: str, dropout_p: float) -> None:
     _known(order)
-    if dropout_p != 0:
-        raise expected("dropout_p", f"0, for {name} has no dropout", dropout_p)
+    check_no_dropout(name, dropout_p)
 
 
 def _alone(name, queries, keys, values, mask, order, dropout_p, options) -> Tensor:

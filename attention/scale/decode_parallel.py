@@ -18,6 +18,7 @@ from attention.core.scaled_dot_product import attention_weights
 from attention.memory.kv_cache import KVCache, check_piece, check_rollback
 from attention.speed.flash import flash_attend
 from attention.speed.online_softmax import merge_states
+from attention.tools.checks import check_no_dropout
 from attention.tools.ranks import agree, from_all, place_in
 from attention.tools.workbench import expected
 
@@ -68,7 +69,7 @@ def tree_attend(
     """
     options = {"causal": causal, "scale": scale, "bias": bias, "window": window}
     if place_in(group)[1] == 1:
-        _check_dropout(dropout_p)
+        check_no_dropout("tree_attend", dropout_p)
         return flash_attend(queries, keys, values, mask, **options)
     options["dropout_p"] = dropout_p
     (own, _), states = _states(queries, keys, values, mask, options, group)
@@ -101,7 +102,7 @@ def _state(
     queries, keys, values, mask, causal, window, dropout_p, **options
 ) -> tuple[Tensor, Tensor]:
     """Context and logsumexp for this rank's keys; ValueError for what does not fit."""
-    _check_dropout(dropout_p)
+    check_no_dropout("tree_attend", dropout_p)
     own = flash_attend(queries, keys, values, mask, **options, return_lse=True)
     if causal and queries.shape[-2] > 1:
         must = "one query where each rank has some of the keys, or a mask instead"
@@ -113,11 +114,6 @@ def _state(
         must = "no gradient on several ranks, as within torch.no_grad(),"
         raise expected("queries, keys and values", must, "requires_grad=True")
     return own
-
-
-def _check_dropout(dropout_p: float) -> None:
-    if dropout_p != 0:
-        raise expected("dropout_p", "0, for tree_attend has no dropout", dropout_p)
 
 
 def _own_weights(

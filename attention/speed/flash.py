@@ -20,6 +20,7 @@ from attention.tools.checks import (
     as_given,
     check_bias,
     check_fit,
+    check_no_dropout,
     check_sizes,
     precise,
     repeat_kv,
@@ -407,8 +408,7 @@ def flash_attend(
     ValueError for a misfit, and for a `dropout_p` that is not 0; RuntimeError for a
     second derivative, or one in forward mode. Dao et al. 2022.
     """
-    if dropout_p != 0:
-        raise expected("dropout_p", "0, for flash_attend has no dropout", dropout_p)
+    check_no_dropout("flash_attend", dropout_p)
     if len(tile) != 2:
         raise expected("tile", "(BLOCK_M, BLOCK_N)", tile)
     check_sizes(BLOCK_M=tile[0], BLOCK_N=tile[1])

@@ -30,6 +30,7 @@ from attention.tools.checks import (
     broadcast_heads,
     check_bias,
     check_fit,
+    check_no_dropout,
     precise,
     scale_queries,
     unified,
@@ -225,8 +226,7 @@ def _padded(tensor: Tensor) -> Tensor:
 
 def _check_support(queries, dropout_p):
     """ValueError for what the kernel cannot do."""
-    if dropout_p != 0:
-        raise expected("dropout_p", "0, for cpp_attend has no dropout", dropout_p)
+    check_no_dropout("cpp_attend", dropout_p)
     if queries.dtype not in _NAMES:
         dtypes = " or ".join(map(str, _NAMES))
         raise expected("queries, keys and values", dtypes, queries.dtype)

@@ -23,6 +23,7 @@ from attention.speed.flash import TwoPasses
 from attention.tools.checks import (
     broadcast_heads,
     check_fit,
+    check_no_dropout,
     scale_queries,
     unified,
 )
@@ -390,8 +391,7 @@ def _check_support(queries, values, mask, dropout_p, tile):
             raise expected(name, must, got)
 
     need("mask", mask is None, "none, for triton_attend has causal and window", mask)
-    none = "0, for triton_attend has no dropout"
-    need("dropout_p", dropout_p == 0, none, dropout_p)
+    check_no_dropout("triton_attend", dropout_p)
     dtypes = " or ".join(map(str, _DTYPES))
     need("queries, keys and values", queries.dtype in _DTYPES, dtypes, queries.dtype)
     one, widths = f"one width among {_HEAD_DIMS}", (queries.shape[-1], values.shape[-1])

@@ -27,6 +27,7 @@ __all__ = [
     "check_heads",
     "check_input",
     "check_kind",
+    "check_no_dropout",
     "check_positions",
     "check_scale",
     "check_sizes",
@@ -264,6 +265,12 @@ def dropout_now(module: nn.Module) -> float:
     """
     dropout = module.dropout
     return getattr(dropout, "p", 0.0) if dropout.training else 0.0
+
+
+def check_no_dropout(form: str, dropout_p: float) -> None:
+    """ValueError if weights shall be dropped by a form of this name, which cannot."""
+    if dropout_p != 0:
+        raise expected("dropout_p", f"0, for {form} has no dropout", dropout_p)
 
 
 def nan_of(queries: Tensor, keys: Tensor, causal: bool = False) -> Tensor:

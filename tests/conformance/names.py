@@ -87,6 +87,7 @@ OTHERS = {
     "check_input": CHECK,
     "check_kind": CHECK,
     "check_layout": CHECK,
+    "check_no_dropout": CHECK,
     "check_positions": CHECK,
     "check_sizes": CHECK,
     "check_slots": CHECK,
