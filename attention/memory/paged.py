@@ -24,7 +24,13 @@ from torch import Tensor
 
 from attention.core.layer import Cache
 from attention.memory.kv_cache import check_piece, check_rollback, joined_positions
-from attention.tools.checks import check_fit, check_sizes, precise, readable
+from attention.tools.checks import (
+    check_fit,
+    check_sizes,
+    precise,
+    readable,
+    wants_gradient,
+)
 from attention.tools.workbench import check_tensor, expected
 
 __all__ = [
@@ -527,7 +533,7 @@ def triton_paged_attend(
     """
     _check_paged(queries, keys, values, table, lengths)
     given = queries, keys, values
-    if torch.is_grad_enabled() and any(t.requires_grad for t in given):
+    if wants_gradient(*given):
         must = "tensors that want no gradient, or a call within torch.no_grad()"
         raise expected("queries, keys and values", must, "one that wants its gradient")
     kernel = _compiled()

@@ -20,7 +20,13 @@ from torch import Tensor
 from attention.core.masks import and_masks
 from attention.core.scaled_dot_product import check_window, visible
 from attention.speed.flash import TwoPasses, flash_attend, flash_gradients, flash_state
-from attention.tools.checks import check_fit, check_no_dropout, check_sizes, precise
+from attention.tools.checks import (
+    check_fit,
+    check_no_dropout,
+    check_sizes,
+    precise,
+    wants_gradient,
+)
 from attention.tools.ranks import (
     agree,
     check_documents,
@@ -689,9 +695,6 @@ def ulysses_attend(
     fitted, own, theirs = _prepare(*call, group, order, dropout_p, options)
     settings = fitted.queries.shape[-3], own, theirs, causal, window
     given = fitted[:5]
-    keep = torch.is_grad_enabled() and any(
-        tensor is not None and tensor.requires_grad for tensor in given
-    )
-    form = _Ulysses(group, *settings, fitted.scale, fitted.documents, keep)
-    context, _ = TwoPasses.apply(*given, form)
+    settings += fitted.scale, fitted.documents, wants_gradient(*given)
+    context, _ = TwoPasses.apply(*given, _Ulysses(group, *settings))
     return context.reshape(*fitted.shape, values.shape[-1])

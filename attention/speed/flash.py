@@ -27,6 +27,7 @@ from attention.tools.checks import (
     scale_queries,
     second_derivative,
     unified,
+    wants_gradient,
 )
 from attention.tools.workbench import expected
 
@@ -420,11 +421,12 @@ def flash_attend(
     bias = bias if bias is None else check_bias(bias, shape, queries)
     queries, scale = scale_queries(queries, scale)
     keys, values = repeat_kv(keys, queries), repeat_kv(values, queries)
+    axes = shape[:-2] or (1,)  # one at least
     tensors = [
-        tensor if tensor is None else tensor.expand(*_axes(shape), *tensor.shape[-2:])
+        tensor if tensor is None else tensor.expand(*axes, *tensor.shape[-2:])
         for tensor in (queries, keys, values, bias, mask)
     ]
-    keep = return_lse or (torch.is_grad_enabled() and any(map(_learns, tensors)))
+    keep = return_lse or wants_gradient(*tensors)
     apply = TwoPasses.apply
     if torch.compiler.is_compiling():  # the number of tiles depends on the length
         apply = torch.compiler.disable(apply)
@@ -432,15 +434,6 @@ def flash_attend(
     context = context.view(*shape[:-1], values.shape[-1])
     lse = lse.view(shape[:-1]).to(precise(queries))
     return (context, lse) if return_lse else context
-
-
-def _axes(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The leading axes of scores, of which there shall be one at least."""
-    return shape[:-2] or (1,)
-
-
-def _learns(tensor: Tensor | None) -> bool:
-    return tensor is not None and tensor.requires_grad
 
 
 def flash_state(

@@ -44,6 +44,7 @@ __all__ = [
     "spread",
     "surely",
     "unified",
+    "wants_gradient",
 ]
 
 
@@ -271,6 +272,12 @@ def check_no_dropout(form: str, dropout_p: float) -> None:
     """ValueError if weights shall be dropped by a form of this name, which cannot."""
     if dropout_p != 0:
         raise expected("dropout_p", f"0, for {form} has no dropout", dropout_p)
+
+
+def wants_gradient(*tensors: Tensor | None) -> bool:
+    """Whether gradients are recorded now, and one of these wants its own."""
+    learned = (getattr(tensor, "requires_grad", False) for tensor in tensors)
+    return torch.is_grad_enabled() and any(learned)
 
 
 def nan_of(queries: Tensor, keys: Tensor, causal: bool = False) -> Tensor:

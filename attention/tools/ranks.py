@@ -32,6 +32,7 @@ from attention.tools.checks import (
     scale_queries,
     spread,
     unified,
+    wants_gradient,
 )
 from attention.tools.workbench import check_tensor, expected
 
@@ -381,7 +382,7 @@ def fit_call(
 
     Columns of `mask` and `bias` are not checked. ValueError for what does not fit.
     """
-    learns = [_learns(tensor) for tensor in (queries, keys, values, bias)]
+    learns = [wants_gradient(tensor) for tensor in (queries, keys, values, bias)]
     queries, keys, values = unified(queries, keys, values)
     shape = check_fit(queries, keys, values)
     axes = shape[:-2] or (1,)
@@ -408,10 +409,6 @@ def fit_call(
 
 
 _WANTED = "requires_grad of queries, keys, values and bias"
-
-
-def _learns(tensor: Tensor | None) -> bool:
-    return torch.is_grad_enabled() and getattr(tensor, "requires_grad", False)
 
 
 def _fit_table(name, table, shape, queries, facts) -> Tensor | None:

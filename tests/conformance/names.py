@@ -89,6 +89,7 @@ OTHERS = {
     "check_layout": CHECK,
     "check_no_dropout": CHECK,
     "check_positions": CHECK,
+    "wants_gradient": CHECK,
     "check_sizes": CHECK,
     "check_slots": CHECK,
     "check_tensor": CHECK,
