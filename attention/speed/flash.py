@@ -268,6 +268,13 @@ class TwoPasses(_Pass):
     all other inputs, and its `backward` the gradients of the first of them.
     """
 
+    @classmethod
+    def run(cls, form, *tensors) -> tuple[Tensor, Tensor]:
+        """Context and logsumexp; torch.compile, which cannot see into it, calls it."""
+        called = torch.compiler.is_compiling()
+        apply = torch.compiler.disable(cls.apply) if called else cls.apply
+        return apply(*tensors, form)
+
     @staticmethod
     def forward(*inputs):
         *tensors, form = inputs
@@ -427,10 +434,7 @@ def flash_attend(
         for tensor in (queries, keys, values, bias, mask)
     ]
     keep = return_lse or wants_gradient(*tensors)
-    apply = TwoPasses.apply
-    if torch.compiler.is_compiling():  # the number of tiles depends on the length
-        apply = torch.compiler.disable(apply)
-    context, lse = apply(*tensors, _Flash(scale, causal, window, tile, keep))
+    context, lse = TwoPasses.run(_Flash(scale, causal, window, tile, keep), *tensors)
     context = context.view(*shape[:-1], values.shape[-1])
     lse = lse.view(shape[:-1]).to(precise(queries))
     return (context, lse) if return_lse else context

@@ -290,9 +290,7 @@ def cpp_attend(
     mask = mask if mask is None else mask.expand(*heads, *mask.shape[-2:])
     if bias is not None:
         bias = bias.to(precise(queries)).expand(*heads, *bias.shape[-2:])
-    apply = TwoPasses.apply
-    if torch.compiler.is_compiling():  # it does not see into the kernel
-        apply = torch.compiler.disable(apply)
-    context, lse = apply(*three, bias, mask, _Kernel(scale, causal, window))
+    form = _Kernel(scale, causal, window)
+    context, lse = TwoPasses.run(form, *three, bias, mask)
     context = context[..., : values.shape[-1]].reshape(*shape[:-1], values.shape[-1])
     return (context, lse.reshape(shape[:-1])) if return_lse else context

@@ -449,9 +449,6 @@ def triton_attend(
     _check_support(queries, values, mask, dropout_p, tile)
     queries, scale = scale_queries(queries, scale)
     three = broadcast_heads(queries, keys, values, shape)
-    apply = TwoPasses.apply
-    if torch.compiler.is_compiling():  # it does not see into the kernels
-        apply = torch.compiler.disable(apply)
-    context, lse = apply(*three, _Kernels(scale, causal, window, tile))
+    context, lse = TwoPasses.run(_Kernels(scale, causal, window, tile), *three)
     context = context.view(*shape[:-1], queries.shape[-1])
     return (context, lse.view(shape[:-1]) * math.log(2)) if return_lse else context
