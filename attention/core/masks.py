@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from attention.tools.checks import readable
+from attention.tools.checks import are_whole, readable
 from attention.tools.workbench import check_tensor, expected
 
 __all__ = ["and_masks", "document_mask", "padding_mask"]
@@ -26,7 +26,7 @@ def padding_mask(
     at (see `readable`), less than 0 is taken for 0 and more for max_length.
     """
     check_tensor(lengths=lengths)
-    if lengths.ndim != 1 or not _is_whole(lengths):
+    if lengths.ndim != 1 or not are_whole(lengths):
         raise expected("lengths", "whole numbers, one a sentence", lengths)
     if not _is_size(max_length):
         raise expected("max_length", "a whole number of at least 0", repr(max_length))
@@ -35,11 +35,6 @@ def padding_mask(
     place = torch.arange(max_length, device=lengths.device)
     real = (place.flip(0) if left else place) < lengths.unsqueeze(1)
     return real.unsqueeze(1).unsqueeze(1)
-
-
-def _is_whole(tensor: Tensor) -> bool:
-    kinds = tensor.is_floating_point(), tensor.is_complex(), tensor.dtype == torch.bool
-    return not any(kinds)
 
 
 def _is_size(number) -> bool:
@@ -56,7 +51,7 @@ def document_mask(
 ) -> Bool[Tensor, "batch 1 length length"]:
     """True where query and key belong to the same document. ValueError for a misfit."""
     check_tensor(documents=documents)
-    if documents.ndim != 2 or not _is_whole(documents):
+    if documents.ndim != 2 or not are_whole(documents):
         raise expected("documents", "whole numbers (batch, length)", documents)
     same = documents.unsqueeze(2) == documents.unsqueeze(1)
     return same.unsqueeze(1)

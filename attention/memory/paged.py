@@ -25,6 +25,7 @@ from torch import Tensor
 from attention.core.layer import Cache
 from attention.memory.kv_cache import check_piece, check_rollback, joined_positions
 from attention.tools.checks import (
+    are_whole,
     check_fit,
     check_sizes,
     precise,
@@ -349,7 +350,7 @@ def block_names(
 def _texts(tokens: Tensor) -> list[list[int]]:
     """The rows of a batch, as lists of whole numbers."""
     check_tensor(tokens=tokens)
-    if tokens.ndim < 1 or tokens.is_floating_point() or tokens.dtype == torch.bool:
+    if tokens.ndim < 1 or not are_whole(tokens):
         raise expected("tokens", "whole numbers (*batch, length)", tokens)
     return tokens.reshape(-1, tokens.shape[-1]).tolist()
 

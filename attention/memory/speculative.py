@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from attention.memory.bounded import check_counts
+from attention.tools.checks import are_whole
 from attention.tools.workbench import check_tensor, expected
 
 __all__ = [
@@ -107,8 +108,8 @@ def check_draft(target: Tensor, draft: Tensor, tokens: Tensor) -> None:
         told = f"floats {must} on {draft.device}, a row more than the draft"
         raise expected("target", told, target)
     check_probabilities(target=target, draft=draft)
-    kinds = tokens.is_floating_point(), tokens.is_complex(), tokens.dtype == torch.bool
-    if any(kinds) or tokens.shape != draft.shape[:-1] or tokens.device != draft.device:
+    fits = tokens.shape == draft.shape[:-1] and tokens.device == draft.device
+    if not are_whole(tokens) or not fits:
         told = f"whole numbers {(*batch, drafted)} on {draft.device}"
         raise expected("tokens", told, tokens)
     outside = tokens[(tokens < 0) | (tokens >= vocabulary)]

@@ -21,7 +21,7 @@ from attention.position.rotary import (
     rotary_frequencies,
     rotate,
 )
-from attention.tools.checks import check_sizes
+from attention.tools.checks import are_whole, check_sizes
 from attention.tools.workbench import check_tensor, expected
 
 __all__ = [
@@ -245,9 +245,8 @@ class MultimodalRotary(nn.Module):
         if 2 * sum(sections) != head_dim:
             must = f"pairs of which there are {head_dim // 2}"
             raise expected("sections", must, tuple(sections))
-        whole = not (places.is_floating_point() or places.dtype == torch.bool)
         fits = places.ndim > 1 and places.shape[-1] == len(sections)
-        if not whole or not fits or not places.numel():
+        if not are_whole(places) or not fits or not places.numel():
             must = f"whole numbers (..., at least one token, {len(sections)})"
             raise expected("places", must, places)
         self.head_dim, self.base, self.interleaved = head_dim, base, interleaved

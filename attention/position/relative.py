@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
-from attention.tools.checks import check_sizes
+from attention.tools.checks import are_whole, check_sizes
 from attention.tools.workbench import check_tensor, expected
 
 __all__ = [
@@ -55,8 +55,7 @@ def _check_both(queries: Tensor, keys: Tensor) -> None:
 
 def _check_whole(name: str, tensor: Tensor, axes: int = 0) -> None:
     check_tensor(**{name: tensor})
-    other = tensor.is_floating_point() or tensor.is_complex()
-    if other or tensor.dtype == torch.bool or tensor.ndim < axes:
+    if not are_whole(tensor) or tensor.ndim < axes:
         must = "whole numbers (..., length)" if axes else "whole numbers"
         raise expected(name, must, tensor)
 

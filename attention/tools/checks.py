@@ -19,6 +19,7 @@ from attention.tools.workbench import check_tensor, expected
 __all__ = [
     "all_finite",
     "are_groups",
+    "are_whole",
     "as_given",
     "autocast_on",
     "broadcast_heads",
@@ -335,11 +336,16 @@ def _number(tensor: Tensor) -> int | float | complex | None:
     return value if isinstance(value, (int, float, complex)) else None  # no symbol
 
 
+def are_whole(tensor: Tensor) -> bool:
+    """Whether it holds whole numbers of any kind, which booleans are not."""
+    other = tensor.is_floating_point() or tensor.is_complex()
+    return not other and tensor.dtype != torch.bool
+
+
 def check_positions(positions: Tensor, x: Tensor) -> Tensor:
     """In 64 bits; ValueError unless these are positions of the tokens of `x`."""
     check_tensor(positions=positions)
-    kinds = positions.is_floating_point(), positions.is_complex()
-    if any(kinds) or positions.dtype == torch.bool or positions.device != x.device:
+    if not are_whole(positions) or positions.device != x.device:
         raise expected("positions", f"whole numbers on {x.device}", positions)
     (*batch, length), own = x.shape[:-1], positions.shape
     fits = own[-1:] == (length,) and len(own) <= len(batch) + 1

@@ -88,6 +88,7 @@ OTHERS = {
     "check_kind": CHECK,
     "check_layout": CHECK,
     "check_no_dropout": CHECK,
+    "are_whole": CHECK,
     "check_positions": CHECK,
     "wants_gradient": CHECK,
     "check_sizes": CHECK,
