@@ -424,20 +424,24 @@ def flash_attend(
     queries, keys, values = unified(queries, keys, values)
     shape = check_fit(queries, keys, values, causal=causal)
     mask = visible(shape, mask, False, queries.device)
-    keys, values = clear_unseen(keys, values, mask, shape)
     bias = bias if bias is None else check_bias(bias, shape, queries)
     queries, scale = scale_queries(queries, scale)
-    keys, values = repeat_kv(keys, queries), repeat_kv(values, queries)
-    axes = shape[:-2] or (1,)  # one at least
-    tensors = [
-        tensor if tensor is None else tensor.expand(*axes, *tensor.shape[-2:])
-        for tensor in (queries, keys, values, bias, mask)
-    ]
+    queries = queries.expand(*(shape[:-2] or (1,)), *queries.shape[-2:])
+    tensors = _spread_out(queries, keys, values, bias, mask)
     keep = return_lse or wants_gradient(*tensors)
     context, lse = TwoPasses.run(_Flash(scale, causal, window, tile, keep), *tensors)
     context = context.view(*shape[:-1], values.shape[-1])
     lse = lse.view(shape[:-1]).to(precise(queries))
     return (context, lse) if return_lse else context
+
+
+def _spread_out(queries, keys, values, bias, mask) -> list[Tensor | None]:
+    """With the axes of the queries in front of the last two."""
+    keys, values = repeat_kv(keys, queries), repeat_kv(values, queries)
+    shape = (*queries.shape[:-1], keys.shape[-2])
+    keys, values = clear_unseen(keys, values, mask, shape)
+    tensors = queries, keys, values, bias, mask
+    return [t if t is None else t.expand(*shape[:-2], *t.shape[-2:]) for t in tensors]
 
 
 def flash_state(
@@ -464,19 +468,6 @@ def flash_state(
     form = _Flash(scale, causal, window, tile, keep=True)
     state = _nothing(queries, values) if state is None else state
     return form.count_in(*state, *_spread_out(queries, keys, values, bias, mask))
-
-
-def _spread_out(queries, keys, values, bias, mask) -> list[Tensor | None]:
-    """With the axes of the queries in front of the last two."""
-    keys, values = repeat_kv(keys, queries), repeat_kv(values, queries)
-    shape = (*queries.shape[:-1], keys.shape[-2])
-    keys, values = clear_unseen(keys, values, mask, shape)
-    return [
-        tensor
-        if tensor is None
-        else tensor.expand(*queries.shape[:-2], *tensor.shape[-2:])
-        for tensor in (queries, keys, values, bias, mask)
-    ]
 
 
 def flash_gradients(
