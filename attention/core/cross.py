@@ -29,9 +29,8 @@ def check_context(module: nn.Module, x: Tensor, context_input: Tensor) -> None:
     d_context, shape = module.d_context, context_input.shape
     floats = context_input.is_floating_point()
     if context_input.ndim < 2 or shape[-1] != d_context or not floats:
-        raise expected(
-            "context_input", f"floats (..., length, {d_context=})", context_input
-        )
+        must = f"floats (..., length, {d_context=})"
+        raise expected("context_input", must, context_input)
     if shape[:-2] != x.shape[:-2]:
         must = f"the batch axes of x, {tuple(x.shape[:-2])}"
         raise expected("context_input", must, tuple(shape[:-2]))

@@ -396,10 +396,8 @@ def _offered(form: Attend) -> Callable[..., Tensor] | None:
 @torch.no_grad()
 def _check_average(form, weights, queries, keys, values, mask, options) -> None:
     """ValueError unless the form's context is weights @ values, but for rounding."""
-    context, values = (
-        form(queries, keys, values, mask, **options),
-        repeat_kv(values, queries),
-    )
+    context = form(queries, keys, values, mask, **options)
+    values = repeat_kv(values, queries)
     weights, context, values = (t.to(precise(t)) for t in (weights, context, values))
     with as_given(weights):
         average = weights @ values

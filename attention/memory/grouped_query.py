@@ -71,10 +71,7 @@ def check_pooled(
     """What a slot `pool` made of `heads`; ValueError unless it is one a group."""
     check_tensor(pool=pooled)
     shape = (heads.shape[0], *heads.shape[2:])
-    if (pooled.shape, pooled.dtype, pooled.device) != (
-        shape,
-        heads.dtype,
-        heads.device,
-    ):
+    must = shape, heads.dtype, heads.device
+    if (pooled.shape, pooled.dtype, pooled.device) != must:
         raise expected("pool", f"{heads.dtype} {shape} on {heads.device}", pooled)
     return pooled

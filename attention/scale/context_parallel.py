@@ -372,13 +372,10 @@ class _Ring(NamedTuple):
 
     def parts(self, source, bias, mask, device):
         """For each block with a source: where it lies in three tables, and options."""
-        theirs, seen = self.keys[source], {"causal": self.causal, "window": self.window}
-        found, tables = (
-            blocks(self.queries, theirs, **seen),
-            (bias, mask, self.documents),
-        )
+        theirs, tables = self.keys[source], (bias, mask, self.documents)
+        found = blocks(self.queries, theirs, causal=self.causal, window=self.window)
         plain = self.window is None and all(table is None for table in tables)
-        for some in _side_by_side(found) if plain else zip(found):
+        for some in _side_by_side(found) if plain else ([block] for block in found):
             queries, keys, causal, window = some[-1]
             rows, columns = _slice(queries, self.queries), _slice(keys, theirs)
             columns = slice(_slice(some[0].keys, theirs).start, columns.stop)
