@@ -157,27 +157,24 @@ def peak_growth(call: Call, device: str) -> int:
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - held
     Path("/proc/self/clear_refs").write_text("5")  # the peak is now what is held now
-    held = process_memory("VmRSS")
+    held = bytes_of("/proc/self/status", "VmRSS")
     call()
-    return process_memory("VmHWM") - held
+    return bytes_of("/proc/self/status", "VmHWM") - held
 
 
-def process_memory(field: str) -> int:
-    """A field of /proc/self/status, in bytes."""
-    for line in Path("/proc/self/status").read_text().splitlines():
+def bytes_of(file: str, field: str) -> int:
+    """What a file of the system says of memory, which it counts in KiB."""
+    for line in Path(file).read_text().splitlines():
         if line.startswith(f"{field}:"):
             return int(line.split()[1]) * 1024
-    raise RuntimeError(f"/proc/self/status must have a field {field}, it has none")
+    raise RuntimeError(f"{file} must have a field {field}, it has none")
 
 
 def free_memory(device: str) -> int:
     """Bytes that can be had now without pushing others out."""
     if device == "cuda":
         return torch.cuda.mem_get_info()[0]
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError("/proc/meminfo must have a field MemAvailable, it has none")
+    return bytes_of("/proc/meminfo", "MemAvailable")
 
 
 def in_fresh_process(function: Callable[..., Any], *arguments: Any) -> Any:
