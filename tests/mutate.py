@@ -74,18 +74,16 @@ OTHER = {
 
 def changes(node: ast.AST) -> Iterator[ast.AST]:
     """The node, changed in each way that is known."""
-    for field in ("op", "ops"):
-        old = getattr(node, field, None)
-        for place, op in enumerate(old if isinstance(old, list) else [old]):
-            if type(op) in OTHER:
-                new = copy.deepcopy(node)
-                other = OTHER[type(op)]()
-                if isinstance(old, list):
-                    new.ops[place] = other
-                else:
-                    new.op = other
-                yield new
     match node:
+        case ast.BinOp() | ast.BoolOp() | ast.AugAssign() if type(node.op) in OTHER:
+            new = copy.deepcopy(node)
+            new.op = OTHER[type(node.op)]()
+            yield new
+        case ast.Compare():
+            for place, op in enumerate(node.ops):
+                new = copy.deepcopy(node)
+                new.ops[place] = OTHER[type(op)]()
+                yield new
         case ast.UnaryOp(op=ast.Not() | ast.USub() | ast.Invert()):
             yield node.operand
         case ast.Constant(value=bool()):
@@ -145,18 +143,20 @@ def mutants(source: str) -> Iterator[tuple[int, str]]:
         value = getattr(parent, field)
         node = value if place is None else value[place]
         for new in changes(node):
-            if place is None:
-                setattr(parent, field, new)
-            else:
-                value[place] = new
+            put(new, parent, field, place)
             text = ast.unparse(ast.fix_missing_locations(tree))
             if text not in seen:
                 seen.add(text)
                 yield node.lineno, text
-            if place is None:
-                setattr(parent, field, node)
-            else:
-                value[place] = node
+            put(node, parent, field, place)
+
+
+def put(node: ast.AST, parent: ast.AST, field: str, place: int | None) -> None:
+    """Let the node stand in this place of its parent."""
+    if place is None:
+        setattr(parent, field, node)
+    else:
+        getattr(parent, field)[place] = node
 
 
 class QuickFirst:
@@ -179,7 +179,8 @@ def attempt(
     os.setsid()
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
     silent = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(silent, 1), os.dup2(silent, 2)
+    for stream in (1, 2):
+        os.dup2(silent, stream)
     os.chdir(tree)
     sys.path[:0] = [str(tree)]
     os.environ["PYTHONPATH"] = str(tree)
