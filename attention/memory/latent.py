@@ -27,14 +27,13 @@ from attention.core.layer import (
     what_is_seen,
 )
 from attention.core.scaled_dot_product import Attend, attend, weights_of
-from attention.position.rotary import Rotary, check_rotary
+from attention.position.rotary import Rotary, check_rotary, normalised
 from attention.tools.checks import (
     check_heads,
     check_input,
     check_sizes,
     check_slots,
     dropout_now,
-    precise,
 )
 from attention.tools.workbench import expected
 
@@ -64,9 +63,7 @@ class RMSNorm(nn.Module):
         """The vectors, normalised."""
         if x.shape[-1:] != self.weight.shape:
             raise expected("x", f"vectors of {len(self.weight)} numbers", x)
-        numbers = x.to(precise(x))
-        mean = numbers.square().mean(dim=-1, keepdim=True)
-        return (numbers * torch.rsqrt(mean + self.eps) * self.weight).to(x.dtype)
+        return normalised(x, self.weight, self.eps)
 
 
 def latent_operations(

@@ -30,6 +30,7 @@ __all__ = [
     "check_speeds",
     "check_turn",
     "convert_pairing",
+    "normalised",
     "rotary_frequencies",
     "rotate",
 ]
@@ -255,6 +256,15 @@ def check_factor(factor: float | int) -> None:
         raise expected("factor", "a number of at least 1", factor)
 
 
+def normalised(
+    vectors: Float[Tensor, "*axes width"], weight: Float[Tensor, " width"], eps: float
+) -> Float[Tensor, "*axes width"]:
+    """Vectors with a mean square of 1, times `weight`; computed in float32 at least."""
+    numbers = vectors.to(precise(vectors))
+    mean = numbers.square().mean(dim=-1, keepdim=True)
+    return (numbers * torch.rsqrt(mean + eps) * weight).to(vectors.dtype)
+
+
 class QKNorm(nn.Module):
     """Bring the numbers of each query and key to a mean square of 1, head by head.
 
@@ -278,13 +288,8 @@ class QKNorm(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Both, normalised; positions do not matter. It computes in float32."""
         check_placed(queries, keys, positions, len(self.query_weight))
-        queries = self._normed(queries, self.query_weight)
-        return queries, self._normed(keys, self.key_weight)
-
-    def _normed(self, heads: Tensor, weight: Tensor) -> Tensor:
-        numbers = heads.to(precise(heads))
-        mean = numbers.square().mean(dim=-1, keepdim=True)
-        return (numbers * torch.rsqrt(mean + self.eps) * weight).to(heads.dtype)
+        queries = normalised(queries, self.query_weight, self.eps)
+        return queries, normalised(keys, self.key_weight, self.eps)
 
 
 class ProcessHeads(nn.Module):

@@ -54,6 +54,7 @@ OTHERS = {
     "check_pooled": CHECK,
     "mean_head": CHECKPOINT,
     "pool_heads": CHECKPOINT,
+    "normalised": "brings vectors to one size, and mixes no values",
     "ntk_base": TURNS,
     "picture_places": COUNTS,
     "rotary_frequencies": TURNS,
