@@ -47,6 +47,11 @@ class Case:
             drawn.append(numbers.to(self.dtype))
         return drawn
 
+    @property
+    def options(self) -> dict[str, Tensor]:
+        """The mask by its name, if there is one."""
+        return {} if self.mask is None else {"mask": self.mask}
+
     def wired(self, f) -> list[Tensor]:
         """Queries, keys and values of the scores."""
         return self.mechanism.wiring(f, *self.tensors())

@@ -25,8 +25,7 @@ DOUBLE = {"dtypes": (torch.float64,)}
 
 def as_function(case, f):
     """`f` as a function of its inputs and its parameters, and what it is given."""
-    tensors, mask = case.tensors(), case.mask
-    options = {} if mask is None else {"mask": mask}
+    tensors, options = case.tensors(), case.options
     if not isinstance(f, nn.Module):
         inputs = tuple(t.requires_grad_() for t in tensors)
         return lambda *tensors: f(*tensors, **options), inputs

@@ -11,7 +11,6 @@ from torch.nn import functional as F
 from attention import attend, attention_weights, flash_attend
 from attention.tools.checks import repeat_kv
 
-from .cases import takes_mask
 from .equals import close, equal
 from .mechanism import Excuse, accepts
 from .suite import sentence
@@ -33,14 +32,6 @@ def handed(f, form):
         if hasattr(part, "attend"):
             part.attend = form
     return f
-
-
-def masked(case):
-    return (
-        {}
-        if case.mask is None or not takes_mask(case.mechanism)
-        else {"mask": case.mask}
-    )
 
 
 # Forms, unequal to the one that is there already. A form is called by one protocol.
@@ -148,7 +139,7 @@ def shown(case):
     form = (*LINEAR, *OTHERS)[case.pick(len(LINEAR) + len(OTHERS) - 1)]
     f, tensors, mechanism = handed(case.make(), form), case.tensors(), case.mechanism
     try:
-        weights = mechanism.weights(f, *tensors, **masked(case))
+        weights = mechanism.weights(f, *tensors, **case.options)
     except ValueError as error:
         if form in LINEAR or "weights" not in str(error):
             raise AssertionError(str(error)) from error
@@ -169,7 +160,7 @@ def protocol(case):
     f = handed(case.make(dropout=0.25), form).train(dropping)
     case.call(f)
     used = len(calls)
-    mechanism.weights(f, *case.tensors(), **masked(case))
+    mechanism.weights(f, *case.tensors(), **case.options)
     expected = 0.25 if dropping and drops(mechanism) else 0.0
     for number, (tensors, options) in enumerate(calls):
         assert len(tensors) == 4, "queries, keys, values and the mask, by position"
@@ -200,8 +191,8 @@ def switch(case):
         if form == 3:
             part.dropout = nn.Dropout(1.0).train()
     equal(case.call(f), nothing if form >= 2 else expected)
-    shown = f.attention_weights(*case.tensors(), **masked(case))
-    equal(shown, case.make().attention_weights(*case.tensors(), **masked(case)))
+    shown = f.attention_weights(*case.tensors(), **case.options)
+    equal(shown, case.make().attention_weights(*case.tensors(), **case.options))
 
 
 class Wrapped(nn.Module):
@@ -248,8 +239,7 @@ def wrapped(case):
     try:
         equal(case.call(other), expected, **near)
         reads = case.tensors()
-        other.attention_weights(
-            *(reads[:2] if len(reads) == 3 else reads), **masked(case)
-        )
+        reads = reads[:2] if len(reads) == 3 else reads
+        other.attention_weights(*reads, **case.options)
     except (AttributeError, TypeError, RuntimeError) as error:
         raise AssertionError(str(error)) from error

@@ -28,8 +28,7 @@ def rows(case):
     f, mechanism, tensors = case.make(), case.mechanism, case.tensors()
     seeing = case.allowed().any(dim=-1).to(case.dtype)
     if mechanism.weights is not None:
-        options = {} if case.mask is None else {"mask": case.mask}
-        weights = mechanism.weights(f, *tensors, **options)
+        weights = mechanism.weights(f, *tensors, **case.options)
         assert (weights >= 0).all()
         assert (weights[~case.allowed().expand(weights.shape)] == 0).all()
         equal(weights.sum(dim=-1), seeing.expand(weights.shape[:-1]))

@@ -3,6 +3,7 @@
 from inspect import isclass
 
 import torch
+from examples import Growing
 from hypothesis import assume
 
 from .equals import close, equal
@@ -20,28 +21,10 @@ def without(name: str):
     return lambda mechanism: None if takes(mechanism, name) else excuse
 
 
-class Growing:
-    """The smallest cache: all that came, as it came."""
-
-    def __init__(self):
-        self.length, self.held = 0, None
-
-    def extend(self, *new):
-        held = new
-        if self.held is not None:
-            pairs = zip(self.held, new, (-2, -2, -1), strict=True)
-            held = tuple(torch.cat([old, more], dim) for old, more, dim in pairs)
-        self.length, self.held = held[2].shape[-1], held
-        return held
-
-
 def full_mask(case):
     """The mask of the case for every query and key; None if there is none."""
-    return (
-        None
-        if case.mask is None
-        else case.mask.expand(case.mechanism.masks(case.sizes))
-    )
+    whole = case.mechanism.masks(case.sizes)
+    return None if case.mask is None else case.mask.expand(whole)
 
 
 @sentence("in pieces equals the whole", excuse=without("cache"))
@@ -51,10 +34,8 @@ def pieces(case):
     looking, start = Growing(), 0
     while start < length:
         end = start + case.pick(length - start, low=1)
-        part, own = (
-            x[..., start:end, :],
-            None if mask is None else mask[..., start:end, :end],
-        )
+        part = x[..., start:end, :]
+        own = None if mask is None else mask[..., start:end, :end]
         parts.append(f(part, own, cache=cache))
         weights = f.attention_weights(part, own, cache=looking)
         shown.append(torch.nn.functional.pad(weights, (0, length - end)))
