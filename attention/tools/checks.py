@@ -296,7 +296,7 @@ def readable(tensor: Tensor) -> bool:
     inside vmap, where there is no value to look at, and on a GPU, since the CPU would
     have to wait for it.
     """
-    return _at_once(tensor) and _number(tensor.flatten()[:1].sum()) is not None
+    return tensor.device.type == "cpu" and has_numbers(tensor)
 
 
 def all_finite(*tensors: Tensor) -> bool:
@@ -317,14 +317,16 @@ def has_numbers(tensor: Tensor) -> bool:
 
     False while a graph is made of it, inside vmap, and on the meta device.
     """
-    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
-    return not traced and _number(tensor.flatten()[:1].sum()) is not None
+    return not _traced() and _number(tensor.flatten()[:1].sum()) is not None
 
 
 def _at_once(tensor: Tensor) -> bool:
     """Whether it is on a CPU, and no graph is made of it."""
-    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
-    return not traced and tensor.device.type == "cpu"
+    return tensor.device.type == "cpu" and not _traced()
+
+
+def _traced() -> bool:
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
 def _number(tensor: Tensor) -> int | float | complex | None:
