@@ -137,6 +137,8 @@ class Client(NotebookClient):
     def executed(self, cell, cell_index: int, execute_reply: dict) -> None:
         reply = execute_reply["content"]
         if reply["status"] == "error":  # which nbclient raises next
+            # A busy kernel that is asked to end may write a traceback of its own.
+            self.shutdown_kernel = "immediate"
             return
         if any(each["source"] == "ask_exit" for each in reply.get("payload", [])):
             self.deeds.append("end the kernel")
