@@ -5,6 +5,7 @@ of samples taken seconds apart. A sample during which other processes kept a cor
 is taken again, as long as patience lasts.
 """
 
+import ctypes
 import math
 import os
 import platform
@@ -156,6 +157,7 @@ def peak_growth(call: Call, device: str) -> int:
         call()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - held
+    ctypes.CDLL(None).malloc_trim(0)  # what is free could be used again, uncounted
     Path("/proc/self/clear_refs").write_text("5")  # the peak is now what is held now
     held = bytes_of("/proc/self/status", "VmRSS")
     call()

@@ -91,6 +91,7 @@ WORDS = {
     "GLOO_SOCKET_IFNAME LOCAL_RANK MASTER_ADDR MASTER_PORT NCCL_SOCKET_IFNAME "
     "OMP_NUM_THREADS RANK WORLD_SIZE": "variables of the environment of ranks",
     "VmHWM VmRSS": "what Linux calls sizes of a process",
+    "malloc_trim": "a function of the C library",
     "conf endpoint local nnodes rdzv standalone": "options of torchrun",
     "make": "the program that knows the verbs of the Makefile",
     "meta": "torch's device that has shapes but no memory",

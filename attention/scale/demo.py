@@ -7,6 +7,7 @@ Written by `book/scale/demo.ipynb`: read and change it there.
 """
 
 import argparse
+import ctypes
 import os
 import statistics
 import sys
@@ -151,6 +152,7 @@ def _peak(call: Callable, device: torch.device) -> float:
         held = torch.cuda.memory_allocated()
         call()
         return (torch.cuda.max_memory_allocated() - held) / 2**20
+    _give_back()
     try:
         Path("/proc/self/clear_refs").write_text("5")  # the peak is what is held now
         held = _resident("VmRSS")
@@ -159,6 +161,14 @@ def _peak(call: Callable, device: torch.device) -> float:
     except OSError:  # not Linux, or not allowed
         call()
         return float("nan")
+
+
+def _give_back() -> None:
+    """Give free memory back: a call that took it again would seem to need none."""
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # not in every C library
+        if trim is not None:
+            trim(0)
 
 
 def _resident(field: str) -> int:
