@@ -160,7 +160,7 @@ def cut(font: TTFont, text: Iterable[str]) -> str:
     cutter = subset.Subsetter(options)
     cutter.populate(text="".join(text))
     cutter.subset(font)
-    font.flavor = "woff2"
+    font.flavor, font.recalcTimestamp = "woff2", False  # two builds are one
     font.save(file := BytesIO())
     data = base64.b64encode(file.getvalue()).decode()
     return f'url("data:font/woff2;base64,{data}") format("woff2")'

@@ -1,17 +1,24 @@
 """What the build makes of a small book: right pages, or no book and the reason why."""
 
+import base64
 import json
 import re
 import shutil
 import subprocess
 import sys
 from copy import deepcopy
+from io import BytesIO
 from pathlib import Path
 
 import pytest
 import yaml
+from fontTools.ttLib import TTFont
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "book/_ext"))
+
+import formulas  # noqa: E402
+
 CONFIG = yaml.safe_load((ROOT / "_config.yml").read_text())
 USED = ["cells", "citations", "formulas", "inline_svg"]  # of the local extensions
 SQUARE = (
@@ -182,3 +189,12 @@ def test_rows_of_an_environment_are_one_numbered_formula(page):
 
 def test_a_picture_is_part_of_the_page_and_labelled(page):
     assert re.search(r'<svg [^>]*aria-label="A square\."', page)
+
+
+def test_a_font_that_was_cut_keeps_its_date_so_that_two_builds_are_one(books):
+    css = (books["sound"] / "_build/html/_static/formulas.css").read_text("utf-8")
+    fonts = re.findall(r"font/woff2;base64,([\w+/=]+)", css)
+    assert fonts
+    for data in fonts:
+        cut = TTFont(BytesIO(base64.b64decode(data)))
+        assert cut["head"].modified == formulas.load()["head"].modified
