@@ -106,13 +106,19 @@ def compare_outputs(self, test: Iterable, ref: Iterable, skip_compare=None) -> b
 IPyNbCell.compare_outputs = compare_outputs
 
 
+HOW = (
+    "which can be compared: `show_weights` gives it, and "
+    "`described(figure, words)` of attention.tools.workbench"
+)
+
+
 def differences(ref: Iterable[dict], new: Iterable[dict]) -> Iterator[str]:
     """What tells the stored outputs of a cell from those of the run."""
     ref, new = list(flat(ref)), list(flat(new))
     kinds, new_kinds = ([kind for kind, _ in outputs] for outputs in (ref, new))
     for kind in dict.fromkeys(kinds + new_kinds):
         if kind.startswith("image/") and kind != SVG:
-            yield f"{kind}: a figure must be SVG, which can be compared"
+            yield f"{kind}: a figure must be SVG, {HOW}"
     if kinds != new_kinds:
         yield f"stored are {listed(kinds)}; the run gives {listed(new_kinds)}"
         return

@@ -221,7 +221,8 @@ def test_a_changed_description_is_told():
 def test_a_picture_that_cannot_be_compared_is_refused_even_if_equal():
     picture = [shown(png="iVBORw0KGgo=")]
     assert reasons(picture, picture) == [
-        "image/png: a figure must be SVG, which can be compared"
+        "image/png: a figure must be SVG, which can be compared: `show_weights` gives"
+        " it, and `described(figure, words)` of attention.tools.workbench"
     ]
 
 
