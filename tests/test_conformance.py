@@ -252,7 +252,9 @@ def test_every_public_name_is_a_mechanism_or_has_a_reason():
     new = sorted(unaccounted())
     assert not new, (
         f"{new} must each have an entry in MECHANISMS (tests/conformance/mechanisms.py)"
-        " if it attends, or else a reason in OTHERS (tests/conformance/names.py)"
+        " if it attends, or else a reason in tests/conformance/names.py: a module in"
+        ' AROUND, like "QKNorm": f"none: {TURNS}", any other name in OTHERS, like'
+        ' "alibi": BIAS'
     )
 
 
@@ -268,16 +270,30 @@ def test_no_reason_is_left_over():
 
 @pytest.mark.parametrize("name", sorted(OTHERS.keys() & public().keys()))
 def test_what_is_said_not_to_attend_does_not_look_like_it(name):
-    assert not seems_to_attend(public()[name]), (
-        f"tests/conformance/names.py: OTHERS holds `{name}`, which makes numbers of"
-        " values or of a sequence: it must have an entry in MECHANISMS instead"
-        ' (tests/conformance/mechanisms.py), like Mechanism(name="SelfAttention", …)'
+    thing = public()[name]
+    looks = "makes numbers of values or of a sequence"
+    around = ""
+    if isinstance(thing, type):
+        looks = "is a module"
+        around = (
+            ", or, if it does not attend by itself, a reason in AROUND, like"
+            ' "QKNorm": f"none: {TURNS}"'
+        )
+    assert not seems_to_attend(thing), (
+        f"tests/conformance/names.py: OTHERS holds `{name}`, which {looks}: it must"
+        " have an entry in MECHANISMS instead (tests/conformance/mechanisms.py), like"
+        f' Mechanism(name="SelfAttention", …){around}'
     )
 
 
 @pytest.mark.parametrize("name", sorted(AROUND))
 def test_what_attends_through_another_does_not_attend_by_itself(name):
-    assert attends_by_itself(public()[name]) == set()
+    by = attends_by_itself(public()[name])
+    assert not by, (
+        f"tests/conformance/names.py: AROUND holds `{name}`, which calls {sorted(by)}:"
+        " what attends by itself must have an entry in MECHANISMS instead"
+        ' (tests/conformance/mechanisms.py), like Mechanism(name="SelfAttention", …)'
+    )
     assert attends_by_itself(public()["SelfAttention"]) == {"attend"}
 
 

@@ -2,11 +2,13 @@
 
 import copy
 import subprocess
+from functools import partial
 
 import pytest
 import test_book
 import test_conformance
 import test_exercises
+import test_reference
 from examples import said
 from test_book import Chapter
 
@@ -179,6 +181,99 @@ def test_what_attends_is_told_that_a_reason_will_not_do(monkeypatch):
     fields = ("['no_such_name']", "must leave OTHERS", "names.py", "no such name")
     with pytest.raises(AssertionError, match=said(*fields)):
         test_conformance.test_no_reason_is_left_over()
+
+
+PAGE = f"book/{NAME}"
+PROSE = test_reference.prose(PAGE)
+in_bold = (
+    test_reference.test_a_term_in_bold_is_one_of_the_glossary_that_the_chapter_links
+)
+LOOKED_UP = {
+    "a term in bold that is not linked": (
+        "prose",
+        lambda page: PROSE + "\n\nA **good idea** it is.",
+        partial(in_bold, PAGE),
+        (FILE, "must be linked", "[**good idea**](#term-good-idea)", "glossary.md"),
+    ),
+    "a term that is linked twice": (
+        "prose",
+        lambda page: PROSE + "\n\nA [query](#term-query), a [query](#term-query).",
+        partial(test_reference.test_a_chapter_links_a_term_once, PAGE),
+        (FILE, "linked once", "first used", "term-query"),
+    ),
+    "a term that the glossary lacks": (
+        "glossary",
+        dict,
+        test_reference.test_every_term_is_linked_from_a_chapter,
+        ("glossary.md", "must explain", "term-query", "line of its own"),
+    ),
+    "a term that no chapter links": (
+        "links",
+        lambda page: [],
+        test_reference.test_every_term_is_linked_from_a_chapter,
+        ("glossary.md", "linked from a chapter, like", "term-query"),
+    ),
+    "a term that is explained at length": (
+        "glossary",
+        lambda: {"term-query": "One. Two. Three. "},
+        test_reference.test_a_term_is_explained_in_a_sentence_or_two,
+        ("glossary.md", "term-query", "one or two sentences, not 3"),
+    ),
+    "a source that is not cited": (
+        "prose",
+        lambda page: "{cite:p}`raschka2024`",
+        test_reference.test_every_source_is_cited_in_a_chapter,
+        ("references.bib", "must be cited", "vaswani2017`", "these are not"),
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "gate", "fields"), LOOKED_UP.values(), ids=[*LOOKED_UP]
+)
+def test_what_is_looked_up_is_told_with_its_file_and_an_example(
+    name, given, gate, fields, monkeypatch
+):
+    gate()
+    monkeypatch.setattr(test_reference, name, given)
+    with pytest.raises(AssertionError, match=said(*fields)):
+        gate()
+
+
+@pytest.mark.parametrize(
+    ("tasks", "fields"),
+    [
+        ([("1. One", "easy")] * 3, (FILE, "begin with its name in bold", "(easy)")),
+        (
+            [("1. One", ""), ("2. Two", ""), ("3. Three", "")],
+            (FILE, "levels", "(easy)"),
+        ),
+    ],
+)
+def test_an_exercise_without_a_name_or_a_level_is_told_how_both_are_written(
+    tasks, fields, monkeypatch
+):
+    monkeypatch.setattr(test_reference.exercises, "tasks", lambda root, page: tasks)
+    with pytest.raises(AssertionError, match=said(*fields)):
+        test_reference.test_every_exercise_is_listed_by_name_and_level(PAGE)
+
+
+def test_a_module_that_does_not_attend_is_told_of_the_table_for_it(monkeypatch):
+    monkeypatch.delitem(test_conformance.AROUND, "QKNorm")
+    fields = ("['QKNorm']", "MECHANISMS", "names.py", "AROUND, like", "OTHERS, like")
+    with pytest.raises(AssertionError, match=said(*fields)):
+        test_conformance.test_every_public_name_is_a_mechanism_or_has_a_reason()
+    asked = test_conformance.test_what_is_said_not_to_attend_does_not_look_like_it
+    fields = ("OTHERS holds `QKNorm`", "is a module", "MECHANISMS", "AROUND, like")
+    with pytest.raises(AssertionError, match=said(*fields)):
+        asked("QKNorm")
+
+
+def test_a_module_that_attends_is_told_that_another_table_will_not_do():
+    asked = test_conformance.test_what_attends_through_another_does_not_attend_by_itself
+    fields = ("names.py", "AROUND holds `SelfAttention`", "['attend']", "MECHANISMS")
+    with pytest.raises(AssertionError, match=said(*fields)):
+        asked("SelfAttention")
 
 
 def test_the_short_loop_says_how_to_mend_style_and_asks_for_the_entry_of_each_name():

@@ -22,6 +22,9 @@ from published import ERRATA, NUMBERS  # noqa: E402
 CHAPTERS = [page for _, pages in overview.parts(ROOT) for page in pages]
 
 
+GLOSSARY = "book/reference/glossary.md"
+
+
 def text(name: str) -> str:
     return (BOOK / f"reference/{name}.md").read_text("utf-8")
 
@@ -54,12 +57,23 @@ def links(page: str) -> list[str]:
 
 
 def test_every_term_is_linked_from_a_chapter():
-    assert {link for page in CHAPTERS for link in links(page)} == glossary().keys()
+    linked = {link for page in CHAPTERS for link in links(page)}
+    lacks, unused = sorted(linked - glossary().keys()), glossary().keys() - linked
+    assert not lacks, (
+        f"{GLOSSARY}: must explain what chapters link to, and these are not there: "
+        f"{lacks}; a term on a line of its own, like `query`, is #term-query"
+    )
+    assert not unused, (
+        f"{GLOSSARY}: each term must be linked from a chapter, like [**query**]"
+        f"(#term-query), and these are not: {sorted(unused)}"
+    )
 
 
 @pytest.mark.parametrize("page", CHAPTERS)
 def test_a_chapter_links_a_term_once(page):
-    assert sorted(links(page)) == sorted(set(links(page)))
+    twice = sorted({link for link in links(page) if links(page).count(link) > 1})
+    must = "a term must be linked once, where it is first used; linked again"
+    assert not twice, f"{page}.ipynb: {must}: {twice}"
 
 
 @pytest.mark.parametrize("page", CHAPTERS)
@@ -67,13 +81,19 @@ def test_a_term_in_bold_is_one_of_the_glossary_that_the_chapter_links(page):
     bold = re.findall(r"\*\*([^*\d][^*]*)\*\*", prose(page))
     terms = [words for words in bold if len(words.split()) <= 3 and words[-1] != "."]
     linked = re.findall(r"\[\*\*([^*]+)\*\*\]\(#term-", prose(page))
-    for term in set(terms) - set(linked):
-        assert address(term) in links(page), f"{term}: link it, and explain it"
+    for term in sorted(set(terms) - set(linked)):
+        assert address(term) in links(page), (
+            f"{page}.ipynb: a term in bold must be linked, like "
+            f"[**{term}**](#{address(term)}), and explained in {GLOSSARY}; "
+            "what is no term stands between *single stars*"
+        )
 
 
 def test_a_term_is_explained_in_a_sentence_or_two():
     for term, definition in glossary().items():
-        assert 1 <= len(re.findall(r"\.(?=\s)", definition)) <= 2, term
+        got = len(re.findall(r"\.(?=\s)", definition))
+        must = "must be explained in one or two sentences"
+        assert 1 <= got <= 2, f"{GLOSSARY}: {term} {must}, not {got}"
 
 
 # Notation
@@ -121,9 +141,17 @@ def test_layers_are_those_of_the_module():
 def test_every_exercise_is_listed_by_name_and_level(page):
     tagged = [c for c in cells(page) if "exercise" in tangle.tags(c)]
     tasks = exercises.tasks(ROOT, page)
-    assert len(set(tasks)) == len(tagged)
+    must = "begin with its name in bold, which no other has, like **1. Window.** (easy)"
+    assert len(set(tasks)) == len(tagged), (
+        f"{page}.ipynb: the text before each cell tagged `exercise` must {must}, "
+        f"not {tasks}"
+    )
     levels = [level for _, level in tasks]
-    assert levels == (["easy", "medium", "harder"] if len(tasks) > 1 else [""])
+    right = ["easy", "medium", "harder"] if len(tasks) > 1 else [""]
+    assert levels == right, (
+        f"{page}.ipynb: behind the names of exercises must stand their levels, like "
+        f"**1. Window.** (easy): {right} in this order, not {levels}"
+    )
 
 
 def test_the_page_of_published_numbers_shows_every_one():
@@ -136,4 +164,9 @@ def test_every_source_is_cited_in_a_chapter():
     sources = re.findall(r"(?m)^@\w+\{(\w+),", (BOOK / "references.bib").read_text())
     told = "\n".join(map(prose, CHAPTERS))
     cited = ",".join(re.findall(r"\{cite:\w+\}`([^`]+)`", told))
-    assert set(sources) == set(cited.split(","))
+    keys = set(cited.split(","))
+    unused, lacks = set(sources) - keys, keys - set(sources)
+    must = "each source must be cited in a chapter, like {cite:p}`vaswani2017`"
+    assert not unused, f"book/references.bib: {must}; these are not: {sorted(unused)}"
+    must = "must hold what chapters cite, and these keys are not there"
+    assert not lacks, f"book/references.bib: {must}: {sorted(lacks)}"
