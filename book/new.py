@@ -2,6 +2,7 @@
 
     python book/new.py position/rotary "Rotary positions"
     python book/new.py position/rotary "Rotary positions" "Where tokens stand"
+    python book/new.py --left position/rotary   tells what is the skeleton's still
 
 It writes the chapter with its outputs, its module, its tests and the answers to its
 exercises, and enters it in `_toc.yml` at the end of its part (a new part gets the last
@@ -24,6 +25,7 @@ from tangle import ROOT, RUFF, Refusal
 
 TEXTS = Path(__file__).with_name("_new")
 LAST = ("tools", "reference")  # parts that stand aside, after the story
+NAMES = "tests/conformance/names.py"
 REASON = "counts steps, and mixes no values"
 PROMPTS = {
     "code_prompt_show": "Show the solution",
@@ -56,6 +58,45 @@ def main(root: Path, asked: str, title: str = "", caption: str = "") -> int:
         f"'make execute CHAPTERS={name}' and 'make check CHAPTER={name}'."
     )
     return 0
+
+
+def left(root: Path, asked: str) -> int:
+    """Say where a chapter still holds words of the skeleton, which no test refuses."""
+    try:
+        name = named(asked)
+        if found := unchanged(root, name):
+            file = f"book/{name}.ipynb"
+            print(f"{file}: the skeleton's words still stand in {', '.join(found)}.")
+    except Refusal as refusal:
+        print("refused:", refusal, file=sys.stderr)
+        return 1
+    return 0
+
+
+def unchanged(root: Path, name: str) -> list[str]:
+    """The cells, captions and entries that say what the skeleton says."""
+    skeleton = nbformat.reads(notebook(filled("chapter.md", name, ""), ""), 4)
+    old = {words for cell in skeleton.cells for _, words in said(cell)}
+    found = [
+        f"{cell['id']}{where}"
+        for cell in tangle.load(root / f"book/{name}.ipynb", root)["cells"]
+        for where, words in said(cell)
+        if words in old
+    ]
+    entry = f'"{name.split("/")[1]}": "{REASON}"'
+    if entry in (root / NAMES).read_text("utf-8"):
+        found.append(f"{NAMES} ({entry})")
+    return list(dict.fromkeys(found))
+
+
+def said(cell: dict) -> Iterator[tuple[str, str]]:
+    """Each paragraph of a cell of text, but no heading; and the caption of a figure."""
+    if cell["cell_type"] == "markdown":
+        for words in cell["source"].split("\n\n"):
+            if not words.startswith("#"):
+                yield "", words.strip()
+    if figure := cell["metadata"].get("mystnb", {}).get("figure"):
+        yield " (its caption, in the cell's metadata)", figure["caption"]
 
 
 # What is asked for
@@ -113,21 +154,22 @@ def all_or_nothing(paths: list[Path]) -> Iterator[None]:
 
 def texts(root: Path, name: str, title: str, caption: str) -> dict[Path, str]:
     """What is written, but for the module."""
-    part, stem = name.split("/")
-
-    def filled(file: str) -> str:
-        text = (TEXTS / file).read_text("utf-8").replace("Some title", title)
-        return text.replace("some_part", part).replace("some_name", stem)
-
+    stem = name.split("/")[1]
     chapter, test, answers, _ = fresh(root, name)
-    toc, names = root / "_toc.yml", root / "tests/conformance/names.py"
+    toc, names = root / "_toc.yml", root / NAMES
     return {
-        chapter: notebook(filled("chapter.md"), stem),
-        test: filled("properties.py"),
-        answers: filled("answers.py"),
+        chapter: notebook(filled("chapter.md", name, title), stem),
+        test: filled("properties.py", name, title),
+        answers: filled("answers.py", name, title),
         toc: listed(toc.read_text("utf-8"), name, caption),
         names: accounted(names.read_text("utf-8"), stem),
     }
+
+
+def filled(file: str, name: str, title: str) -> str:
+    part, stem = name.split("/")
+    text = (TEXTS / file).read_text("utf-8").replace("Some title", title)
+    return text.replace("some_part", part).replace("some_name", stem)
 
 
 def notebook(text: str, stem: str) -> str:
@@ -188,5 +230,8 @@ if __name__ == "__main__":
     parser.add_argument("chapter", help="like position/rotary")
     parser.add_argument("title", nargs="?", default="", help="its title")
     parser.add_argument("caption", nargs="?", default="", help="of its part, if new")
+    parser.add_argument("--left", action="store_true", help="tell what is unchanged")
     asked = parser.parse_args()
+    if asked.left:
+        sys.exit(left(ROOT, asked.chapter))
     sys.exit(main(ROOT, asked.chapter, asked.title, asked.caption))

@@ -17,6 +17,7 @@ import execute  # noqa: E402
 import new  # noqa: E402
 import tangle  # noqa: E402
 
+NAMES = "tests/conformance/names.py"
 LEFT_OUT = [".git", ".venv", "_build", "__pycache__", ".*_cache", ".hypothesis"]
 
 
@@ -99,6 +100,39 @@ def test_a_chapter_stands_at_the_end_of_its_part_a_new_part_before_the_tools():
     assert not contents(core)[place + 1].startswith("core/")
     position = contents(new.listed(toc, "nowhere/turning", "Nowhere"))
     assert position[position.index("nowhere/turning") + 1].startswith("tools/")
+
+
+def test_what_is_still_the_skeletons_is_told_until_it_is_changed(tmp_path, capsys):
+    """No test refuses it, for the skeleton passes all of them."""
+    name = "further/steps_back"
+    for path, text in new.texts(ROOT, name, "Steps back", "Further").items():
+        written = tmp_path / path.relative_to(ROOT)
+        written.parent.mkdir(parents=True, exist_ok=True)
+        written.write_text(text, "utf-8")
+    assert new.left(tmp_path, name) == 0
+    told = capsys.readouterr().out
+    file = tmp_path / f"book/{name}.ipynb"
+    for words in f"book/{name}.ipynb", "title, question", "map (its caption", NAMES:
+        assert words in told
+    page = execute.nbformat.read(file, 4)
+    for cell in page.cells:
+        if cell.cell_type == "markdown":
+            cell.source = "## The question\n\nWhat else is far?"
+    execute.nbformat.write(page, file)
+    names = tmp_path / NAMES
+    names.write_text(
+        names.read_text("utf-8").replace(new.REASON, "is another"), "utf-8"
+    )
+    caption = "map (its caption, in the cell's metadata)"
+    assert new.unchanged(tmp_path, name) == [caption]
+
+
+def test_a_chapter_of_the_book_holds_no_words_of_the_skeleton(capsys):
+    for name in "core/causal", "position/rotary", "tools/maps":
+        assert new.left(ROOT, name) == 0
+    assert capsys.readouterr().out == ""
+    assert new.left(ROOT, "causal") == 1
+    assert capsys.readouterr().err.startswith("refused: CHAPTER: expected")
 
 
 def contents(toc: str) -> list[str]:
