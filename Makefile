@@ -25,9 +25,13 @@ PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3
 	if $$python -c "$(NEW_ENOUGH)" 2>/dev/null; then echo $$python; break; fi; done)
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 
-# That every public name is entered, and no entry is left over.
+# That every public name is entered where it belongs, and no entry is left over.
 NAMES := $(addprefix tests/test_conformance.py::, \
-	test_every_public_name_is_a_mechanism_or_has_a_reason test_no_reason_is_left_over)
+	test_every_public_name_is_a_mechanism_or_has_a_reason test_no_reason_is_left_over \
+	test_what_is_said_not_to_attend_does_not_look_like_it \
+	test_what_attends_through_another_does_not_attend_by_itself)
+# What one chapter can spoil for all: entries of names, terms, sources.
+ALWAYS := reason or said_not_to_attend or attends_through or every_term or every_source
 
 # A word of the command line as the shell shall see it, whatever it holds.
 quoted = '$(subst ','\'',$(1))'
@@ -46,20 +50,24 @@ book: tangle site ## Install, write attention/, build the site, tell where it li
 test: lint check-tangle try-model unit chapters site pages ## Verify all that CI verifies, in CI's order (FAST=1: but slow tests)
 	@echo "All of the book is verified."
 
-check: $(READY) ## Check one chapter in half a minute (CHAPTER=core/causal)
+check: $(READY) ## Check one chapter in a minute or so (CHAPTER=core/causal)
 	@test -f "book/$(CHAPTER).ipynb" || { \
 		echo "Name a chapter: make check CHAPTER=core/causal" >&2; exit 1; }
 	@$(PY) book/tangle.py
 	@$(STYLE)
-	@# The site is built beside the tests: two cores have room for both.
-	@$(BUILD) & site=$$!; \
-	OMP_NUM_THREADS=1 $(PY) -m pytest --quiet -k "$(notdir $(CHAPTER)) or reason" \
-		tests/test_book.py tests/test_exercises.py $(NAMES) $(wildcard tests/$(dir $(CHAPTER))test_$(notdir $(CHAPTER)).py) \
-		--jaxtyping-packages=attention,beartype.beartype && \
+	@# The site is built beside the tests: two cores have room for both. A test that
+	@# fails stops neither the others nor the run of the chapter: one round tells all.
+	@$(BUILD) & site=$$!; right=0; \
+	OMP_NUM_THREADS=1 $(PY) -m pytest --quiet -k "$(notdir $(CHAPTER)) or $(ALWAYS)" \
+		tests/test_book.py tests/test_exercises.py tests/test_reference.py $(NAMES) \
+		$(wildcard tests/$(dir $(CHAPTER))test_$(notdir $(CHAPTER)).py) \
+		--tb=short --continue-on-collection-errors \
+		--jaxtyping-packages=attention,beartype.beartype || right=$$?; \
 	OMP_NUM_THREADS=1 $(PY) -m pytest --nbval book/$(CHAPTER).ipynb --quiet \
-		-p no:cacheprovider; \
-	right=$$?; wait $$site && exit $$right
+		-p no:cacheprovider || right=$$?; \
+	wait $$site && exit $$right
 	@$(PY) -m pytest tests/site --quiet -k "[book/$(CHAPTER)]"
+	@$(PY) book/new.py --left $(CHAPTER)
 	@echo "$(CHAPTER) is checked; 'make test' checks it among the others."
 
 new: $(READY) ## Begin a chapter (CHAPTER=beyond/gated TITLE="Gated attention")

@@ -268,9 +268,12 @@ def test_no_reason_is_left_over():
     )
 
 
-@pytest.mark.parametrize("name", sorted(OTHERS.keys() & public().keys()))
+PUBLIC = public()  # once: it goes through all modules
+
+
+@pytest.mark.parametrize("name", sorted(OTHERS.keys() & PUBLIC.keys()))
 def test_what_is_said_not_to_attend_does_not_look_like_it(name):
-    thing = public()[name]
+    thing = PUBLIC[name]
     looks = "makes numbers of values or of a sequence"
     around = ""
     if isinstance(thing, type):
@@ -288,13 +291,13 @@ def test_what_is_said_not_to_attend_does_not_look_like_it(name):
 
 @pytest.mark.parametrize("name", sorted(AROUND))
 def test_what_attends_through_another_does_not_attend_by_itself(name):
-    by = attends_by_itself(public()[name])
+    by = attends_by_itself(PUBLIC[name])
     assert not by, (
         f"tests/conformance/names.py: AROUND holds `{name}`, which calls {sorted(by)}:"
         " what attends by itself must have an entry in MECHANISMS instead"
         ' (tests/conformance/mechanisms.py), like Mechanism(name="SelfAttention", …)'
     )
-    assert attends_by_itself(public()["SelfAttention"]) == {"attend"}
+    assert attends_by_itself(PUBLIC["SelfAttention"]) == {"attend"}
 
 
 def test_a_new_mechanism_is_found_by_itself(monkeypatch):

@@ -1,6 +1,7 @@
 """A gate says what is missing, where, and gives an example of how it can be."""
 
 import copy
+import re
 import subprocess
 from functools import partial
 
@@ -279,5 +280,24 @@ def test_a_module_that_attends_is_told_that_another_table_will_not_do():
 def test_the_short_loop_says_how_to_mend_style_and_asks_for_the_entry_of_each_name():
     asked = ["make", "--dry-run", "check", f"CHAPTER={NAME}"]
     made = subprocess.run(asked, cwd=test_book.ROOT, capture_output=True, text=True)
-    for words in "ruff check --fix", "is_a_mechanism_or_has_a_reason", "left_over":
+    names = "is_a_mechanism_or_has_a_reason", "left_over", "said_not_to_attend"
+    for words in "ruff check --fix", *names, "attends_through", "new.py --left":
         assert words in made.stdout, made.stderr
+
+
+def test_the_short_loop_asks_what_a_chapter_can_spoil_for_the_others():
+    """What its words choose is collected, not run."""
+    asked = ["make", "--dry-run", "check", f"CHAPTER={NAME}"]
+    made = subprocess.run(asked, cwd=test_book.ROOT, capture_output=True, text=True)
+    words = re.search(r'-k "(masks or [^"]+)"', made.stdout).group(1)
+    for name in (
+        "test_every_public_name_is_a_mechanism_or_has_a_reason",
+        "test_no_reason_is_left_over",
+        "test_what_is_said_not_to_attend_does_not_look_like_it[QKNorm]",
+        "test_what_attends_through_another_does_not_attend_by_itself[Block]",
+        "test_every_term_is_linked_from_a_chapter",
+        "test_every_source_is_cited_in_a_chapter",
+        "test_a_chapter_links_a_term_once[book/core/masks]",
+    ):
+        assert any(word in name for word in words.split(" or ")), name
+    assert "tests/test_reference.py" in made.stdout
