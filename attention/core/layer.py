@@ -349,7 +349,8 @@ class Attention(nn.Module):
     def _inputs(self, x, mask, positions, cache) -> tuple[tuple, dict]:
         """What the form is called with: queries, keys, values and mask, and options."""
         check_input(self, x)
-        flag = self.masks == (causal,) and self.bias is None
+        only = len(self.masks) == 1 and self.masks[0] is causal
+        flag = only and self.bias is None
         if flag and positions is None and cache is None and self.process_heads is None:
             return (*self._heads(x, None), mask), {"causal": True}  # as in 2017
         if cache is not None:

@@ -105,7 +105,7 @@ def with_scale(form: Attend, scale: float) -> Attend:
 
 def _is_plain(linear: nn.Module) -> bool:
     """Whether it multiplies by its weight, and does nothing else."""
-    if type(linear) is not nn.Linear or "forward" in vars(linear):
+    if type(linear) is not nn.Linear or "forward" in linear.__dict__:
         return False
     return not (linear._forward_hooks or linear._forward_pre_hooks)
 

@@ -79,7 +79,7 @@ class SimplerSimpleRecurrentUnit(nn.Module):
     ) -> Float[Tensor, "*batch length d"]:
         """What is remembered at each step, that step included."""
         check_tensor(x=x)
-        d, device = self.d, next(self.parameters(), x).device
+        d, device = self.d, [*self.parameters(), x][0].device
         fits = x.ndim > 1 and x.shape[-2] > 0 and x.shape[-1] == d
         if not fits or not x.is_floating_point() or x.device != device:
             must = f"floats (..., length, {d=}) on {device}, of at least one step"

@@ -351,8 +351,8 @@ def check_positions(positions: Tensor, x: Tensor) -> Tensor:
         raise expected("positions", f"whole numbers on {x.device}", positions)
     (*batch, length), own = x.shape[:-1], positions.shape
     fits = own[-1:] == (length,) and len(own) <= len(batch) + 1
-    pairs = zip(own[-2::-1], batch[::-1], strict=False)
-    if not fits or any(rows not in (1, n) for rows, n in pairs):
+    rows = batch[len(batch) + 1 - len(own) :]  # those beside its axes
+    if not fits or any(n not in (1, m) for n, m in zip(own[:-1], rows, strict=True)):
         must = f"shape ({length},), or {(*batch, length)}, like x"
         raise expected("positions", must, tuple(own))
     if positions.numel() and _at_once(positions):
