@@ -4,6 +4,7 @@ import re
 from functools import cache, partial
 
 import torch
+from hypothesis import strategies as st
 
 
 @cache
@@ -37,6 +38,12 @@ TRACERS = {  # each makes of a module, and of inputs to trace it with, what is c
     "export": partial(_exported, strict=False),
     "strict export": partial(_exported, strict=True),
 }
+
+
+LETTERS = st.characters(exclude_categories=()) | st.sampled_from(
+    "\n\t\r \u00a0\u200b\u2028␣↵⇥∅◌⟨⟩aeé\u0301\u0323\u1100\u1161\u11a8가אع(1)"
+)
+TOKENS = st.text(LETTERS, max_size=5)  # of every kind
 
 
 def token_of(shown: str) -> str:

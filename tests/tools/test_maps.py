@@ -6,13 +6,12 @@ import subprocess
 import sys
 import time
 from itertools import pairwise
-from unicodedata import is_normalized
 from xml.dom import minidom
 
 import numpy
 import pytest
 import torch
-from examples import said, token_of
+from examples import TOKENS, said
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from matplotlib.colors import to_rgb
@@ -551,56 +550,6 @@ def test_a_query_that_may_see_no_key_looks_at_none():
 
 
 # Tokens of every kind
-
-LETTERS = st.characters(exclude_categories=()) | st.sampled_from(
-    "\n\t\r \u00a0\u200b\u2028␣↵⇥∅◌⟨⟩aeé\u0301\u0323\u1100\u1161\u11a8가אع(1)"
-)
-TOKENS = st.text(LETTERS, max_size=5)
-
-
-@settings(max_examples=1000)
-@given(TOKENS)
-@example("")
-@example("\ud83d")
-@example("\ufffe")
-@example("e\u0301")
-@example("⟨U+000A⟩")
-def test_every_token_has_a_look_of_its_own(token):
-    shown = visible_token(token)
-    assert token_of(shown) == token
-    assert is_normalized("NFC", shown)  # so not even alike to a reader of Unicode
-    assert shown.isprintable()
-    assert shown == shown.strip() != ""
-
-
-LOOKS = {
-    "a word": ("cat", "cat"),
-    "a space before": (" cat", "␣cat"),
-    "a space inside": ("New York", "New York"),
-    "two inside": ("New  York", "New␣␣York"),
-    "a line break": ("\n", "↵"),
-    "a line break and a space": ("\n a", "↵␣a"),
-    "a tab": ("\t", "⇥"),
-    "nothing": ("", "∅"),
-    "the sign for nothing": ("∅", "⟨U+2205⟩"),
-    "a control": ("\x1b[0m", "⟨U+001B⟩[0m"),
-    "no character": ("\ufffe", "⟨U+FFFE⟩"),
-    "half a character": ("\ud83d", "⟨U+D83D⟩"),
-    "a change of direction": ("\u202eabc", "⟨U+202E⟩abc"),
-    "a space that does not break": ("New\u00a0York", "New⟨U+00A0⟩York"),
-    "a letter": ("é", "é"),
-    "its pieces": ("e\u0301", "e⟨U+0301⟩"),
-    "an accent alone": ("\u0301", "◌\u0301"),
-    "Hindi": ("हिन्दी", "हिन्दी"),
-    "Chinese": ("注意", "注意"),
-    "a picture": ("😀", "😀"),
-    "what is not whitespace in HTML": ("\u3164", "⟨U+3164⟩"),
-}
-
-
-@pytest.mark.parametrize(("token", "shown"), LOOKS.values(), ids=LOOKS.keys())
-def test_a_token_is_shown_whole_and_on_one_line(token, shown):
-    assert visible_token(token) == shown
 
 
 @settings(max_examples=300)

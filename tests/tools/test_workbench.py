@@ -2,13 +2,14 @@
 
 from functools import partial
 from operator import mul
+from unicodedata import is_normalized
 from xml.dom import minidom
 
 import numpy
 import pytest
 import torch
-from examples import said
-from hypothesis import example, given
+from examples import TOKENS, said, token_of
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
@@ -17,11 +18,14 @@ from attention.tools.workbench import (
     check_tensor,
     described,
     draw_arrow,
+    draw_boxes,
     draw_table,
     expected,
     grade,
+    name_width,
     step,
     told,
+    visible_token,
     well_formed,
 )
 
@@ -89,6 +93,77 @@ def test_what_is_well_formed_can_be_written_and_read_back(text):
     assert "".join(node.data for node in read.childNodes) == clean
     assert len(clean) == len(text)
     assert clean == text or "�" in clean
+
+
+# Tokens, and the room of names
+
+
+@settings(max_examples=1000)
+@given(TOKENS)
+@example("")
+@example("\ud83d")
+@example("\ufffe")
+@example("e\u0301")
+@example("⟨U+000A⟩")
+def test_every_token_has_a_look_of_its_own(token):
+    shown = visible_token(token)
+    assert token_of(shown) == token
+    assert is_normalized("NFC", shown)  # so not even alike to a reader of Unicode
+    assert shown.isprintable()
+    assert shown == shown.strip() != ""
+
+
+LOOKS = {
+    "a word": ("cat", "cat"),
+    "a space before": (" cat", "␣cat"),
+    "a space inside": ("New York", "New York"),
+    "two inside": ("New  York", "New␣␣York"),
+    "a line break": ("\n", "↵"),
+    "a line break and a space": ("\n a", "↵␣a"),
+    "a tab": ("\t", "⇥"),
+    "nothing": ("", "∅"),
+    "the sign for nothing": ("∅", "⟨U+2205⟩"),
+    "a control": ("\x1b[0m", "⟨U+001B⟩[0m"),
+    "no character": ("\ufffe", "⟨U+FFFE⟩"),
+    "half a character": ("\ud83d", "⟨U+D83D⟩"),
+    "a change of direction": ("\u202eabc", "⟨U+202E⟩abc"),
+    "a space that does not break": ("New\u00a0York", "New⟨U+00A0⟩York"),
+    "a letter": ("é", "é"),
+    "its pieces": ("e\u0301", "e⟨U+0301⟩"),
+    "an accent alone": ("\u0301", "◌\u0301"),
+    "Hindi": ("हिन्दी", "हिन्दी"),
+    "Chinese": ("注意", "注意"),
+    "a picture": ("😀", "😀"),
+    "what is not whitespace in HTML": ("\u3164", "⟨U+3164⟩"),
+}
+
+
+@pytest.mark.parametrize(("token", "shown"), LOOKS.values(), ids=LOOKS.keys())
+def test_a_token_is_shown_whole_and_on_one_line(token, shown):
+    assert visible_token(token) == shown
+
+
+def test_a_name_has_the_room_that_its_letters_are_drawn_in():
+    for name in ("m" * 40, "W" * 40):
+        figure = Figure(figsize=(0.1, 0.1), dpi=3600)
+        drawn = figure.text(0, 0, name, fontsize=9).get_window_extent()
+        assert name_width(name) == pytest.approx(drawn.width / 3600, rel=5e-3)
+
+
+def test_the_room_of_a_name_is_that_of_its_parts():
+    assert name_width("Wm") == pytest.approx(name_width("W") + name_width("m"))
+
+
+def test_a_letter_that_the_font_lacks_gets_a_box_and_no_warning():
+    figure = Figure()
+    lacking, known = (figure.text(0, 0, text) for text in ("a \U0010fffd", "a b"))
+    family = known.get_fontfamily()
+    draw_boxes(lacking, known)
+    figure.draw_without_rendering()
+    assert known.get_fontfamily() == family
+
+
+# What changed, and exercises
 
 
 def one(x):
