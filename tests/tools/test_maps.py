@@ -349,6 +349,11 @@ def test_tokens_are_shown_as_they_are():
     assert "שלום" in text
 
 
+def test_the_name_of_an_axis_is_shown_as_it_is():
+    figure = show_weights(some_weights(2), QUERIES, KEYS, axes=("$x^2$",))
+    assert ">$x^2$ 1<" in svg(figure)
+
+
 def test_weights_with_a_gradient_in_half_precision_are_drawn():
     weights = some_weights().to(torch.bfloat16).requires_grad_()
     show_weights(weights, QUERIES, KEYS)
