@@ -26,6 +26,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from attention.tools.checks import (
+    are_whole,
     check_bias,
     check_fit,
     check_sizes,
@@ -436,9 +437,11 @@ def check_documents(documents: Tensor, shape: tuple[int, ...]) -> Tensor:
     """In 64 bits; ValueError unless there is a whole number for each token."""
     check_tensor(documents=documents)
     batch, length = shape[:-3], shape[-1]
-    whole = not (documents.is_floating_point() or documents.is_complex())
-    sizes = {(length,), (*batch, length)}
-    if not whole or tuple(documents.shape) not in sizes or shape[-2] != length:
+    if shape[-2] != length:
+        got = f"{shape[-2]} queries and {length} keys"
+        raise expected("documents", "as many queries as keys beside them", got)
+    fits = tuple(documents.shape) in {(length,), (*batch, length)}
+    if not fits or not are_whole(documents):
         must = f"whole numbers {(*batch, length)}, one for each token"
         raise expected("documents", must, documents)
     return documents.long()

@@ -372,13 +372,30 @@ def test_a_misfit_is_refused_in_words(form, arguments, message, as_importer):
         ({"order": "spiral"}, ("order", "zigzag", "got 'spiral'")),
         ({"group": 3}, ("group", "belongs to", "got 3")),
         ({"window": 3}, ("window", "causal=True")),
-        ({"documents": torch.zeros(5)}, ("documents", "whole numbers", "got")),
-        ({"documents": torch.zeros(5).long()}, ("documents", "(2, 7)", "got")),
+        ({"documents": torch.zeros(7).long()}, ("documents", "got 5", "and 7 keys")),
     ],
 )
 def test_what_no_rank_can_use_is_refused(form, wrong, words, as_importer):
     with pytest.raises(ValueError, match=said(*words)):
         form(**change(**wrong))
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64, torch.bool])
+def test_numbers_of_documents_are_whole_and_no_mask(form, dtype, as_importer):
+    text, documents = torch.randn(3, 2, 3, 7, 11), torch.ones(2, 7, dtype=dtype)
+    with pytest.raises(ValueError, match=said("documents", "whole numbers", dtype)):
+        form(*text, documents=documents)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_documents_have_a_number_for_each_token(form, as_importer):
+    text, words = torch.randn(3, 2, 3, 7, 11), said("documents", "(2, 7)", "got")
+    for shape in ((5,), (2, 5), (3, 7), (2, 1, 7), ()):
+        with pytest.raises(ValueError, match=words):
+            form(*text, documents=torch.zeros(shape).long())
+    with pytest.raises(TypeError, match=said("documents", "Tensor", "list")):
+        form(*text, documents=[0] * 7)
 
 
 # What does not fit between ranks
