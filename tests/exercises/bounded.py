@@ -122,3 +122,14 @@ class scores_inside:
             _, turned = rotary(kept, kept, places)
             turned_query, _ = rotary(query, query, places[-1:])
             return turned_query @ turned.mT
+
+        def a_text_shorter_than_the_window(query, keys, rotary, sinks, window):
+            count = keys.shape[1]
+            recent = torch.arange(count - window, count)
+            kept = keys[
+                :, torch.cat([torch.arange(min(sinks, count)), recent]).unique()
+            ]
+            places = torch.arange(kept.shape[1])
+            _, turned = rotary(kept, kept, places)
+            turned_query, _ = rotary(query, query, places[-1:])
+            return turned_query @ turned.mT

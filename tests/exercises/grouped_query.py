@@ -92,6 +92,12 @@ class gathered:
             reads = torch.arange(len(heads)) % num_kv_heads
             return heads[reads.argsort(stable=True)].flatten(0, 1)
 
+        def in_place(rows, head_dim, num_kv_heads):
+            heads = rows.clone().split(head_dim)
+            order = sorted(range(len(heads)), key=lambda head: head % num_kv_heads)
+            rows[:] = torch.cat([heads[head] for head in order])
+            return rows
+
     class wrong:
         def left_as_they_are(rows, head_dim, num_kv_heads):
             return rows
@@ -106,3 +112,6 @@ class gathered:
         def within_the_heads(rows, head_dim, num_kv_heads):
             heads = rows.unflatten(0, (num_kv_heads, head_dim, -1))
             return heads.transpose(1, 2).flatten(0, 2)
+
+        def not_flattened(rows, head_dim, num_kv_heads):
+            return rows.unflatten(0, (-1, num_kv_heads, head_dim)).transpose(0, 1)

@@ -109,6 +109,12 @@ class settle:
                 kept -= 1
             return kept
 
+        def as_tensors(cache, guessed, chosen):
+            same = torch.tensor(guessed) == torch.tensor(chosen)
+            kept = int(same.long().cumprod(0).sum())
+            cache.truncate(cache.length - len(guessed) + kept)
+            return kept
+
     class wrong:
         def counts_all_that_agree(cache, guessed, chosen):
             kept = sum(a == b for a, b in zip(guessed, chosen, strict=True))

@@ -68,6 +68,10 @@ class row_of:
         def with_an_axis_left(packed, bits, token):
             return _unpack(packed, bits)[..., token : token + 1, :]
 
+        def for_three_axes_alone(packed, bits, token):
+            row, place = divmod(token, 8 // bits)
+            return packed[:, row] >> bits * place & 2**bits - 1
+
 
 class spread_out:
     class right:

@@ -121,6 +121,14 @@ class accept_one:
                 p /= p.sum()
             return torch.multinomial(p, 1).item()
 
+        def in_place(p, q, guesses):
+            for guess in guesses:
+                if torch.rand(()) * q[guess] < p[guess]:
+                    return guess
+                p.sub_(q).clamp_(min=0)
+                p /= p.sum()
+            return torch.multinomial(p, 1)
+
     class wrong:
         def the_first_alone(p, q, guesses):
             if torch.rand(()) * q[guesses[0]] < p[guesses[0]]:
