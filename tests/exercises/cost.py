@@ -85,6 +85,9 @@ class least_seconds:
             compute, carry = operations / copy_rate, moved / product_rate
             return max(compute, carry), "memory" if carry > compute else "processor"
 
+        def seconds_alone(operations, moved, product_rate, copy_rate):
+            return max(operations / product_rate, moved / copy_rate)
+
 
 class one_query_intensity:
     class right:

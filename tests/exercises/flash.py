@@ -252,3 +252,13 @@ class values_gradient:
                     kept.append(weights.tril(rows.start - some.start))
                     gradient[some] += kept[-1].T @ do[rows]
             return gradient
+
+        def queries_scaled_in_place(queries, keys, do, lse):
+            gradient, length = torch.zeros_like(do), len(queries)
+            queries /= queries.shape[-1] ** 0.5
+            for rows, columns in tiles(length, length, causal=True, tile=(2, 2)):
+                for some in columns:
+                    weights = (queries[rows] @ keys[some].T - lse[rows, None]).exp()
+                    weights = weights.tril(rows.start - some.start)
+                    gradient[some] += weights.T @ do[rows]
+            return gradient

@@ -63,6 +63,11 @@ class power_of_two:
             bits = (n.numpy().astype("int32") + 127) << 23
             return torch.from_numpy(bits.view("float32"))
 
+        def in_place(n):
+            n += 127
+            n <<= 23
+            return n.int().view(torch.float32)
+
     class wrong:
         def without_the_bias(n):
             return (n.int() << 23).view(torch.float32)
@@ -103,6 +108,9 @@ class power_of_two:
 
         def in_as_many_bits_as_came(n):
             return ((n + 127) << 23).view(torch.float32)
+
+        def by_whole_numbers(n):
+            return torch.stack([torch.tensor(2.0 ** int(one)) for one in n])
 
 
 class weave:

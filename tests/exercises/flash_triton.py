@@ -77,6 +77,13 @@ class finish:
                 free[free.index(min(free))] += cost
             return min(free)
 
+        def the_last_to_start(costs, places):
+            free = [0] * places
+            for cost in costs:
+                soonest = free.index(min(free))
+                free[soonest] += cost
+            return free[soonest]
+
 
 class delta_kernel:
     class right:

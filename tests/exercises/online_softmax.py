@@ -34,6 +34,13 @@ class rescalings:
         def above_the_first(scores):
             return (scores > scores[0]).sum().item()
 
+        def begins_at_zero(scores):
+            largest, rises = 0, 0
+            for score in scores:
+                if score > largest:
+                    largest, rises = score, rises + 1
+            return rises - 1
+
 
 class remove:
     class right:
@@ -141,3 +148,9 @@ class merge_all:
             total = powers.sum(dim=0)
             context = (powers[..., None] * contexts).sum(dim=0) / total[:, None]
             return context, total.log()
+
+        def empty_if_any_part_is(contexts, logsumexps):
+            empty = logsumexps.isinf().any(0)
+            shares = logsumexps.softmax(0).masked_fill(empty, 0)
+            together = logsumexps.logsumexp(0).masked_fill(empty, -torch.inf)
+            return torch.einsum("pi,pie->ie", shares, contexts), together
