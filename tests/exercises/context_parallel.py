@@ -52,6 +52,10 @@ class owner:
                 position = length - 1 - position
             return position // (length // (2 * ranks))
 
+        def with_a_word_on_the_table(position, length, ranks):
+            # order_ranges(length, ranks) tells the same
+            return min(position, length - 1 - position) * 2 * ranks // length
+
     class wrong:
         def contiguous(position, length, ranks):
             return position * ranks // length
