@@ -51,6 +51,11 @@ class by_length:
                 rows.append(F.normalize(weights[head] * sizes, p=1, dim=-1))
             return torch.stack(rows)
 
+        def in_place(weights, values, outputs):
+            weights *= (values @ outputs).norm(dim=-1)[:, None]
+            weights /= weights.sum(dim=-1, keepdim=True)
+            return weights
+
     class wrong:
         def not_shared_out(weights, values, outputs):
             return weights * (values @ outputs).norm(dim=-1)[:, None]

@@ -37,6 +37,10 @@ class additive:
         def a_row(mask):
             return ((~mask).float() * torch.finfo(torch.float32).min).flatten()
 
+        def of_four_axes_alone(mask):
+            table = torch.zeros(1, 1, *mask.shape[-2:])
+            return table.masked_fill(~mask, torch.finfo(torch.float32).min)
+
 
 class upper_left:
     class right:
@@ -167,6 +171,13 @@ class plain:
                 return weights * (torch.rand_like(weights[:, :1]) >= p) / (1 - p)
 
             return _plain(*inputs, dropout, drop=drop)
+
+        def dropped_weights_returned(module, *inputs, sliding_window=None, dropout=0.0):
+            query, _, value, *_ = inputs
+            value = value.repeat_interleave(query.shape[1] // value.shape[1], 1)
+            _, weights = _plain(*inputs)
+            weights = nn.functional.dropout(weights, dropout)
+            return (weights @ value).transpose(1, 2), weights
 
 
 def _plain(query, key, value, mask, scaling, dropout=0.0, *, axis=-1, drop=None):
