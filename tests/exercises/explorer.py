@@ -88,6 +88,12 @@ class looked_at:
             pairs.sort(key=lambda pair: pair[1], reverse=True)
             return [*pairs[:3], ("others", len(pairs) - 3)]
 
+        def by_name(weights, queries, j):
+            shares = dict(zip(queries, weights[:, j].tolist(), strict=True))
+            best = sorted(shares, key=shares.get, reverse=True)
+            first = {name: shares[name] for name in best[:3]}
+            return first | {"others": sum(shares[name] for name in best[3:])}
+
 
 class most_alike:
     class right:
@@ -169,3 +175,13 @@ class most_alike:
             shared = torch.minimum(weights[:-1], weights[1:]).sum(dim=(-2, -1))
             first = shared.argmax().item() + 1
             return first, first + 1
+
+        def by_squares(weights):
+            apart = (weights[:, None] - weights).square().sum(dim=(-1, -2))
+            a, b = divmod(apart.fill_diagonal_(torch.inf).argmin().item(), len(weights))
+            return a + 1, b + 1
+
+        def by_angle(weights):
+            maps = torch.nn.functional.normalize(weights.flatten(1), dim=-1)
+            a, b = divmod((maps @ maps.T).triu(1).argmax().item(), len(weights))
+            return a + 1, b + 1

@@ -83,6 +83,12 @@ class drop_biases:
             bias = state["out_proj.bias"] + moved
             return {**state, "W_value.bias": zeros, "out_proj.bias": bias}
 
+        def left_out(state):
+            moved = state["out_proj.weight"] @ state["W_value.bias"]
+            new = {**state, "out_proj.bias": state["out_proj.bias"] + moved}
+            del new["W_key.bias"], new["W_value.bias"]
+            return new
+
 
 class from_kv:
     class right:

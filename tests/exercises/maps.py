@@ -16,6 +16,10 @@ class mean_map:
         def from_the_end(weights):
             return weights.mean(-3)
 
+        def in_place(weights):
+            weights /= len(weights)
+            return weights.sum(dim=0)
+
     class wrong:
         def the_sum(weights):
             return weights.sum(dim=0)

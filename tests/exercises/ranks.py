@@ -25,3 +25,6 @@ class held:
 
         def one_step_late(rank, step, ranks):
             return (rank - max(step - 1, 0)) % ranks
+
+        def once_around(rank, step, ranks):
+            return rank - step if rank >= step else rank - step + ranks
