@@ -7,6 +7,7 @@ do. They are run where a reader would write them: among the names of the chapter
 
 import ast
 import functools
+import inspect
 import linecache
 import re
 import symtable
@@ -270,6 +271,46 @@ def test_an_answer_that_works_in_place_leaves_the_chapter_as_it_was(chapter, nam
             tensor.copy_(old)  # for the tests that come after
         must = f"the check of {name} must hand out copies of the chapter's tensors"
         assert same, f"book/{chapter}.ipynb: {must}"
+
+
+def place(tensor: torch.Tensor) -> int:
+    """Where its numbers lie; a view of another tensor lies where that one does."""
+    return tensor.untyped_storage().data_ptr()
+
+
+def spoil(*things: object) -> None:
+    """Write zeros over all tensors among these."""
+    for tensor in tensors([*things]):
+        if tensor.untyped_storage().nbytes() >= tensor.nbytes:  # no expanded one
+            with torch.no_grad():
+                tensor.zero_()
+
+
+@pytest.mark.parametrize(("chapter", "name"), exercises())
+def test_a_right_answer_may_spoil_what_it_was_given_or_is_told_to_leave_it(
+    chapter, name
+):
+    """Else it is refused for numbers that are right."""
+    check, right = check_and_answer(
+        chapter, name, "right", answers(chapter, name, "right")[0]
+    )
+    if not inspect.isfunction(right):  # a kernel answers in place
+        return
+
+    def spoils(*inputs, **options):
+        found = right(*inputs, **options)
+        kept = {place(tensor) for tensor in tensors([found])}
+        spoil(*(t for t in tensors([inputs, options]) if place(t) not in kept))
+        return found
+
+    refused = ""
+    try:
+        check(functools.wraps(right)(spoils))
+    except AssertionError as error:
+        refused = str(error)
+    told = not refused or re.search("leave|stay|changed", refused)
+    must = f"the check of {name} must hand out copies, or say: leave what you got"
+    assert told, f"book/{chapter}.ipynb: {must}; not {refused}"
 
 
 @pytest.mark.parametrize(("chapter", "name"), exercises())
