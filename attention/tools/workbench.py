@@ -13,7 +13,7 @@ import io
 import re
 import textwrap
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import partial, wraps
 from typing import TYPE_CHECKING
 from unicodedata import category, is_normalized
 
@@ -224,21 +224,41 @@ def _source(thing: Callable | type) -> str:
 
 def grade(check: Callable[[Callable], None], answer: Callable) -> None:
     """Run `check` on `answer` and print whether it passed, or what is missing."""
+    given = []  # by the last call of the answer; nothing while it runs
+
+    @wraps(answer)
+    def noted(*inputs, **options):
+        given.clear()
+        given.append(answer(*inputs, **options))
+        return given[0]
+
     try:
-        check(answer)
+        check(noted)
     except Exception as error:  # a half-written answer may fail in any way
-        said, kind = str(error), type(error).__name__
-        no_such = isinstance(error, AttributeError) and error.name
-        if no_such and hasattr(torch.Tensor, error.name):
-            said = f"expected a torch.Tensor, got {type(error.obj).__name__}: {said}"
-        elif not isinstance(error, AssertionError | NotImplementedError):
-            said = f"{kind}: {said}"
-        if "NoneType" in said:
-            said = f"{said}; is a `return` missing?"
-        print(f"not yet: {said or kind}")
+        print(f"not yet: {_missing(error, *given)}")
     else:
         name = getattr(answer, "__name__", type(answer).__name__)  # a partial has none
         print(f"{name}: passed")
+
+
+def _missing(error: Exception, given: object = None) -> str:
+    """The error in words, and what the answer gave if the check stumbled over that."""
+    said, kind = str(error), type(error).__name__
+    in_words = isinstance(error, AssertionError | NotImplementedError)
+    no_such = isinstance(error, AttributeError) and error.name
+    if no_such and hasattr(torch.Tensor, error.name):
+        said = f"expected a torch.Tensor, got {type(error.obj).__name__}: {said}"
+    elif not in_words:
+        said = f"{kind}: {said}"
+    if "NoneType" in said:
+        return f"{said}; is a `return` missing?"
+    is_tensor = isinstance(given, torch.Tensor)
+    is_array = getattr(given, "ndim", 0) > 0 and not is_tensor
+    is_data = is_tensor or isinstance(given, list | tuple | dict | str | int | float)
+    if is_array or (is_data and not in_words and not no_such):
+        came = told(given) if is_tensor else type(given).__name__
+        said = f"{said}; the answer gave {came}"
+    return said or kind
 
 
 def expected(name: str, must: object, got: object) -> ValueError:

@@ -243,6 +243,37 @@ def test_grade_tells_of_a_list_in_the_place_of_a_tensor(capsys):
     assert said.startswith("not yet: expected a torch.Tensor, got list")
 
 
+def test_grade_says_what_an_answer_gave_that_a_check_stumbled_over(capsys):
+    grade(lambda answer: not answer(), lambda: torch.ones(3) > 0)
+    said = capsys.readouterr().out
+    assert said.endswith("; the answer gave torch.bool (3,) on cpu\n")
+
+
+def test_grade_tells_of_an_array_in_the_place_of_a_tensor(capsys):
+    def check(answer):
+        if answer().dtype != torch.bool:
+            raise AssertionError("a mask is boolean")
+
+    grade(check, lambda: numpy.ones(3) > 0)
+    assert capsys.readouterr().out == (
+        "not yet: a mask is boolean; the answer gave ndarray\n"
+    )
+
+
+def test_grade_keeps_to_the_words_of_a_check(capsys):
+    grade(is_double, lambda x: 3 * x)
+    assert capsys.readouterr().out == "not yet: twice two is four\n"
+
+
+def test_grade_says_nothing_of_an_earlier_call_if_the_answer_itself_fails(capsys):
+    def check(answer):
+        answer(1)
+        answer(0)
+
+    grade(check, lambda x: 1 / x)
+    assert capsys.readouterr().out == "not yet: ZeroDivisionError: division by zero\n"
+
+
 def test_grade_asks_for_the_return_that_is_missing(capsys):
     grade(is_double_to_a_digit, lambda x: None)
     assert capsys.readouterr().out.endswith("; is a `return` missing?\n")
