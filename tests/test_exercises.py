@@ -313,6 +313,31 @@ def test_a_right_answer_may_spoil_what_it_was_given_or_is_told_to_leave_it(
     assert told, f"book/{chapter}.ipynb: {must}; not {refused}"
 
 
+def first_right(chapter: str, name: str) -> tuple:
+    """The check of an exercise, and the first of its right answers."""
+    return check_and_answer(chapter, name, "right", answers(chapter, name, "right")[0])
+
+
+@pytest.mark.parametrize(("chapter", "name"), exercises())
+def test_a_right_answer_in_float64_is_taken_or_told_of_its_dtype(chapter, name):
+    """Or whoever counts in NumPy hears that right numbers are wrong."""
+    check, right = first_right(chapter, name)
+
+    def doubled(*inputs, **options):
+        given = right(*inputs, **options)
+        floats = isinstance(given, torch.Tensor) and given.is_floating_point()
+        return given.double() if floats else given
+
+    refused = ""
+    try:
+        check(doubled)
+    except AssertionError as error:
+        refused = str(error)
+    told = not refused or "float64" in refused
+    must = f"the check of {name} must take float64, or say that it is not asked for"
+    assert told, f"book/{chapter}.ipynb: {must}, not {refused!r}"
+
+
 @pytest.mark.parametrize(("chapter", "name"), exercises())
 def test_a_check_says_what_it_asks(chapter, name):
     """No bare assert, and no comparison that leaves the words to PyTorch."""

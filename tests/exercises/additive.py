@@ -96,3 +96,8 @@ class scores_in_pieces:
         def one_beside_the_other(queries, keys, v, size):
             pieces = [additive_score(p, keys, v) for p in queries.split(size, dim=-2)]
             return torch.cat([p.transpose(-2, -1) for p in pieces], dim=-1)
+
+        def a_list_of_them(queries, keys, v, size):
+            return torch.stack(
+                [additive_score(each, keys, v) for each in queries.split(1, dim=-2)]
+            )

@@ -52,6 +52,9 @@ class most_watched:
         def by_the_others_alone(weights, tokens):
             return tokens[(weights - weights.diagonal().diag()).sum(dim=0).argmax()]
 
+        def takes_weights_for_scores(weights, tokens):
+            return tokens[by_exp(weights).sum(dim=0).argmax()]
+
 
 class with_temperature:
     class right:
@@ -62,6 +65,13 @@ class with_temperature:
             """The weights of a lower temperature are powers of the weights."""
             powers = by_exp(scores) ** (1 / temperature)
             return powers / powers.sum(dim=-1, keepdim=True)
+
+        def in_place(scores, temperature):
+            scores /= temperature
+            return by_exp(scores)
+
+        def in_float64(scores, temperature):
+            return by_exp(scores.double() / temperature)
 
     class wrong:
         def after_softmax(scores, temperature):
@@ -94,6 +104,9 @@ class with_temperature:
             best = (scores == scores.amax(dim=-1, keepdim=True)).float()
             even = torch.ones_like(scores) / scores.shape[-1]
             return best if temperature < 1 else even
+
+        def of_the_first_row(scores, temperature):
+            return by_exp(scores[0] / temperature)[None]
 
 
 class effective_number:

@@ -46,6 +46,12 @@ class careless:
             weights = module.attention_weights(x).masked_fill(future.triu(1), 0.0)
             return weights @ module.W_value(x)
 
+        def in_float64(x):
+            from copy import deepcopy
+
+            wide, x = deepcopy(module).double(), x.double()
+            return wide.attention_weights(x).tril() @ wide.W_value(x)
+
     class wrong:
         def shares_again(x):
             cut = module.attention_weights(x) * triangle
@@ -66,6 +72,9 @@ class careless:
         def looks_at_one_sentence(x):
             return cut @ values
 
+        def averages_the_values_of_the_chapter(x):
+            return module.attention_weights(x).tril() @ values
+
 
 class drop_scores:
     class right:
@@ -85,6 +94,12 @@ class drop_scores:
                 row[:i][lost] = -torch.inf
                 rows[i, : i + 1] = row.softmax(dim=0)
             return rows
+
+        def in_place(scores, p):
+            lost = (torch.rand_like(scores) < p).fill_diagonal_(False)
+            scores /= 2**0.5
+            scores[lost | ~causal_mask(len(scores))] = -torch.inf
+            return softmax(scores)
 
     class wrong:
         def drops_nothing(scores, p):

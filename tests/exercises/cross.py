@@ -34,6 +34,9 @@ class summarise:
         def repeated(inputs, latents, cross):
             return cross(latents[None].repeat(inputs.shape[0], 1, 1), inputs)
 
+        def in_float64(inputs, latents, cross):
+            return torch.stack([cross(latents, one).double() for one in inputs])
+
     class wrong:
         def of_the_first(inputs, latents, cross):
             return cross(latents, inputs[0]).expand(len(inputs), -1, -1)

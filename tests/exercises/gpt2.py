@@ -30,6 +30,9 @@ class block_parameters:
         def both_biases_wide(d):
             return 12 * d * d + 16 * d
 
+        def in_words(d):
+            return f"{12 * d**2 + 13 * d:,}"
+
 
 class meeting_length:
     class right:

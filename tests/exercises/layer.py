@@ -176,6 +176,24 @@ class unit:
 
             return process
 
+        def in_float64(temperature):
+            def process(queries, keys, positions):
+                queries, keys = (
+                    nn.functional.normalize(each.double(), dim=-1)
+                    for each in (queries, keys)
+                )
+                return temperature * queries, keys
+
+            return process
+
+        def as_many_heads_of_keys(temperature):
+            def process(queries, keys, positions):
+                queries = temperature * nn.functional.normalize(queries, dim=-1)
+                keys = keys.repeat_interleave(2, dim=-3)
+                return queries, nn.functional.normalize(keys, dim=-1)
+
+            return process
+
 
 class Rolling:
     class right:
@@ -189,11 +207,12 @@ class Rolling:
                     if self.held is not None:
                         pairs = zip(self.held, new, (-2, -2, -1), strict=True)
                         new = [torch.cat(pair, dim) for *pair, dim in pairs]
-                    self.held = [
+                    last = (
                         new[0][..., -size:, :],
                         new[1][..., -size:, :],
                         new[2][..., -size:],
-                    ]
+                    )
+                    self.held = [each.clone() for each in last]
                     return new
 
             return Kept()
@@ -223,8 +242,8 @@ class Rolling:
                     self.length += positions.shape[-1]
                     given = self.inner.extend(keys, values, positions)
                     self.inner = Growing()
-                    last = [each[..., -size:, :] for each in given[:2]]
-                    self.inner.extend(*last, given[2][..., -size:])
+                    last = [each[..., -size:, :].clone() for each in given[:2]]
+                    self.inner.extend(*last, given[2][..., -size:].clone())
                     return given
 
             return Kept()
@@ -376,6 +395,17 @@ class Rolling:
                     self.keys, self.values = (t[..., -size:, :] for t in given[:2])
                     self.positions = torch.arange(self.keys.shape[-2])
                     self.length = count
+                    return given
+
+            return Kept()
+
+        def keeps_slices(size):
+            class Kept(Growing):
+                def extend(self, keys, values, positions):
+                    gone_by = self.length + positions.shape[-1]
+                    given = super().extend(keys, values, positions)
+                    self.keys, self.values = (t[..., -size:, :] for t in given[:2])
+                    self.positions, self.length = given[2][..., -size:], gone_by
                     return given
 
             return Kept()

@@ -14,6 +14,10 @@ class scaling_for:
             factor = longer / original_length
             return YaRN(original_length=original_length, factor=factor)
 
+        def by_a_tensor(length, original_length):
+            ratio = torch.tensor(length / original_length).clamp(min=1)
+            return YaRN(ratio.item(), original_length)
+
     class wrong:
         def whole_factors(length, original_length):
             return YaRN(max(length // original_length, 1), original_length)

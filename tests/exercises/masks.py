@@ -32,6 +32,15 @@ class window_mask:
         def causal_alone(length, window):
             return causal_mask(length)
 
+        def one_key_too_wide(length, window):
+            return causal_mask(length + 1).triu(1 - window)[:length]
+
+        def longer(length, window):
+            return causal_mask(length + 2).triu(1 - window)
+
+        def with_a_batch_axis(length, window):
+            return causal_mask(length).triu(1 - window)[None]
+
 
 class prefix_mask:
     class right:

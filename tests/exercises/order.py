@@ -15,6 +15,9 @@ class mean_so_far:
             weights = attention_weights(x, x, causal=True, scale=0.0)
             return weights @ x
 
+        def in_place(x):
+            return x.cumsum_(dim=0).div_(torch.arange(1, len(x) + 1)[:, None])
+
     class wrong:
         def of_all(x):
             alike = torch.zeros_like(x)

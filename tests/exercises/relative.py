@@ -13,6 +13,9 @@ class clipped:
             near = torch.where(distance > most, most, distance)
             return torch.where(near < -most, -most, near) + most
 
+        def in_place(distance, most):
+            return distance.clamp_(-most, most).add_(most)
+
     class wrong:
         def not_moved(distance, most):
             return distance.clamp(-most, most)
@@ -96,6 +99,14 @@ class by_key:
                 exponents = 8 * torch.arange(1, num_heads + 1) / num_heads
                 row = 2.0 ** -exponents[:, None, None] * key_positions
                 return row.expand(-1, len(query_positions), -1)
+
+            return bias
+
+        def in_float64(num_heads):
+            def bias(query_positions, key_positions):
+                slopes = alibi_slopes(num_heads).double()[:, None, None]
+                row = slopes * key_positions[..., None, None, :]
+                return row.expand(*row.shape[:-2], query_positions.shape[-1], -1)
 
             return bias
 

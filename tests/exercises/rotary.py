@@ -14,6 +14,11 @@ class rotate_complex:
             turned = arrows * torch.polar(torch.ones_like(angles), angles)
             return torch.view_as_real(turned).reshape(heads.shape)
 
+        def in_place(heads, angles):
+            arrows = torch.view_as_complex(heads.unflatten(-1, (-1, 2)))
+            arrows *= torch.polar(torch.ones_like(angles), angles)
+            return heads
+
     class wrong:
         def the_other_pairing(heads, angles):
             return rotate(heads, angles)
@@ -77,6 +82,9 @@ class base_for:
 
         def the_usual_one(length, rotary_dim):
             return 10_000.0
+
+        def one_token_less(length, rotary_dim):
+            return ((length - 1) / (2 * torch.pi)) ** (rotary_dim / (rotary_dim - 2))
 
 
 class is_interleaved:

@@ -26,6 +26,10 @@ class count_parameters:
         def one_bias_in_all(d_in, d_out, qkv_bias):
             return 3 * d_in * d_out + (d_out if qkv_bias else 0)
 
+        def by_building(d_in, d_out, qkv_bias):
+            module = SelfAttention(d_in, d_out, qkv_bias)
+            return sum(parameter.numel() for parameter in module.parameters())
+
 
 class contrast:
     class right:

@@ -12,6 +12,10 @@ class cosine_scores:
             norms = scores.diagonal().sqrt()
             return scores / (norms[:, None] * norms)
 
+        def in_float64(x):
+            unit = x.double() / x.double().square().sum(dim=1, keepdim=True).sqrt()
+            return unit @ unit.T
+
     class wrong:
         def dot_products(x):
             return x @ x.T
@@ -38,6 +42,13 @@ class cosine_scores:
         def by_the_own_score(x):
             scores = x @ x.T
             return scores / scores.diagonal()
+
+        def the_unit_vectors(x):
+            return x / x.norm(dim=-1, keepdim=True)
+
+        def with_a_batch_axis(x):
+            unit = x / x.norm(dim=-1, keepdim=True)
+            return (unit @ unit.T)[None]
 
 
 class changes_softmax:
