@@ -36,6 +36,7 @@ def residual(
 
     Leviathan et al. 2023, section 2.3. Where there is none, it is the target.
     """
+    _check_alike(target, draft)
     surplus = (target - draft).clamp(min=0)
     total = surplus.sum(dim=-1, keepdim=True)
     return torch.where(total > 0, surplus / total, target)
@@ -49,6 +50,7 @@ def acceptance_rate(
 
     Leviathan et al. 2023, theorem 3.5.
     """
+    _check_alike(target, draft)
     return torch.minimum(target, draft).sum(dim=-1)
 
 
@@ -137,9 +139,22 @@ def check_probabilities(**rows: Tensor) -> None:
             raise expected(name, "rows that sum to one", wrong[0].item())
 
 
+def _check_alike(target: Tensor, draft: Tensor) -> None:
+    """ValueError unless both hold a number for each token, at the same places."""
+    check_tensor(target=target, draft=draft)
+    if not target.is_floating_point() or target.shape[-1:] in ((), (0,)):
+        must = "floats (..., vocabulary), one token at least"
+        raise expected("target", must, target)
+    like = draft.shape == target.shape and draft.device == target.device
+    if not draft.is_floating_point() or not like:
+        must = f"floats {tuple(target.shape)} on {target.device}, like the target"
+        raise expected("draft", must, draft)
+
+
 def check_drafted(rate: float, drafted: int) -> None:
     """ValueError unless this is a rate, and a number of tokens."""
-    if not 0 <= rate <= 1:
+    one = isinstance(rate, int | float) or (isinstance(rate, Tensor) and rate.ndim == 0)
+    if not one or not 0 <= rate <= 1:
         raise expected("rate", "a probability, from 0 to 1", rate)
     check_counts(drafted=drafted)
 
@@ -154,6 +169,9 @@ def tree_mask(
     Miao et al. 2024 (SpecInfer), section 4; Cai et al. 2024 (Medusa), section 2.1.
     ValueError for a parent that does not stand before its child.
     """
+    if not isinstance(parents, Sequence):
+        must = "a sequence of whole numbers, one for each node"
+        raise expected("parents", must, type(parents).__name__)
     mask = torch.eye(len(parents), dtype=torch.bool)
     for node, parent in enumerate(parents):
         whole = isinstance(parent, int) and not isinstance(parent, bool)

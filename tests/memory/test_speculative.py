@@ -304,10 +304,37 @@ def test_shapes_that_do_not_fit_are_refused(as_importer):
         accept(p, q, [0, 1])
 
 
-@pytest.mark.parametrize("rate", [-0.1, 1.1, math.nan])
+MISFITS = {  # of two distributions over one vocabulary, and what is said of each
+    "of another vocabulary": (P, Q[:2], said("draft", "(3,)", "got", "(2,)")),
+    "for another place": (P, Q.expand(2, 3), said("draft", "(3,)", "got", "(2, 3)")),
+    "on another device": (P, Q.to("meta"), said("draft", "cpu", "got", "meta")),
+    "whole numbers": (P.long(), Q, said("target", "floats", "got", "int64")),
+    "booleans": (P > 0, Q > 0, said("target", "floats", "got", "bool")),
+    "complex": (P, Q.cfloat(), said("draft", "floats", "got", "complex")),
+    "one number": (P[0], Q[0], said("target", "vocabulary", "got", "()")),
+    "no token": (P[:0], Q[:0], said("target", "one token", "got", "(0,)")),
+    "no tensor": (P, Q.tolist(), said("draft", "Tensor", "got list", "as_tensor")),
+}
+
+
+@pytest.mark.parametrize("formula", [residual, acceptance_rate])
+@pytest.mark.parametrize("name", MISFITS)
+def test_a_formula_of_two_distributions_refuses_what_are_not_two(
+    formula, name, as_importer
+):
+    target, draft, match = MISFITS[name]
+    with pytest.raises((TypeError, ValueError), match=match):
+        formula(target, draft)
+
+
+@pytest.mark.parametrize("rate", [-0.1, 1.1, math.nan, "0.5", None, 1j])
 def test_a_rate_that_is_no_probability_is_refused(rate, as_importer):
     with pytest.raises(ValueError, match=said("rate", "from 0 to 1", "got", rate)):
         expected_tokens(rate, 4)
+
+
+def test_a_rate_may_be_the_tensor_that_acceptance_rate_gives(as_importer):
+    assert expected_tokens(acceptance_rate(P, Q), 4) == pytest.approx(2.7731)
 
 
 @pytest.mark.parametrize("drafted", [-1, 2.5, True])
@@ -388,6 +415,12 @@ def test_a_tree_in_one_pass_gives_what_each_branch_gives_alone(name, slots, pare
 def test_a_parent_that_is_no_earlier_node_is_refused(wrong, as_importer):
     with pytest.raises(ValueError, match=said("parents", "node 0", "got", wrong)):
         tree_mask([wrong, 0])
+
+
+@pytest.mark.parametrize("wrong", [None, 3, iter([-1])])
+def test_parents_come_in_a_sequence(wrong, as_importer):
+    with pytest.raises(ValueError, match=said("parents", "a sequence", "got")):
+        tree_mask(wrong)
 
 
 # Rolled back
