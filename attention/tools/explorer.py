@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from html import escape
 from itertools import product
 from math import isnan
+from numbers import Integral
 from pathlib import Path
 from unicodedata import east_asian_width
 
@@ -379,7 +380,8 @@ def explore(
     sizes = tuple(weights.shape[:-2])
     place = show if isinstance(show, Sequence) else [show]
     place = tuple(place) or (0,) * len(sizes)
-    if place not in product(*map(range, sizes)):
+    whole = all(isinstance(n, Integral) and not isinstance(n, bool) for n in place)
+    if not whole or place not in product(*map(range, sizes)):
         raise expected("show", f"a place in {sizes}", show)
     if not isinstance(caption, str):
         raise expected("caption", "a str", type(caption).__name__)

@@ -69,7 +69,13 @@ def as_maps(
         must = "finite numbers" if signed else "numbers from 0 to 1"
         raise expected("weights", must, f"{low:.5g} to {high:.5g}")
     # So that no colour hangs on the last bit; and adding 0 leaves no zero a minus.
-    return (1e4 * maps).round() / 1e4 + 0.0, allowed
+    rounded = (1e4 * maps).round() / 1e4 + 0.0
+    return torch.where(rounded.isfinite(), rounded, maps), allowed
+
+
+def _number(value: float | Tensor) -> str:
+    """A value as it is written into a cell or a sentence."""
+    return f"{value:.2f}" if abs(value) < 1e5 else f"{value:.2e}"
 
 
 def _as_masks(mask: Tensor | None, shape: tuple) -> Tensor:
@@ -164,7 +170,7 @@ def _strongest(
     """The key with the largest value, by query, or once to be brief."""
     most, best = table.abs().masked_fill(~mask, -1.0).max(dim=-1)
     rows = [most.argmax().item()] if brief else range(len(queries))
-    seen = [f"{keys[j]} {table[i, j]:.2f}" for i, j in enumerate(best.tolist())]
+    seen = [f"{keys[j]} {_number(table[i, j])}" for i, j in enumerate(best.tolist())]
     looks = ((queries[i], seen[i] if mask[i].any() else "no key") for i in rows)
     return ", ".join(f"{query} → {key}" for query, key in looks)
 
@@ -182,7 +188,7 @@ def _draw_map(axes, table, mask, limit: float, many: bool = False) -> None:
     for i, j in mask.nonzero().tolist():
         color = "white" if round(strength[i, j].item(), 4) > 0.95 else "black"
         number = {"ha": "center", "va": "center", "fontsize": 9, "color": color}
-        axes.text(j + 0.5, i + 0.5, f"{table[i, j]:.2f}", **number)
+        axes.text(j + 0.5, i + 0.5, _number(table[i, j]), **number)
 
 
 def _draw_squares(axes, table, mask, strength) -> None:
@@ -241,9 +247,9 @@ def _name_axes(axes, queries: Sequence[str], keys: Sequence[str], cell: float) -
 def _draw_bar(axes, limit: float, signed: bool) -> None:
     """A strip beside `axes` that says which opacity is which value."""
     low, steps = (-limit if signed else 0.0), 20
-    scale = torch.linspace(limit, low, steps, **_SINGLE)[:, None]
+    scale = torch.linspace(1, low / limit, steps, **_SINGLE)[:, None]
     bar = axes.inset_axes([1.04, 0, 0.05, 1])
-    _draw_map(bar, scale, torch.ones_like(scale, dtype=torch.bool), limit)
+    _draw_map(bar, scale, torch.ones_like(scale, dtype=torch.bool), 1.0)
     bar.set(xlim=(0, 1), ylim=(steps, 0), xticks=[])
     bar.set_yticks([0.5, steps - 0.5], [f"{limit:.2g}", f"{low:.2g}"])
     bar.yaxis.tick_right()

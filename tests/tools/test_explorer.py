@@ -121,7 +121,9 @@ def test_the_map_in_view_at_first_is_the_one_asked_for():
 
 
 @pytest.mark.parametrize(
-    "show", [(2, 0), (0, 7), (-1, 0), (1,), (0, 0, 0), 1, "10"], ids=str
+    "show",
+    [(2, 0), (0, 7), (-1, 0), (1,), (0, 0, 0), 1, "10", (True, 0), (0, 1.0)],
+    ids=str,
 )
 def test_a_place_where_no_map_is_is_refused(as_importer, show):
     with pytest.raises(ValueError, match=said("show", (2, 7), "got", show)):

@@ -325,6 +325,21 @@ def test_scores_that_are_all_zero_have_no_ink():
     assert [p.get_alpha() for p in figure.axes[0].patches] == [0, 0]
 
 
+@pytest.mark.parametrize("keys", ["kl", "k" * 17])
+@pytest.mark.parametrize("size", [1e5, 1e38, 1e300, 1e305, 1.7e308])
+def test_scores_of_any_size_are_drawn_and_told_in_few_signs(size, keys):
+    scores = torch.zeros(2, len(keys), dtype=torch.float64)
+    scores[0, 0], scores[1, 1] = size, -size
+    figure = show_weights(scores, "qr", keys, signed=True)
+    if len(keys) < 9:
+        alphas = [patch.get_alpha() for patch in figure.axes[0].patches]
+        assert alphas == [1, 0, 0, 1]
+    words = describe_weights(scores, "qr", keys, signed=True)
+    for number in (f"{size:.2e}", f"{-size:.2e}"):
+        assert f" {number}" in words
+        assert len(keys) > 8 or f">{number}<" in svg(figure)
+
+
 def test_each_head_may_have_a_mask_of_its_own():
     mask = torch.rand(2, 3, 5) < 0.5
     mask[0, 0, 0], mask[1, 0, 0] = True, False
