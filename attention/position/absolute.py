@@ -33,7 +33,7 @@ def sinusoidal(
     check_sizes(length=length, d=d)
     if d % 2:
         raise expected("d", "an even number, a sine and a cosine for each pair", d)
-    if not base > 0:
+    if not isinstance(base, int | float | Tensor) or not base > 0:
         raise expected("base", "a number above 0", base)
     speeds = base ** -(torch.arange(0, d, 2, dtype=torch.float64) / d)
     angles = torch.arange(length, dtype=torch.float64).unsqueeze(1) * speeds

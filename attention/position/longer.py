@@ -57,11 +57,13 @@ def ntk_base(
 ) -> float | Tensor:
     """The base that leaves the fastest pair, and slows the slowest by `factor`.
 
-    ValueError for fewer than two pairs. bloc97 2023.
+    ValueError for fewer than two pairs, and for a factor below 1. bloc97 2023.
     """
     check_rotary(rotary_dim, base)
     if rotary_dim < 4:
         raise expected("rotary_dim", "at least 4: a fastest and a slowest", rotary_dim)
+    if not isinstance(factor, Tensor):
+        check_factor(factor)
     return base * factor ** (rotary_dim / (rotary_dim - 2))
 
 
@@ -119,6 +121,9 @@ class YaRN:
                 factor = yarn_factor(self.factor, self.mscale)
                 factor /= yarn_factor(self.factor, self.mscale_all_dim)
             object.__setattr__(self, "attention_factor", factor)
+        given = self.attention_factor
+        if not isinstance(given, int | float) or not 0 < given < float("inf"):
+            raise expected("attention_factor", "a number above 0", given)
 
     def ramp(
         self, rotary_dim: int, base: float | int
@@ -131,8 +136,10 @@ class YaRN:
         ]
         if self.truncate:
             ends = [math.floor(ends[0]), math.ceil(ends[1])]
-        first = max(ends[0], 0)
-        return first, max(min(ends[1], rotary_dim - 1), first)
+        first, last = max(ends[0], 0), min(ends[1], rotary_dim - 1)
+        if first > last:  # no pair is on it: all are fast, or all are slow
+            first = last = sum(ends) / 2
+        return first, last
 
     def __call__(self, rotary_dim: int, base: float | int, positions: Tensor) -> Tensor:
         plain = rotary_frequencies(rotary_dim, base=base, positions=positions)
@@ -144,7 +151,8 @@ class YaRN:
 
 def check_turns(few: str, low: float | int, many: str, high: float | int) -> None:
     """ValueError unless one number of turns is above the other, and both above 0."""
-    if not 0 < low < high < float("inf"):
+    numbers = all(isinstance(turns, int | float) for turns in (low, high))
+    if not numbers or not 0 < low < high < float("inf"):
         raise expected(f"{few} and {many}", f"0 < {few} < {many}", f"{low} and {high}")
 
 
@@ -195,7 +203,7 @@ class DynamicNTKScaling:
             return plain
         length = positions.amax(dim=-1, keepdim=True).to(plain) + 1
         longer = (length / self.original_length).clamp(min=1)
-        base = ntk_base(base, self.factor * longer - (self.factor - 1), rotary_dim)
+        base = ntk_base(base, 1 + self.factor * (longer - 1), rotary_dim)
         return rotary_frequencies(rotary_dim, base=base, positions=positions)
 
 

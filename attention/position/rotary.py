@@ -240,7 +240,7 @@ class ProportionalScaling:
     factor: float | int = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.share <= 1:
+        if not isinstance(self.share, int | float) or not 0 < self.share <= 1:
             raise expected("share", "above 0 and at most 1", self.share)
         check_factor(self.factor)
 
@@ -276,6 +276,8 @@ class QKNorm(nn.Module):
     def __init__(self, head_dim: int, *, eps: float = 1e-6) -> None:
         super().__init__()
         check_sizes(head_dim=head_dim)
+        if not isinstance(eps, int | float) or not 0 <= eps < float("inf"):
+            raise expected("eps", "a number of at least 0", eps)
         self.query_weight = nn.Parameter(torch.ones(head_dim))
         self.key_weight = nn.Parameter(torch.ones(head_dim))
         self.eps = eps

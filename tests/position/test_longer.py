@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 import torch
-from examples import in_pieces
+from examples import in_pieces, said
 
 from attention import Attention, attend, window
 from attention.position.longer import (
@@ -150,7 +150,7 @@ def test_yarns_ramp_never_runs_backwards(width, length, truncate):
     turns, step = length * plain / (2 * math.pi), 1e4 ** (2 / width)
     assert (slowed[turns > 32 * step] == 1).all()
     late = turns < 1 / step
-    late[0] = False  # the ramp begins at a pair
+    late[0] &= not truncate  # the ramp may end at a whole pair, the first
     torch.testing.assert_close(slowed[late], torch.full_like(slowed[late], 4))
 
 
@@ -193,6 +193,34 @@ def test_a_text_that_is_padded_on_the_left_is_read_as_if_alone(kind):
     torch.testing.assert_close(got[1], layer(x[1]))
 
 
+@pytest.mark.parametrize("factor", [math.nan, math.inf, 0.0, -1.0, "1"])
+def test_a_factor_of_the_scores_that_makes_no_numbers_is_refused(factor, as_importer):
+    match = said("attention_factor", "above 0", "got", factor)
+    with pytest.raises(ValueError, match=match):
+        YaRN(4, 4096, attention_factor=factor)
+
+
+@pytest.mark.parametrize("scales", [(math.nan, 1.0), (1.0, -2.8)])
+def test_a_factor_of_the_scores_that_comes_out_as_none_is_refused(scales, as_importer):
+    mscale, of_all = scales
+    with pytest.raises(ValueError, match=said("attention_factor", "above 0", "got")):
+        YaRN(40, 4096, mscale=mscale, mscale_all_dim=of_all)
+
+
+@pytest.mark.parametrize("factor", [-1, 0, 0.5, math.nan, "2"])
+def test_a_base_is_not_made_smaller(factor, as_importer):
+    with pytest.raises(ValueError, match=said("factor", "at least 1", "got", factor)):
+        ntk_base(1e4, factor, 128)
+
+
+@pytest.mark.parametrize("kind", [partial(YaRN, 4), partial(Llama3Scaling, 4)])
+def test_turns_are_numbers(kind, as_importer):
+    for name in ("slow", "low"):
+        if name in kind.func.__dataclass_fields__:
+            with pytest.raises(ValueError, match=said(name, "got", "many")):
+                kind(4096, **{name: "many"})
+
+
 # Dynamic
 
 
@@ -203,6 +231,13 @@ def test_dynamic_begins_beyond_the_trained_length_and_counts_from_the_factor():
     long = rotary_frequencies(32, scaling=dynamic, positions=torch.arange(128))
     must = rotary_frequencies(32, scaling=NTKScaling(2 * 128 / 64 - 1))
     torch.testing.assert_close(long, must)
+
+
+@pytest.mark.parametrize("factor", [1.0, 3.3, 1e9, 1e18, 1e100])
+def test_dynamic_leaves_the_trained_length_alone_whatever_the_factor(factor):
+    dynamic = DynamicNTKScaling(factor, 64)
+    short = rotary_frequencies(32, scaling=dynamic, positions=torch.arange(64))
+    torch.testing.assert_close(short, rotary_frequencies(32), rtol=0, atol=0)
 
 
 def test_dynamic_reads_no_number_on_the_way():

@@ -8,7 +8,7 @@ import pytest
 import torch
 from examples import TRACERS, in_pieces, said
 
-from attention import Attention, future_leak, window
+from attention import Attention, LearnedPositions, alibi, future_leak, window
 from attention.position.rotary import (
     ProcessHeads,
     ProportionalScaling,
@@ -401,3 +401,37 @@ def test_the_factor_of_the_proportional_kind_divides_what_turns():
 def test_a_query_of_zeros_stays_one():
     heads, places = torch.zeros(2, 1, 3, 6), torch.arange(3)
     assert all((given == 0).all() for given in QKNorm(6)(*heads, places))
+
+
+@pytest.mark.parametrize("eps", [-1.0, float("nan"), float("inf"), "1e-6", None])
+def test_an_eps_that_would_make_nans_is_refused(eps, as_importer):
+    with pytest.raises(ValueError, match=said("eps", "at least 0", "got", eps)):
+        QKNorm(8, eps=eps)
+
+
+WHOLE = [torch.int8, torch.int16, torch.int32, torch.int64]
+WHOLE += [torch.uint8, torch.uint16, torch.uint32, torch.uint64]
+PLACED = {  # each calls something with the positions 0, 3 and 100 of three tokens
+    "rotary": lambda at: Rotary(6)(HEADS, HEADS, at),
+    "norm": lambda at: QKNorm(6)(HEADS, HEADS, at),
+    "learned": lambda at: PLACES(HEADS, at),
+    "a layer": lambda at: LAYER(HEADS, positions=at),
+    "ALiBi": lambda at: alibi(2)(at, at),
+    "window": lambda at: window(3)(at, at),
+}
+HEADS, LAYER = torch.randn(2, 3, 6), Attention(6, 6, 1, process_heads=Rotary(6))
+PLACES = LearnedPositions(101, 6)
+
+
+@pytest.mark.parametrize("name", PLACED)
+@pytest.mark.parametrize("dtype", WHOLE, ids=str)
+def test_positions_may_be_whole_numbers_of_any_kind(name, dtype, as_importer):
+    positions = torch.tensor([0, 3, 100])
+    got = PLACED[name](positions.to(dtype))
+    torch.testing.assert_close(got, PLACED[name](positions))
+
+
+@pytest.mark.parametrize("share", [0, 1.5, float("nan"), "half"])
+def test_a_share_that_is_none_is_refused(share, as_importer):
+    with pytest.raises(ValueError, match=said("share", "above 0", "got", share)):
+        ProportionalScaling(share)
