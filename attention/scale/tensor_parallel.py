@@ -83,6 +83,21 @@ def _check_whole(layer: nn.Module) -> None:
             raise expected(f"layer.{name}", "an nn.Linear", type(part).__name__)
         if hasattr(part.weight, "placements"):
             raise expected("layer", "one that is whole", "one that was cut before")
+    _check_own(layer)
+
+
+def _check_own(layer: nn.Module) -> None:
+    """ValueError for weights that are made of others, or belong to two layers."""
+    found = {}
+    for name in _LINEAR:
+        part = getattr(layer, name)
+        made = {each for each, _ in part.named_parameters()} - {"weight", "bias"}
+        if made:
+            must = "a weight and a bias of its own, and no parametrization"
+            raise expected(f"layer.{name}", must, ", ".join(sorted(made)))
+        for weight in part.parameters():
+            if found.setdefault(weight, part) is not part:
+                raise expected(f"layer.{name}", "weights of its own", "shared ones")
 
 
 def _cut_projections(layer: nn.Module, mesh: DeviceMesh, own_kv: slice) -> None:
@@ -92,17 +107,19 @@ def _cut_projections(layer: nn.Module, mesh: DeviceMesh, own_kv: slice) -> None:
     columns, width = parallel.ColwiseParallel(), layer.head_dim
     summed = {"output_layouts": Partial(), "use_local_output": False}
     plan = {"W_query": columns, "out_proj": parallel.RowwiseParallel(**summed)}
-    if layer.W_key.out_features >= mesh.size() * width:
+    enough = layer.W_key.out_features >= mesh.size() * width
+    if enough:
         plan |= {"W_key": columns, "W_value": columns}
-    parallel.parallelize_module(layer, mesh, plan)
-    if "W_key" in plan:
+    names = {getattr(layer, name): name for name in reversed(plan)}  # two may be one
+    parallel.parallelize_module(layer, mesh, {n: plan[n] for n in names.values()})
+    if enough:
         return
 
     def kept(_, heads, __):
         heads = heads.to_local(grad_placements=[Partial()])
         return heads[..., own_kv.start * width : own_kv.stop * width]
 
-    for shared in (layer.W_key, layer.W_value):
+    for shared in dict.fromkeys((layer.W_key, layer.W_value)):  # in one order
         distribute_module(shared, mesh, output_fn=kept)
 
 

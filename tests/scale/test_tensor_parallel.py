@@ -19,6 +19,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import SequenceParallel, parallelize_module
 from torch.nn.functional import linear
+from torch.nn.utils import parametrizations, prune
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from attention import (
@@ -55,7 +56,14 @@ def for_each_sentence(query_positions, key_positions):
     return torch.arange(HEADS)[:, None, None] * distance / 10.0
 
 
+def one_for_both(kv_heads):
+    layer = plain(num_kv_heads=kv_heads)
+    layer.W_value = layer.W_key
+    return layer
+
+
 LAYERS = {
+    **{f"keys are values: {n}": partial(one_for_both, n) for n in (12, 1)},
     **{f"key heads: {n}": partial(grouped, n) for n in (12, 4, 2, 1)},
     "no bias": partial(plain, out_bias=False),
     "ALiBi": lambda: plain(bias=alibi(HEADS)),
@@ -354,12 +362,20 @@ class Adapted(nn.Module):
         self.inner = inner
 
 
+def with_query(change, *options, **more):
+    layer = Attention(8, 8, 4)
+    change(layer.W_query, *options, **more)
+    return layer
+
+
 def test_a_layer_that_cannot_be_cut_is_refused_on_every_rank(as_importer):
     def work():
         mesh, adapted = in_a_row(), Attention(8, 8, 4)
         square = init_device_mesh("cpu", (2, 2), mesh_dim_names=("text", "heads"))
         adapted.W_key = Adapted(adapted.W_key)
         other = Attention(8, 8, 4, qkv_bias=dist.get_rank() == 3)
+        tied = Attention(8, 8, 4)
+        tied.W_key.weight = tied.W_query.weight
         cut = parallelize_attention(Attention(8, 8, 4), mesh)
         of_two = parallelize_attention(Attention(8, 8, 2), square["heads"])
         assert of_two.num_heads == 1
@@ -371,6 +387,10 @@ def test_a_layer_that_cannot_be_cut_is_refused_on_every_rank(as_importer):
             refusal(nn.Linear(8, 8), mesh),
             refusal(adapted, mesh),
             refusal(other, mesh),
+            refusal(with_query(parametrizations.weight_norm), mesh),
+            refusal(with_query(parametrizations.orthogonal), mesh),
+            refusal(with_query(prune.random_unstructured, "weight", amount=1), mesh),
+            refusal(tied, mesh),
         ]
 
     wanted = [
@@ -381,6 +401,10 @@ def test_a_layer_that_cannot_be_cut_is_refused_on_every_rank(as_importer):
         ("layer", "Attention", "MultiHeadAttention", "got Linear"),
         ("layer.W_key", "nn.Linear", "got Adapted"),
         ("W_query.bias", "same on all ranks", "None on rank 0", "[8] on rank 3"),
+        ("layer.W_query", "of its own", "got parametrizations.weight.original0"),
+        ("layer.W_query", "of its own", "got parametrizations.weight.original"),
+        ("layer.W_query", "of its own", "got weight_orig"),
+        ("layer.W_key", "of its own", "got shared ones"),
     ]
     for told in run_ranks(work, 4):
         for line, fields in zip(told, wanted, strict=True):
