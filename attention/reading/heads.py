@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from attention.reading.translator import share
-from attention.tools.checks import check_sizes
+from attention.tools.checks import are_whole, check_sizes
 from attention.tools.workbench import check_tensor, expected
 
 __all__ = [
@@ -43,13 +43,17 @@ def where_heads_look(ids: Int[Tensor, " length"], *, skip: int = 4) -> HeadScore
     """For each kind of head, True at the keys where it looks, (length, length).
 
     Previous: the token before. Sink: the first token, for queries from `skip` on.
-    Induction: each token after an earlier one that equals the query's own.
+    Induction: each token after an earlier one that equals the query's own. ValueError
+    for what is not one text.
     """
+    check_tensor(ids=ids)
+    if ids.ndim != 1 or not are_whole(ids):
+        raise expected("ids", "whole numbers (length,), one text", ids)
     places = torch.arange(len(ids), device=ids.device)
-    before, queries = F.pad(ids[:-1], (1, 0), value=-1), places[:, None]
+    before, queries = F.pad(ids[:-1], (1, 0)), places[:, None]
     previous = places == queries - 1
     sink = (places == 0) & (queries >= skip)
-    induction = (before == ids[:, None]) & (places <= queries)
+    induction = (before == ids[:, None]) & (places > 0) & (places <= queries)
     return HeadScores(previous, sink, induction)
 
 

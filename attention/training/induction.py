@@ -130,5 +130,7 @@ def induction_score(
 def _check_square(weights: Tensor) -> None:
     check_tensor(weights=weights)
     shape = tuple(weights.shape)
-    if weights.ndim < 3 or shape[-1] != shape[-2] or shape[-1] < 2:
-        raise expected("weights", "(..., heads, length, length), length ≥ 2", shape)
+    square = weights.ndim > 2 and shape[-1] == shape[-2] and shape[-1] > 1
+    if not square or not weights.is_floating_point():
+        must = "floats (..., heads, length, length), length ≥ 2"
+        raise expected("weights", must, weights)

@@ -91,7 +91,12 @@ class Characters:
         return [self._numbers[letter] for letter in text]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The characters of these numbers."""
+        """The characters of these numbers; ValueError for one that has none."""
+        ids = ids.tolist() if isinstance(ids, Tensor) else list(ids)
+        for number in ids:
+            if not isinstance(number, int) or not 0 <= number < len(self):
+                must = f"whole numbers from 0 to {len(self) - 1}"
+                raise expected("ids", must, repr(number))
         return "".join(self.characters[number] for number in ids)
 
 
@@ -175,6 +180,7 @@ class GPT(nn.Module):
     ) -> None:
         super().__init__()
         check_sizes(vocabulary=vocabulary, d=d, num_blocks=num_blocks)
+        check_sizes(context_length=context_length)
         check_heads(d, num_heads)
         if positions not in _POSITIONS:
             raise expected("positions", f"one of {', '.join(_POSITIONS)}", positions)

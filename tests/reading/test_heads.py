@@ -63,6 +63,20 @@ def one_hot(keys):
 # Where heads look
 
 
+@pytest.mark.parametrize("ids", [IDS, IDS[0].float(), IDS[0] > 0, IDS[0, 0]])
+def test_what_is_not_one_text_is_refused(ids, as_importer):
+    with pytest.raises(ValueError, match=said("ids", "one text", "got", ids.dtype)):
+        where_heads_look(ids)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int64])
+def test_any_whole_number_may_stand_for_a_token(dtype, as_importer):
+    ids = torch.tensor([0, 1, 0, 1, 2, 0])
+    must = where_heads_look(ids).induction
+    for other in (ids, ids + 100, 2 - ids if dtype is torch.uint8 else -1 - ids):
+        assert torch.equal(where_heads_look(other.to(dtype)).induction, must)
+
+
 def test_each_kind_looks_where_a_loop_over_the_tokens_says():
     ids = IDS[1].tolist()
     kinds = where_heads_look(IDS[1], skip=3)

@@ -175,6 +175,14 @@ def test_tokens_beyond_the_vocabulary_are_refused(ids, as_importer):
         AttentionOnly(5, 4)(ids)
 
 
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.complex64])
+def test_what_are_no_weights_is_refused(dtype, as_importer):
+    weights, ids = torch.ones(2, 3, 3, dtype=dtype), torch.zeros(3, dtype=torch.int64)
+    for score in (previous_score, lambda weights: induction_score(weights, ids)):
+        with pytest.raises(ValueError, match=said("weights", "floats", "got", dtype)):
+            score(weights)
+
+
 def test_the_length_that_is_asked_for_is_that_of_the_weights(as_importer):
     weights, ids = torch.rand(2, 3, 5, 5), torch.zeros(2, 7, dtype=torch.int64)
     with pytest.raises(ValueError, match=said("ids", "(2, 5)", "(2, 7)")):

@@ -106,6 +106,20 @@ def test_characters_come_back_and_an_unknown_one_is_named():
         tokenizer.encode("a Zebra")
 
 
+@pytest.mark.parametrize("ids", [[-1], [999], [1.0], "01", torch.tensor([-1])])
+def test_a_number_of_no_character_is_named(ids, as_importer):
+    with pytest.raises(ValueError, match=said("ids", "from 0 to", "got")):
+        Characters(TEXT).decode(ids)
+
+
+@pytest.mark.parametrize("positions", ["rotary", "learned", "alibi", "none"])
+@pytest.mark.parametrize("context_length", [0, -3, 1.5])
+def test_a_context_is_a_whole_number(positions, context_length, as_importer):
+    match = said("context_length", "at least 1", "got", context_length)
+    with pytest.raises(ValueError, match=match):
+        GPT(11, positions=positions, context_length=context_length)
+
+
 # Batches
 
 
