@@ -29,7 +29,11 @@ from attention import (
     flash_attend,
     future_leak,
     padding_mask,
+    ring_attend,
     show_weights,
+    tree_attend,
+    triton_attend,
+    ulysses_attend,
     weights_of,
 )
 from conformance.handed import WithMethod, WithNone, linear, quantized, rotary
@@ -102,6 +106,29 @@ def test_a_leak_from_any_place_to_any_earlier_one_is_found():
 def test_whole_numbers_have_no_small_change_and_are_refused(as_importer):
     with pytest.raises(ValueError, match=said("x", "int64")):
         future_leak(backwards, torch.ones(5, 2, dtype=torch.int64))
+
+
+# What is no tensor
+
+
+def weights_by_hand(queries, keys, values):
+    return attention_weights(queries, keys)
+
+
+EVERY_FORM = [attend, flash_attend, cpp_attend, triton_attend, ring_attend]
+EVERY_FORM += [ulysses_attend, tree_attend, weights_by_hand]
+
+
+@pytest.mark.parametrize("form", EVERY_FORM)
+@pytest.mark.parametrize("place", range(3))
+@pytest.mark.parametrize("other", [[[1.0]], torch.ones(7, 16).numpy(), None], ids=str)
+def test_what_is_no_tensor_is_told_so(form, place, other, as_importer):
+    inputs = some(2, 3, 7)
+    inputs[place] = other
+    if form is weights_by_hand and place == 2:
+        return  # which takes no values
+    with pytest.raises(TypeError, match=said("expected a torch.Tensor", "got")):
+        form(*inputs)
 
 
 # A scale that is zero or negative

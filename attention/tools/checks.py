@@ -212,9 +212,10 @@ def as_given(tensor: Tensor) -> AbstractContextManager:
 def unified(*tensors: Tensor) -> tuple[Tensor, ...]:
     """The tensors as autocast casts the inputs of a product; unchanged if it is off.
 
-    All floats but float64 get the dtype of autocast.
+    All floats but float64 get the dtype of autocast. What is no tensor is left to
+    `check_fit`, which says so.
     """
-    if not autocast_on(tensors[0]):
+    if not all(isinstance(t, Tensor) for t in tensors) or not autocast_on(tensors[0]):
         return tensors
     dtype = torch.get_autocast_dtype(tensors[0].device.type)
     return tuple(
@@ -355,11 +356,12 @@ def check_positions(positions: Tensor, x: Tensor) -> Tensor:
     if not fits or any(n not in (1, m) for n, m in zip(own[:-1], rows, strict=True)):
         must = f"shape ({length},), or {(*batch, length)}, like x"
         raise expected("positions", must, tuple(own))
+    positions = positions.long()  # without a sign, a difference below 0 would wrap
     if positions.numel() and _at_once(positions):
         least = _number(positions.min())
         if least is not None and least < 0:
             raise expected("positions", "at least 0", least)
-    return positions.long()  # of few bits, a difference below 0 would wrap
+    return positions
 
 
 def check_slots(masks: Sequence[Callable], **slots: Callable | None) -> None:

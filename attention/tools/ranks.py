@@ -314,8 +314,8 @@ _MESSAGE = 4096  # bytes
 def agree(find: Callable[[], dict], group: dist.ProcessGroup | None) -> list[dict]:
     """What `find` says on each rank; ValueError on every rank if that does not fit.
 
-    A ValueError or TypeError of `find` is raised where it arose, and told to the
-    others. Facts, but for those whose name begins with "_", must be equal.
+    An error of `find` is raised where it arose, and told to the others. Facts, but for
+    those whose name begins with "_", must be equal.
     """
     rank, ranks = place_in(group)
     if ranks == 1:
@@ -323,7 +323,7 @@ def agree(find: Callable[[], dict], group: dist.ProcessGroup | None) -> list[dic
     refusal = None
     try:
         facts = find()
-    except (TypeError, ValueError) as error:
+    except Exception as error:  # of whatever kind: the others are waiting
         refusal, facts = error, {"refused": str(error)[:1000]}
     messages = _messages(facts, rank, ranks, group)
     each = {peer: [message] for peer, message in enumerate(messages)}

@@ -221,16 +221,17 @@ def test_facts_must_agree_on_every_rank_but_for_those_with_an_underscore():
     assert found[0].startswith("place: expected the same on all ranks, got 0 on rank 0")
 
 
-def test_what_is_refused_on_one_rank_is_told_on_all():
+@pytest.mark.parametrize("kind", [ValueError, TypeError, AttributeError, RuntimeError])
+def test_what_is_refused_on_one_rank_is_told_on_all(kind):
     def facts():
         if dist.get_rank() == 1:
-            raise ValueError("width: expected 3, got 4")
+            raise kind("width: expected 3, got 4")
         return {}
 
     def work():
         try:
             agree(facts, None)
-        except ValueError as error:
+        except (kind, ValueError) as error:
             return str(error)
 
     told = "width: expected 3, got 4"
