@@ -211,7 +211,18 @@ def _as_it_is(queries: Tensor, keys: Tensor, values: Tensor, causal: bool) -> bo
     alike = one_kind and one_place and queries.is_floating_point()
     if not alike or autocast_on(queries) or (causal and i not in (1, j)):
         return False
-    return j >= 16 or all_finite(queries, keys)  # see `nan_of`
+    return not _few(j) or all_finite(queries, keys)
+
+
+def _few(num_keys: int) -> bool:
+    """Whether a CPU's kernel may overlook a nan among so few keys (see `nan_of`).
+
+    True where a graph is exported, which shall serve any number of them.
+    """
+    return _exporting() or num_keys < 16
+
+
+_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
 
 
 def _call(queries, *inputs, **options) -> Tensor:
@@ -284,7 +295,7 @@ def attend(
     check_tensor(queries=queries, keys=keys, values=values)
     plain = mask is bias is window is scale is None and dropout_p == 0
     if plain and _as_it_is(queries, keys, values, causal):  # nearly always, at once
-        options = {"is_causal": causal and queries.shape[-2] > 1}
+        options = {"is_causal": bool(causal and queries.shape[-2] > 1)}
         if queries.shape[-3] != keys.shape[-3]:
             options["enable_gqa"] = True
         return _call(queries, keys, values, **options)
@@ -308,7 +319,7 @@ def attend(
         return _average(queries, keys, values, mask, bias=bias, **options)
     table, blind = _table(shape, mask, bias, queries.ndim)
     context = _fused(queries, keys, values, table, **options)
-    few = table is None and queries.device.type == "cpu" and shape[-1] < 16
+    few = table is None and queries.device.type == "cpu" and _few(shape[-1])
     if few and not all_finite(queries, keys):
         context = context + nan_of(queries, repeat_kv(keys, queries), by_itself)
     return context if blind is None else context.masked_fill(blind, 0.0)
