@@ -15,11 +15,14 @@ from torch import nn
 from torch.nn import functional as F
 
 from attention import (
+    GPT,
     Attention,
     CausalAttention,
     CrossAttention,
+    LanguageModel,
     MultiHeadAttention,
     RelativeBias,
+    Rotary,
     SelfAttention,
     and_masks,
     attend,
@@ -106,6 +109,43 @@ def test_a_leak_from_any_place_to_any_earlier_one_is_found():
 def test_whole_numbers_have_no_small_change_and_are_refused(as_importer):
     with pytest.raises(ValueError, match=said("x", "int64")):
         future_leak(backwards, torch.ones(5, 2, dtype=torch.int64))
+
+
+# Lengths on both sides of 16 keys, where a CPU's kernel changes
+
+EXPORTED = {  # modules, and the width of each input; 0 stands for ids
+    "one head": (lambda: SelfAttention(6, 8), [6]),
+    "causal": (lambda: CausalAttention(6, 8, 64), [6]),
+    "many heads": (lambda: MultiHeadAttention(6, 8, 64, 0.0, 2), [6]),
+    "cross": (lambda: CrossAttention(6, 8, 2), [6, 6]),
+    "rotary": (lambda: Attention(6, 8, 2, process_heads=Rotary(4)), [6]),
+    "GPT": (lambda: GPT(11, d=8, num_blocks=1, num_heads=2), [0]),
+    "Llama": (lambda: LanguageModel(11, 8, 16, 1, 2), [0]),
+}
+
+
+def texts(widths, length):
+    shape = 2, length
+    return [torch.randn(*shape, w) if w else torch.randint(11, shape) for w in widths]
+
+
+@pytest.mark.parametrize("name", EXPORTED)
+@pytest.mark.parametrize("strict", [True, False])
+def test_what_is_exported_from_one_text_takes_texts_of_any_length(
+    name, strict, as_importer
+):
+    make, widths = EXPORTED[name]
+    module, length = make().eval(), torch.export.Dim("length", min=2, max=60)
+    moves, options = tuple({1: length} for _ in widths), {"strict": strict}
+    given = tuple(texts(widths, 21))
+    options["dynamic_shapes"] = moves
+    program = torch.export.export(module, given, **options).module()
+    for count in (2, 15, 16, 21, 60):
+        inputs = texts(widths, count)
+        equal(program(*inputs), module(*inputs))
+        if widths[-1]:
+            inputs[-1][0, -1] = torch.nan
+            equal(program(*inputs), module(*inputs), equal_nan=True)
 
 
 # What is no tensor

@@ -9,6 +9,7 @@ Written by `book/reading/language_model.ipynb`: read and change it there.
 
 import codecs
 import heapq
+import operator
 import os
 import re
 import unicodedata
@@ -28,9 +29,9 @@ from torch.nn import functional as F
 from attention.core.layer import Attention, Cache, causal, set_back
 from attention.core.scaled_dot_product import Attend, attend
 from attention.position.rotary import Rotary
-from attention.tools.checks import check_sizes, readable
+from attention.tools.checks import check_sizes, precise, readable
 from attention.tools.gguf import StoredTensors, read_gguf
-from attention.tools.workbench import check_tensor, expected
+from attention.tools.workbench import check_tensor, check_tokens, expected
 
 __all__ = [
     "Block",
@@ -113,6 +114,9 @@ class BytePairTokenizer:
         *,
         special: Sequence[str] = (),
     ) -> None:
+        check_tokens(tokens=tokens, merges=merges, special=special)
+        if isinstance(special, str):  # not its letters, which are then not text
+            raise expected("special", "a sequence of str", f"{special!r} alone")
         self.tokens, self.special = tuple(tokens), tuple(special)
         self.ids = {token: number for number, token in enumerate(tokens)}
         pairs = [tuple(merge.split(" ")) for merge in merges]
@@ -147,10 +151,14 @@ class BytePairTokenizer:
 
     def decode_bytes(self, ids: Iterable[int] | Tensor) -> bytes:
         """The bytes of these pieces, all that `encode` was given."""
-        ids = ids.tolist() if isinstance(ids, Tensor) else list(ids)
+        ids = ids.tolist() if isinstance(ids, Tensor) else ids
+        must = f"whole numbers from 0 to {len(self) - 1}"
+        if not isinstance(ids, Iterable):
+            raise expected("ids", must, repr(ids))
+        ids = list(ids)
         for number in ids:
-            if not isinstance(number, int) or not 0 <= number < len(self):
-                must = f"whole numbers from 0 to {len(self) - 1}"
+            whole = isinstance(number, int) and not isinstance(number, bool)
+            if not whole or not 0 <= number < len(self):
                 raise expected("ids", must, repr(number))
         return b"".join(self._bytes[number] for number in ids)
 
@@ -338,6 +346,8 @@ class LanguageModel(nn.Module):
         check_sizes(num_heads=num_heads)
         if d % num_heads:
             raise expected("d", f"a multiple of {num_heads=}", d)
+        if not isinstance(eps, int | float) or not 0 <= eps < float("inf"):
+            raise expected("eps", "a number of at least 0", eps)
         rotary = Rotary(d // num_heads, base=base, interleaved=interleaved)
         options = {"num_kv_heads": num_kv_heads, "out_bias": False}
         options |= {"process_heads": rotary, "masks": (causal,), "attend": attend}
@@ -403,20 +413,30 @@ def through(
     """`x` behind all blocks; if one of them refuses, all caches are as before."""
     with ExitStack() as refused:
         for cache in caches:
-            refused.enter_context(set_back(cache))
+            if cache is not None:  # without a cache it can be compiled in one piece
+                refused.enter_context(set_back(cache))
         for block, cache in zip(blocks, caches, strict=True):
             x = block(x, mask, positions=positions, cache=cache)
     return x
 
 
 def caches_of(caches: Sequence[Cache] | None, num_blocks: int) -> list[Cache | None]:
-    """A cache, or None, for each block; ValueError for others, and for one twice."""
+    """A cache, or None, for each block; ValueError for others, and for one twice.
+
+    All must have read the same text, or positions would differ from block to block.
+    """
+    must = f"one for each of {num_blocks} blocks"
+    if caches is not None and not isinstance(caches, Iterable):
+        raise expected("caches", must, type(caches).__name__)
     caches = [None] * num_blocks if caches is None else list(caches)
     if len(caches) != num_blocks:
-        raise expected("caches", f"one for each of {num_blocks} blocks", len(caches))
+        raise expected("caches", must, len(caches))
     held = [id(cache) for cache in caches if cache is not None]
     if len(set(held)) < len(held):
         raise expected("caches", "one of its own for each block", "the same one twice")
+    lengths = [getattr(cache, "length", 0) for cache in caches]
+    if len(set(lengths)) > 1:
+        raise expected("caches", "as many tokens in each", lengths)
     return caches
 
 
@@ -443,15 +463,15 @@ def next_probabilities(
 
     Logits are divided by `temperature`; 0 leaves the largest alone. Then the `top_k`
     largest stay, then the fewest that have `top_p` together. Holtzman et al. 2020.
-    ValueError for what does not fit.
+    Logits of 16 bits are compared and summed in 32. ValueError for what does not fit.
     """
     check_choice(temperature, top_k, top_p)
-    check_tensor(logits=logits)
-    best = logits.amax(dim=-1, keepdim=True)
+    scores = _scores(logits)
+    best = scores.amax(dim=-1, keepdim=True)
     check_best(best)
-    if temperature < 1e-30:  # which 16 or 32 bits may not tell from 0
-        return F.one_hot(logits.argmax(dim=-1), logits.shape[-1]).to(logits.dtype)
-    weights = ((logits - best) / temperature).softmax(dim=-1)
+    if temperature < 1e-30:  # which 32 bits may not tell from 0
+        return F.one_hot(scores.argmax(dim=-1), logits.shape[-1]).to(logits.dtype)
+    weights = ((scores - best) / temperature).softmax(dim=-1)
     ordered, order = weights.sort(dim=-1, descending=True, stable=True)
     if top_k is not None:
         ordered[..., top_k:] = 0
@@ -460,7 +480,16 @@ def next_probabilities(
         before = ordered.cumsum(dim=-1) - ordered
         ordered[(before >= top_p) & (before > 0)] = 0
         ordered /= ordered.sum(dim=-1, keepdim=True)
-    return torch.zeros_like(weights).scatter(-1, order, ordered)
+    return torch.zeros_like(weights).scatter(-1, order, ordered).to(logits.dtype)
+
+
+def _scores(logits: Tensor) -> Tensor:
+    """In 32 bits at least; ValueError unless there is a number for each token."""
+    check_tensor(logits=logits)
+    if not logits.is_floating_point() or logits.shape[-1:] in ((), (0,)):
+        must = "floats (..., vocabulary), one token at least"
+        raise expected("logits", must, logits)
+    return logits.to(precise(logits))
 
 
 _WHOLE = (torch.int32, torch.int64)
@@ -486,6 +515,36 @@ def check_best(best: Float[Tensor, "..."]) -> None:
         raise expected("logits", "a largest number in each row", best.tolist())
 
 
+def _row(ids: Sequence[int] | Tensor) -> Tensor:
+    """One row of tokens; ValueError for what is none."""
+    must = "one row of tokens (length,)"
+    try:
+        row = ids if isinstance(ids, Tensor) else torch.as_tensor(ids, device="cpu")
+    except (RuntimeError, TypeError, ValueError):
+        raise expected("ids", must, repr(ids)[:40]) from None
+    check_ids(row, torch.iinfo(row.dtype).max if row.dtype in _WHOLE else 0)
+    if row.ndim != 1:
+        raise expected("ids", must, tuple(row.shape))
+    return row
+
+
+def _ends(stop: Iterable[int]) -> frozenset[int]:
+    """The tokens that end a text; ValueError if they are no numbers of tokens."""
+    try:
+        return frozenset(map(operator.index, stop))
+    except TypeError:
+        must = "whole numbers, the tokens that end the text"
+        raise expected("stop", must, repr(stop)[:40]) from None
+
+
+def _draws(seed: int) -> torch.Generator:
+    """Where random numbers come from; ValueError for what is no seed."""
+    try:
+        return torch.Generator().manual_seed(seed)
+    except (RuntimeError, TypeError, ValueError):
+        raise expected("seed", "a whole number of 64 bits", repr(seed)[:40]) from None
+
+
 def generate(
     model: nn.Module,
     ids: Sequence[int] | Int[Tensor, " length"],
@@ -507,16 +566,14 @@ def generate(
     """
     check_sizes(num_tokens=num_tokens)
     check_choice(temperature, top_k, top_p)
-    ids = ids if isinstance(ids, Tensor) else torch.as_tensor(ids, device="cpu")
-    check_ids(ids, torch.iinfo(ids.dtype).max if ids.dtype in _WHOLE else 0)
-    if ids.ndim != 1:
-        raise expected("ids", "one row of tokens (length,)", tuple(ids.shape))
+    ids, stop, draws = _row(ids), _ends(stop), _draws(seed)
     choice = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     options = {}
     if make_cache is not None:
+        if not callable(make_cache):
+            raise expected("make_cache", "what makes a cache", repr(make_cache))
         options["caches"] = [make_cache() for _ in model.blocks]
-    draws = torch.Generator().manual_seed(seed)
-    return _generate(model, ids, num_tokens, frozenset(stop), choice, options, draws)
+    return _generate(model, ids, num_tokens, stop, choice, options, draws)
 
 
 def _generate(model, ids, num_tokens, stop, choice, options, draws) -> Iterator[int]:
@@ -553,7 +610,11 @@ def chat_ids(
     reply: bool = True,
 ) -> list[int]:
     """The same as tokens; what the messages say is never taken for a special one."""
-    begin, end = (tokenizer.ids[f"<|im_{name}|>"] for name in ("start", "end"))
+    marks = ("<|im_start|>", "<|im_end|>")
+    if not tokenizer.ids.keys() >= {*marks}:
+        must = "one that knows <|im_start|> and <|im_end|>"
+        raise expected("tokenizer", must, f"{len(tokenizer)} pieces without them")
+    begin, end = (tokenizer.ids[mark] for mark in marks)
     ids, line = [], tokenizer.encode("\n")
     for turn in _turns(messages):
         ids += [begin, *tokenizer.encode(turn), end, *line]
@@ -563,8 +624,11 @@ def chat_ids(
 def _turns(messages: Sequence[Mapping[str, str]]) -> list[str]:
     """Role and content of each message; the first tells the model who it is."""
     for message in messages:
-        if not isinstance(message, Mapping) or {*message} != {"role", "content"}:
-            raise expected("messages", "a role and a content in each", repr(message))
+        parts = message if isinstance(message, Mapping) else {}
+        strings = all(isinstance(part, str) for part in parts.values())
+        if {*parts} != {"role", "content"} or not strings:
+            must = "a role and a content in each, both strings"
+            raise expected("messages", must, repr(message))
     turns = [f"{message['role']}\n{message['content']}" for message in messages]
     if messages and messages[0]["role"] != "system":
         turns.insert(0, f"system\n{_ASSISTANT}")

@@ -5,6 +5,7 @@ import struct
 from functools import partial
 from itertools import chain, pairwise
 
+import numpy as np
 import pytest
 import torch
 from examples import real_model, said
@@ -111,6 +112,17 @@ def test_what_a_message_says_is_never_a_special_token(model):
     assert sly in model.tokenizer.decode(ids)
 
 
+@pytest.mark.parametrize("content", [None, 3, ["a part"]])
+def test_what_a_message_says_is_a_string(content, as_importer):
+    with pytest.raises(ValueError, match=said("messages", "strings", "got", content)):
+        chat_text([{"role": "user", "content": content}])
+
+
+def test_a_tokenizer_of_another_kind_has_no_chats(as_importer):
+    with pytest.raises(ValueError, match=said("tokenizer", "<|im_start|>", "got")):
+        chat_ids(tokenizer_of(), [{"role": "user", "content": "low"}])
+
+
 # Layers
 
 CACHES = {
@@ -171,6 +183,28 @@ def test_blocks_that_share_one_cache_are_refused(small):
     with pytest.raises(ValueError, match=said("caches", "own", "twice")):
         list(generate(small, [1, 2], num_tokens=3, make_cache=lambda: cache))
     assert cache.length == 0
+
+
+def test_blocks_whose_caches_have_not_read_the_same_are_refused(small, as_importer):
+    caches, ids = [KVCache() for _ in small.blocks], torch.arange(4)
+    small(ids, caches=caches)
+    for others in ([caches[0], KVCache(), KVCache()], [*caches[:2], None]):
+        for call in (small, small.attention_weights):
+            with pytest.raises(ValueError, match=said("caches", "each", "got [4,")):
+                call(ids, caches=others)
+    assert [cache.length for cache in caches] == [4, 4, 4]
+
+
+@pytest.mark.parametrize("caches", [3, KVCache()])
+def test_what_are_no_caches_is_refused(small, caches, as_importer):
+    with pytest.raises(ValueError, match=said("caches", "3 blocks", "got")):
+        small(torch.arange(4), caches=caches)
+
+
+@pytest.mark.parametrize("eps", [-1.0, float("nan"), float("inf"), "1e-5"])
+def test_an_eps_that_would_make_nans_is_refused(eps, as_importer):
+    with pytest.raises(ValueError, match=said("eps", "at least 0", "got", eps)):
+        LanguageModel(31, 16, 32, 2, 4, eps=eps)
 
 
 def test_a_call_that_is_refused_leaves_all_caches_as_they_were(small):
@@ -237,6 +271,31 @@ def test_logits_without_a_largest_number_are_refused(odd):
             next_probabilities(torch.tensor(logits))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("kept", [{}, {"top_k": 999}, {"top_p": 0.9}])
+def test_logits_of_16_bits_are_chosen_from_as_their_numbers_in_32_are(dtype, kept):
+    logits = torch.randn(7, 5003, dtype=dtype)
+    options = kept | {"temperature": 0.7}
+    must = next_probabilities(logits.float(), **options)
+    assert torch.equal(next_probabilities(logits, **options), must.to(dtype))
+
+
+@pytest.mark.parametrize(
+    "logits",
+    [
+        torch.ones(3, dtype=torch.bool),
+        torch.ones(3, dtype=torch.long),
+        torch.ones(3, dtype=torch.complex64),
+        torch.ones(2, 0),
+        torch.tensor(1.0),
+    ],
+)
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_what_are_no_logits_is_refused(logits, temperature, as_importer):
+    with pytest.raises(ValueError, match=said("logits", "floats", logits.dtype)):
+        next_probabilities(logits, temperature=temperature)
+
+
 def test_tokens_are_drawn_as_often_as_their_probabilities_say():
     class Fixed(torch.nn.Module):
         def __init__(self):
@@ -260,7 +319,7 @@ def test_a_text_can_be_had_again_and_disturbs_no_other_numbers(small):
     assert first != [*generate(small, [1], seed=6, **options)]
 
 
-def test_tokens_come_one_at_a_time_and_end_before_a_stop(small):
+def test_tokens_come_one_at_a_time_and_end_before_a_stop(small, as_importer):
     calls = []
     small.register_forward_hook(lambda *_: calls.append(1))
     stream = generate(small, [3, 5, 7], num_tokens=11)
@@ -269,8 +328,10 @@ def test_tokens_come_one_at_a_time_and_end_before_a_stop(small):
     assert len(calls) == 1
     assert torch.is_grad_enabled()
     rest = [*stream]
-    stopped = [*generate(small, [3, 5, 7], num_tokens=11, stop=[rest[-1]])]
-    assert stopped == [first, *rest][: [first, *rest].index(rest[-1])]
+    whole, last = [first, *rest], rest[-1]
+    for stop in ([last], {last}, iter([last]), torch.tensor([last]), np.array([last])):
+        stopped = [*generate(small, [3, 5, 7], num_tokens=11, stop=stop)]
+        assert stopped == whole[: whole.index(last)], stop
 
 
 @pytest.mark.parametrize(
@@ -286,6 +347,21 @@ def test_tokens_come_one_at_a_time_and_end_before_a_stop(small):
         ({"ids": [[1]]}, "ids"),
         ({"ids": [0.5]}, "ids"),
         ({"ids": [-1]}, "ids"),
+        ({"ids": "ab"}, "ids"),
+        ({"ids": None}, "ids"),
+        ({"ids": [[1], [1, 2]]}, "ids"),
+        ({"ids": [2**70]}, "ids"),
+        ({"ids": {1, 2}}, "ids"),
+        ({"seed": None}, "seed"),
+        ({"seed": 1.5}, "seed"),
+        ({"seed": 2**65}, "seed"),
+        ({"stop": 3}, "stop"),
+        ({"stop": None}, "stop"),
+        ({"stop": "ab"}, "stop"),
+        ({"stop": ["<|im_end|>"]}, "stop"),
+        ({"stop": [[1]]}, "stop"),
+        ({"stop": [0.5]}, "stop"),
+        ({"make_cache": KVCache()}, "make_cache"),
     ],
 )
 def test_what_cannot_be_written_is_refused_before_the_first_token(
@@ -433,14 +509,23 @@ def test_special_tokens_are_read_only_when_asked_for():
         (["a", "b", "ab"], ["a b c"], (), "merges"),
         (["a", " "], [], (), "tokens"),
         (["a"], [], ("<s>",), "special"),
+        (["a", "<", "s", ">", "<s>"], [], "<s>", "special"),
+        (["a", "b", "ab"], [("a", "b")], (), "merges"),
+        (["a", 5], [], (), "tokens"),
+        (None, [], (), "tokens"),
+        (["a"], [], None, "special"),
     ],
 )
-def test_a_vocabulary_that_contradicts_itself_is_refused(tokens, merges, special, name):
+def test_a_vocabulary_that_contradicts_itself_is_refused(
+    tokens, merges, special, name, as_importer
+):
     with pytest.raises(ValueError, match=rf"^{name}: expected"):
         BytePairTokenizer(tokens, merges, special=special)
 
 
-@pytest.mark.parametrize("ids", [[-1], [10**6], [0.5], torch.tensor([-1])])
+@pytest.mark.parametrize(
+    "ids", [[-1], [10**6], [0.5], torch.tensor([-1]), [True], 3, None, torch.tensor(3)]
+)
 def test_numbers_of_no_piece_are_refused(ids, as_importer):
     with pytest.raises(ValueError, match=r"^ids: expected"):
         tokenizer_of().decode(ids)
