@@ -260,6 +260,21 @@ def test_grade_tells_of_an_array_in_the_place_of_a_tensor(capsys):
     )
 
 
+def test_grade_hands_a_kernel_or_a_class_over_as_it_is(capsys):
+    def check(answer):
+        assert answer[2,](3) == 6, "twice three is six"
+
+    class Kernel:
+        def __getitem__(self, grid):
+            return lambda x: grid[0] * x
+
+        def __call__(self):
+            raise TypeError("a kernel is launched with a grid")
+
+    grade(check, Kernel())
+    assert capsys.readouterr().out == "Kernel: passed\n"
+
+
 def test_grade_keeps_to_the_words_of_a_check(capsys):
     grade(is_double, lambda x: 3 * x)
     assert capsys.readouterr().out == "not yet: twice two is four\n"
