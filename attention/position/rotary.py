@@ -76,7 +76,7 @@ def check_rotary(rotary_dim: int, base: float | int | Tensor = 10_000.0) -> None
     check_sizes(rotary_dim=rotary_dim)
     if rotary_dim % 2:
         raise expected("rotary_dim", "an even number, since pairs turn", rotary_dim)
-    number = isinstance(base, int | float) and 1 < base < float("inf")
+    number = isinstance(base, (int, float)) and 1 < base < float("inf")
     if not number and not isinstance(base, Tensor):
         raise expected("base", "a number above 1", base)
 

@@ -37,7 +37,10 @@ def parallelize_attention(
     """
     own, own_kv = _shares(layer, mesh)
     heads = layer.num_heads
+    trained = {name: w.requires_grad for name, w in layer.named_parameters()}
     _cut_projections(layer, mesh, own_kv)
+    for name, weight in layer.named_parameters():  # PyTorch 2.6 would train them all
+        weight.requires_grad_(trained[name])
     _keep_equal(layer, mesh)
     layer.num_heads = own.stop - own.start
     if hasattr(layer, "num_kv_heads"):
@@ -104,9 +107,13 @@ def _cut_projections(layer: nn.Module, mesh: DeviceMesh, own_kv: slice) -> None:
     """Make distributed tensors of the weights of the four linear layers."""
     from torch.distributed.tensor import Partial, distribute_module, parallel
 
+    class Rowwise(parallel.RowwiseParallel):
+        @staticmethod
+        def _prepare_output_fn(_, __, linear, output, mesh):
+            return output  # a sum over the ranks, or whole: `_entered` places it
+
     columns, width = parallel.ColwiseParallel(), layer.head_dim
-    summed = {"output_layouts": Partial(), "use_local_output": False}
-    plan = {"W_query": columns, "out_proj": parallel.RowwiseParallel(**summed)}
+    plan = {"W_query": columns, "out_proj": Rowwise()}
     enough = layer.W_key.out_features >= mesh.size() * width
     if enough:
         plan |= {"W_key": columns, "W_value": columns}

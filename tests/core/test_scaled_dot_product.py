@@ -715,10 +715,12 @@ def test_shared_heads_and_one_query_keep_the_fused_kernel(heads, queries):
     generator = torch.Generator().manual_seed(0)
     q = torch.randn(3, 4, queries, 8, generator=generator)
     k, v = torch.randn(2, 3, heads, 7, 8, generator=generator)
-    called = operators(q, k, v, causal=True)
-    assert any("flash_attention" in name for name in called)
     by_hand = attention_weights(q, k, causal=True) @ v.repeat_interleave(4 // heads, 1)
     torch.testing.assert_close(attend(q, k, v, causal=True), by_hand)
+    called = operators(q, k, v, causal=True)
+    if heads < 4 and torch.__version__ < (2, 9):
+        pytest.skip("a CPU's kernel knows no groups of heads")
+    assert any("flash_attention" in name for name in called)
 
 
 def test_one_causal_query_needs_no_table():
@@ -765,9 +767,11 @@ def test_queries_that_are_windows_of_one_series_are_read_as_they_are(dtype, apar
     for options in ({}, {"causal": True}, {"mask": mask}):
         apart_ = windows.detach().contiguous().requires_grad_()
         contexts = [attend(w, w, w, **options) for w in (windows, apart_)]
-        torch.testing.assert_close(*contexts)
         both = zip(contexts, (windows, apart_), strict=True)
-        torch.testing.assert_close(*[torch.autograd.grad(c.sum(), w) for c, w in both])
+        gradients = [torch.autograd.grad(c.sum(), w)[0] for c, w in both]
+        for one, other in (contexts, gradients):
+            rounding = 8 * torch.finfo(dtype).eps * other.abs().max().item()
+            torch.testing.assert_close(one, other, rtol=0, atol=rounding)
 
 
 @pytest.mark.parametrize("num_keys", [0, 7])

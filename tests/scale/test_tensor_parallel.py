@@ -301,6 +301,9 @@ def test_one_all_reduce_goes_forward_and_one_back():
 
 @pytest.mark.parametrize(("ranks", "length"), [(2, 8), (2, 7), (4, 7)])
 def test_tokens_that_come_cut_go_out_cut(ranks, length):
+    if length % ranks and torch.__version__ < (2, 7):
+        pytest.skip("its linear layer takes only what is cut evenly")
+
     def work():
         mesh, dtype = in_a_row(), torch.float64
         whole, cut = both(lambda: grouped(2))
