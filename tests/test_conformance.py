@@ -126,10 +126,23 @@ def alone(_started):
     return {(each["property"], each["mechanism"]): each for each in found}
 
 
+# What PyTorch 2.6 cannot see through, or only at one length.
+NOT_IN_2_6 = {
+    ("compiles", "Attention by position"),
+    ("compiles", "LatentAttention absorbed"),
+    ("exports", "Attention rotary"),
+    ("exports", "LatentAttention"),
+    ("exports", "LatentAttention absorbed"),
+}
+
+
 @pytest.mark.parametrize(("property", "mechanism"), pairs(applies=True))
 def test_the_property_holds(property, mechanism, request):
     if property.name == "cuda" and not torch.cuda.is_available():
         pytest.skip("there is no CUDA device")
+    known = (property.name, mechanism.name) in NOT_IN_2_6
+    if known and torch.__version__ < (2, 7):
+        pytest.skip("PyTorch 2.6 cannot trace it")
     if not property.alone:
         check(property, mechanism, share(property, MECHANISMS))
         return
