@@ -1,7 +1,7 @@
 """Tensor parallelism
 
 Each machine holds some heads of a layer, with their weights and their cache; one
-sum over the machines makes of their parts what one device gives.
+sum over the machines turns their parts into what one device gives.
 
 Written by `book/scale/tensor_parallel.ipynb`: read and change it there.
 """
