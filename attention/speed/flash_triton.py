@@ -36,7 +36,7 @@ _WAITING = []
 
 
 def _kernel(function: Callable) -> Callable:
-    """Mark what Triton shall compile; it waits until somebody needs it."""
+    """Mark what Triton is to compile; it waits until somebody needs it."""
     _WAITING.append(function)
     return function
 

@@ -271,7 +271,7 @@ def dropout_now(module: nn.Module) -> float:
 
 
 def check_no_dropout(form: str, dropout_p: float) -> None:
-    """ValueError if weights shall be dropped by a form of this name, which cannot."""
+    """ValueError if a form of this name, which has no dropout, is asked for some."""
     if dropout_p != 0:
         raise expected("dropout_p", f"0, for {form} has no dropout", dropout_p)
 
@@ -416,7 +416,7 @@ def first_order(context: Tensor) -> Tensor:
 
 
 def _mark(gradients, _):
-    """Mark the gradients of a fused call, if they shall be differentiated again."""
+    """Mark the gradients of a fused call, if they may be differentiated again."""
     if not torch.is_grad_enabled():
         return None
     marked = iter(_Refused.apply(*(g for g in gradients if g is not None)))
