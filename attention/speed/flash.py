@@ -398,7 +398,7 @@ def flash_attend(
         Float[Tensor, "*batch num_queries"],
     ]
 ):
-    """Context vectors, in tiles of so many queries and keys; equals `attend`.
+    """Context vectors, computed one tile after the other; equals `attend`.
 
     Memory grows linearly with length, forward and backward, but for a mask or bias.
     Axis -3 counts heads: keys and values may have fewer, each then serving as many

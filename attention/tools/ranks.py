@@ -53,7 +53,7 @@ __all__ = [
 def run_ranks(
     function: Callable, ranks: int, *arguments: object, seconds: float | int = 60
 ) -> list:
-    """What `function(*arguments)` returns in each of so many new processes.
+    """What `function(*arguments)` returns in each of `ranks` new processes.
 
     They form a group of torch.distributed on this machine (gloo), with one thread each;
     `torch.distributed.get_rank()` tells them apart. Results come back pickled, by rank.
