@@ -134,6 +134,16 @@ def test_layers_are_those_of_the_module():
     assert names("Layers") == layers
 
 
+# The path on the home page
+
+
+@pytest.mark.parametrize("page", CHAPTERS)
+def test_a_chapter_is_said_once_to_build_on_another(page):
+    module = ROOT / f"{page.replace('book/', 'attention/', 1)}.py"
+    bases = overview.imported(module)
+    assert len(set(bases)) == len(bases), bases
+
+
 # Exercises, published numbers, bibliography
 
 

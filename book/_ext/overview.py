@@ -87,7 +87,7 @@ def imported(module: Path) -> list[str]:
     """The chapters whose modules `module` imports, in its order, but for tools."""
     names = re.findall(r"(?m)^from attention\.(\S+) import", text(module))
     bases = [f"book/{name.replace('.', '/')}" for name in names]
-    return [base for base in bases if not base.startswith(ASIDE)]
+    return [base for base in dict.fromkeys(bases) if not base.startswith(ASIDE)]
 
 
 def text(module: Path) -> str:

@@ -94,7 +94,9 @@ def test_a_chapter_is_told_by_what_its_module_adds_and_builds_on(page, stations)
         imports = re.findall(r"(?m)^from attention\.(\S+) import", source)
         imports = [f"book/{name.replace('.', '/')}" for name in imports]
         assert bases == [
-            each for each in imports if not each.startswith(overview.ASIDE)
+            each
+            for each in dict.fromkeys(imports)
+            if not each.startswith(overview.ASIDE)
         ]
 
 
