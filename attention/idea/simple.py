@@ -26,7 +26,7 @@ def softmax(scores: Float[Tensor, "*rows num_keys"]) -> Float[Tensor, "*rows num
     if not scores.is_floating_point() or scores.ndim == 0:
         raise expected("scores", "floats with a last axis", scores)
     if scores.shape[-1] == 0:
-        return scores.exp()  # nothing, in the dtype that there would be of something
+        return scores.exp()  # nothing, in the dtype that weights would have
     lowest = torch.finfo(scores.dtype).min
     largest = scores.detach().amax(dim=-1, keepdim=True).clamp(min=lowest)
     powers = torch.exp(scores - largest)
