@@ -217,7 +217,7 @@ def _as_it_is(queries: Tensor, keys: Tensor, values: Tensor, causal: bool) -> bo
 def _few(num_keys: int) -> bool:
     """Whether a CPU's kernel may overlook a nan among so few keys (see `nan_of`).
 
-    True where a graph is exported, which shall serve any number of them.
+    True where a graph is exported, which is to serve any number of them.
     """
     return _exporting() or num_keys < 16
 
@@ -242,7 +242,7 @@ def _call(queries, *inputs, **options) -> Tensor:
 
 
 def _fused(queries, keys, values, table, dropout_p, **options) -> Tensor:
-    """PyTorch's call, which knows of groups of heads where all four axes are there."""
+    """PyTorch's call, which handles groups of heads if all four axes are there."""
     groups = keys.shape[:-2]
     alike = groups == values.shape[:-2] and groups[:-1] == queries.shape[:-3]
     one = alike and groups[-1:] == (1,) and queries.shape[-3] > 1
@@ -336,12 +336,13 @@ class Attend(Protocol):
     be None, and causal is lower-right: the queries are the last of the keys. Queries
     are (..., num_queries, head_dim), keys and values (..., num_keys, head_dim), with an
     axis of heads before the length where there are several. It gives the context,
-    (..., num_queries, head_dim). Further options may be settled before: partial(attend,
-    scale=0.5). `dropout_p` is 0 but in training. `Attention` adds bias=… if it has one.
+    (..., num_queries, head_dim). Further options may be fixed beforehand:
+    partial(attend, scale=0.5). `dropout_p` is 0 except in training. `Attention` adds
+    bias=… if it has one.
 
     The weights that a module shows are those of its form. A form may offer them, as
     its attribute `attention_weights`, a function (queries, keys, mask, *, causal);
-    else `weights_of` finds them.
+    otherwise `weights_of` finds them.
     """
 
     def __call__(
@@ -357,7 +358,7 @@ class Attend(Protocol):
 
 
 def _by_identity(form, queries, keys, values, mask, options) -> Tensor:
-    """What comes out for the identity in the place of the values, block by block."""
+    """What comes out for the identity in place of the values, block by block."""
     (*batch, count, width), blocks = values.shape, []
     for start in range(0, max(count, 1), max(width, 1)):
         kind = {"dtype": values.dtype, "device": values.device}
@@ -379,7 +380,7 @@ def weights_of(
     """The weights that `form` uses: its context is weights @ values.
 
     Those that it offers as its attribute `attention_weights`, or else found by handing
-    it the identity in the place of the values. ValueError for a form that has none.
+    it the identity in place of the values. ValueError for a form that has none.
     """
     if (offered := _offered(form)) is not None:
         return offered(queries, keys, mask, **options)
@@ -406,7 +407,7 @@ def _offered(form: Attend) -> Callable[..., Tensor] | None:
 
 @torch.no_grad()
 def _check_average(form, weights, queries, keys, values, mask, options) -> None:
-    """ValueError unless the form's context is weights @ values, but for rounding."""
+    """ValueError unless the form's context is weights @ values, up to rounding."""
     context = form(queries, keys, values, mask, **options)
     values = repeat_kv(values, queries)
     weights, context, values = (t.to(precise(t)) for t in (weights, context, values))
