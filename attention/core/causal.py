@@ -50,7 +50,7 @@ def future_leak(
 
 
 def _changed(x: Tensor) -> Tensor:
-    """Each number of `x` one further from zero, times a factor of its own below 0."""
+    """Each number of `x` moved one away from zero, times its own negative factor."""
     count = torch.arange(x.numel(), device=x.device).view(x.shape)
     factor = 1 + (0.618 * count) % 1  # never the same for neighbours
     return ((-factor) * (x + torch.where(x < 0, -1.0, 1.0))).to(x.dtype)
