@@ -1,7 +1,7 @@
 """Masks without tears
 
-Padding, the future and other documents are hidden by one boolean table, made by
-small functions and put together by one more.
+Padding, the future and other documents are hidden by one boolean table, which small
+functions make and one more puts together.
 
 Written by `book/core/masks.ipynb`: read and change it there.
 """
@@ -23,7 +23,7 @@ def padding_mask(
 
     Padding stands after the real tokens, or before them with `left=True`. ValueError
     for lengths that are not from 0 to max_length. Where their values cannot be looked
-    at (see `readable`), less than 0 is taken for 0 and more for max_length.
+    at (see `readable`), one below 0 counts as 0, one above max_length as max_length.
     """
     check_tensor(lengths=lengths)
     if lengths.ndim != 1 or not are_whole(lengths):
@@ -38,7 +38,7 @@ def padding_mask(
 
 
 def _is_size(number) -> bool:
-    try:  # while a graph is made, a size may be another thing than an int
+    try:  # while a graph is made, a size may be something other than an int
         if number < 0 or number % 1:
             return False
     except TypeError:
@@ -60,7 +60,7 @@ def document_mask(
 def and_masks(*masks: Bool[Tensor, "..."] | None) -> Bool[Tensor, "..."] | None:
     """True where every mask is True; None stands for a mask that hides nothing.
 
-    ValueError for masks that are no booleans, or fit no common shape and device.
+    ValueError for masks that are not boolean, or that fit no common shape and device.
     """
     together = None
     for mask in masks:
