@@ -2,7 +2,7 @@
 
 The attention layer of today's models: fewer heads for keys than for queries, heads
 processed by position, a cache of the past, and masks and biases that are small
-functions of positions, each handed in and none a copy of the class.
+functions of positions, each handed in, so that none needs a copy of the class.
 
 Written by `book/core/layer.ipynb`: read and change it there.
 """
@@ -64,7 +64,7 @@ def window(size: int) -> Callable[[Tensor, Tensor], Tensor]:
 
 
 def _within(query_positions: Tensor, key_positions: Tensor, *, size: int) -> Tensor:
-    # In 64 bits: of whole numbers without a sign, a difference below 0 would wrap.
+    # In 64 bits: among unsigned numbers, a difference below 0 would wrap around.
     back = query_positions.long().unsqueeze(-1) - key_positions.long().unsqueeze(-2)
     return (back >= 0) & (back < size)
 
@@ -86,16 +86,16 @@ def _opened(query_positions: Tensor, key_positions: Tensor, *, length: int) -> T
 
 @runtime_checkable
 class Cache(Protocol):
-    """What a layer remembers in; the caller owns it, one for each layer and text.
+    """The memory of a layer; the caller owns one for each layer and text.
 
-    `extend` takes keys (..., num_kv_heads, new, head_dim), values alike, and positions
-    (new,) or (*batch, new). It gives all three for everything that it holds, the new
-    ones included; they may come in any order, but an empty cache gives back what it
-    was given, in that order, unless it drops some. `length` counts the tokens that have
-    gone by. A cache may also have `positions`, those of the keys that it holds, and
-    `truncate(length)`, which forgets all that came later. One that drops tokens has
-    `seen(new)`, how many keys it will give for `new` tokens, and `undo()`, which takes
-    back the last `extend`.
+    `extend` takes keys (..., num_kv_heads, new, head_dim), values likewise, and
+    positions (new,) or (*batch, new). It gives all three for everything that it holds,
+    the new ones included; they may come in any order, but an empty cache gives back
+    what it was given, in that order, unless it drops some. `length` counts the tokens
+    that have gone by. A cache may also have `positions`, those of the keys that it
+    holds, and `truncate(length)`, which forgets all that came later. One that drops
+    tokens has `seen(new)`, how many keys it will give for `new` tokens, and `undo()`,
+    which takes back the last `extend`.
     """
 
     length: int
@@ -136,7 +136,7 @@ def check_cache(cache: Cache, module: nn.Module, x: Tensor) -> None:
 def table_of(
     name: str, slot: Callable, query_positions: Tensor, key_positions: Tensor
 ) -> Float[Tensor, "..."] | Bool[Tensor, "..."]:
-    """What a slot says of queries and keys, (*batch, 1 or heads, queries, keys).
+    """What a slot says about queries and keys, (*batch, 1 or heads, queries, keys).
 
     Booleans for masks, floats for a bias; ValueError for another kind or shape. For
     positions (length,) the first axes may be missing.
@@ -169,8 +169,8 @@ def counted_in_order(
 def in_order(query_positions: Tensor, key_positions: Tensor) -> bool:
     """Whether `causal` of these positions is the flag causal=True.
 
-    So it is if the queries are the last of the keys, and positions grow. False where
-    that cannot be looked at (see `readable`).
+    It is if the queries are the last of the keys, and positions grow. False where that
+    cannot be looked at (see `readable`).
     """
     one_row = query_positions.ndim == key_positions.ndim == 1
     earlier = key_positions.shape[-1] - query_positions.shape[-1]
@@ -340,7 +340,7 @@ class Attention(nn.Module):
     ) -> Float[Tensor, "*batch num_heads length num_keys"]:
         """The weights that `forward` uses for the same input, by head, before dropout.
 
-        It extends `cache` as `forward` does: hand in a copy to look without a trace.
+        It extends `cache` as `forward` does: hand in a copy to leave yours as it is.
         """
         with set_back(cache):
             inputs, options = self._inputs(x, mask, positions, cache)
