@@ -1,7 +1,7 @@
 """Additive attention
 
 A small network scores every key against a query, so that a decoder can look back at
-all that was read, instead of living on one summary of it.
+all that was read, instead of relying on one summary of it.
 
 Written by `book/history/additive.ipynb`: read and change it there.
 """
