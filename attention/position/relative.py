@@ -96,10 +96,10 @@ def relative_bucket(
 ) -> Integer[Tensor, "*shape"]:
     """T5's bucket of each distance, key minus query: from 0 to num_buckets - 1.
 
-    Near distances have a bucket each, farther ones share it, from `max_distance` on all
-    share one. Keys after the query have the second half of the buckets, or, unless
-    `bidirectional`, count as distance 0. Raffel et al. 2020, section 2.1. ValueError
-    for what is no whole number, and for buckets that cannot be made.
+    Near distances have a bucket each, farther ones share one, and from `max_distance`
+    on all share the last. Keys after the query have the second half of the buckets, or,
+    unless `bidirectional`, count as distance 0. Raffel et al. 2020, section 2.1.
+    ValueError for anything but whole numbers, and for buckets that cannot be made.
     """
     _check_whole("distance", distance)
     _check_buckets(bidirectional, num_buckets, max_distance)
