@@ -1,8 +1,7 @@
 """Rotary positions
 
 Each query and each key is turned by an angle that grows with its position, so that
-their score depends on the distance between them and on nothing else of where they
-are.
+their score depends on the distance between them and not on where they stand.
 
 Written by `book/position/rotary.ipynb`: read and change it there.
 """
@@ -38,7 +37,7 @@ __all__ = [
 
 @runtime_checkable
 class Scaling(Protocol):
-    """What gives `Rotary` other frequencies than the usual ones.
+    """What gives `Rotary` frequencies other than the usual ones.
 
     Called with how many numbers turn, the base, and whole positions (..., length), it
     gives rotary_dim / 2 frequencies, in axes that broadcast to (..., rotary_dim / 2). A
@@ -59,7 +58,7 @@ def rotary_frequencies(
 ) -> Float[Tensor, "... half"]:
     """Radians that each pair of numbers turns at a step: base^(-2i / rotary_dim).
 
-    They are float64 where there is such, on the device of `positions`. ValueError for
+    They are float64 where that exists, on the device of `positions`. ValueError for
     an odd rotary_dim, and a base of at most 1. Su et al. 2024, section 3.2.2.
     """
     check_rotary(rotary_dim, base)
@@ -138,8 +137,8 @@ class Rotary(nn.Module):
 
     The first `rotary_dim` numbers of a head turn (all, if None), in pairs (i, i + half)
     or, if interleaved, (2i, 2i + 1); `scaling` changes how fast (see `Scaling`). There
-    is no parameter and no buffer: one object may serve all layers, and another dtype of
-    the model rounds no angle. ValueError for what does not fit. Su et al. 2024.
+    is no parameter and no buffer: one object may serve all layers, and a model in
+    another dtype rounds no angle. ValueError for what does not fit. Su et al. 2024.
     """
 
     def __init__(
@@ -209,7 +208,7 @@ def convert_pairing(
     """Rows of W_query or W_key, in the order that the other pairing needs.
 
     With interleaved=True, (i, i + half) becomes (2i, 2i + 1), with False the reverse,
-    head by head; biases and the weights of `QKNorm` alike. ValueError for what does not
+    head by head; biases and weights of `QKNorm` likewise. ValueError for what does not
     fit.
     """
     check_tensor(rows=rows)
@@ -229,7 +228,7 @@ def convert_pairing(
 
 @dataclass(frozen=True)
 class ProportionalScaling:
-    """A scaling: only the fastest pairs turn, a share of all, as fast as ever.
+    """A scaling: only the fastest pairs turn, a share of all, at their usual speed.
 
     All of the head is paired, and slow pairs stand still. Those that turn are slowed by
     `factor`, for longer texts. Gemma 4 has this kind, GPT-NeoX that of rotary_dim.
