@@ -186,7 +186,7 @@ class DynamicNTKScaling:
     """A scaling: like `NTKScaling`, more so the further a text goes beyond training.
 
     The largest position of a row says how long its text is, and each row has a base of
-    its own. Keys that were cached when the text was shorter are not turned anew: hand
+    its own. Keys that were cached when the text was shorter are not turned again: hand
     in the whole text each time, or fix the factor with `NTKScaling`. emozilla 2023.
     """
 
