@@ -178,6 +178,11 @@ struct Attention {
     return place<X>(
         m, band.head / call.groups, g * group + i / call.queries, i % call.queries);
   }
+  // What a bias or a mask says of a query, from key j on; null if there is none
+  template <class X>
+  const X* given_of(const Matrix& m, const Band& band, Int r, Int j) const {
+    return m.data ? of_query<X>(m, band, r) + j : nullptr;
+  }
   T* of_key(const Matrix& m, Int head, Int j) const {
     return place<T>(m, head / call.groups, head % call.groups, j);
   }
@@ -222,8 +227,7 @@ struct Attention {
     Int n = width_of(band, j), real = std::min(n, call.keys - j);
     bool seen = !call.mask.data, hidden = false, edge = false;
     for (Int r = 0; r < band.rows && call.mask.data; ++r) {
-      const char* mask =
-          call.mask.data ? of_query<char>(call.mask, band, r) + j : nullptr;
+      const char* mask = given_of<char>(call.mask, band, r, j);
       seen |= std::memchr(mask, 1, real) != nullptr;
       hidden |= std::memchr(mask, 0, real) != nullptr;
     }
@@ -247,11 +251,10 @@ struct Attention {
   void add_given(const Band& band, Int j, Int n, Int real, R* s, R* given) const {
     std::fill_n(given, BLOCK_M * BLOCK_N, 0);
     for (Int r = 0; r < band.rows; ++r) {
-      const R* bias = call.bias.data ? of_query<R>(call.bias, band, r) + j : nullptr;
-      const char* mask =
-          call.mask.data ? of_query<char>(call.mask, band, r) + j : nullptr;
+      const R* bias = given_of<R>(call.bias, band, r, j);
+      const char* mask = given_of<char>(call.mask, band, r, j);
       R* to = given + r * BLOCK_N;
-      for (Int c = 0; c < real && call.bias.data; ++c) to[c] = bias[c] / R(call.scale);
+      for (Int c = 0; c < real && bias; ++c) to[c] = bias[c] / R(call.scale);
       for (Int c = 0; c < real && mask; ++c) to[c] = mask[c] ? to[c] : -INF;
     }
     transpose(given, BLOCK_N, BLOCK_M, n, given + BLOCK_M * BLOCK_N, BLOCK_M);
@@ -309,15 +312,17 @@ struct Attention {
   void forward_band(Band band, const C* keys, const C* values_t, Room room) const {
     auto [q, qt, p, s, acc, given] = desk(room);
     if (!PAIRS) p = (C*)s;
-    copy_band(call.q, band, D, q), turn(q, BLOCK_M, D, qt),
-        std::fill_n(acc, BLOCK_M * E, 0);
+    copy_band(call.q, band, D, q);
+    turn(q, BLOCK_M, D, qt);
+    std::fill_n(acc, BLOCK_M * E, 0);
     for (Int j = band.from / BLOCK_N * BLOCK_N; j < band.to; j += BLOCK_N) {
       if (!scores(band, j, keys + j * D, qt, s, given)) continue;
       Int n = width_of(band, j);
-      softmax(band, n, s, p, acc),
-          product(E, BLOCK_M, n, values_t + j * E, BLOCK_N, p, acc, true);
+      softmax(band, n, s, p, acc);
+      product(E, BLOCK_M, n, values_t + j * E, BLOCK_N, p, acc, true);
     }
-    transpose(acc, BLOCK_M, E, BLOCK_M, given, E), finish(band, given);
+    transpose(acc, BLOCK_M, E, BLOCK_M, given, E);
+    finish(band, given);
   }
   void finish(const Band& band, const R* acc) const {
     for (Int r = 0; r < band.rows; ++r) {
@@ -376,7 +381,8 @@ struct Attention {
       }
       for (Int r = 0; r < band.rows; ++r) {
         R* line = lines + r * n;
-        std::fill(line + real, line + n, -INF), hide(band, r, j, real, line);
+        std::fill(line + real, line + n, -INF);
+        hide(band, r, j, real, line);
         soften(band, r, n, line, acc + r * E);
       }
       Int r = 0;
@@ -436,14 +442,12 @@ struct Attention {
     for (Int e = 0; e < E && alpha != 1; ++e) acc[e] *= alpha;
   }
   void hide(const Band& band, Int r, Int j, Int n, R* line) const {
-    const R* bias = call.bias.data ? of_query<R>(call.bias, band, r) + j : nullptr;
-    const char* mask =
-        call.mask.data ? of_query<char>(call.mask, band, r) + j : nullptr;
+    const R* bias = given_of<R>(call.bias, band, r, j);
+    const char* mask = given_of<char>(call.mask, band, r, j);
     for (Int i = 0; i < n && bias; ++i) line[i] += bias[i] / R(call.scale);
     for (Int i = 0; i < n && mask; ++i) line[i] = mask[i] ? line[i] : -INF;
-    Int first = std::clamp<Int>(band.first[r] - j, 0, n),
-        end = std::clamp<Int>(band.end[r] - j, 0, n);
-    std::fill(line, line + first, -INF), std::fill(line + end, line + n, -INF);
+    std::fill_n(line, std::clamp<Int>(band.first[r] - j, 0, n), -INF);
+    std::fill(line + std::clamp<Int>(band.end[r] - j, 0, n), line + n, -INF);
   }
 
   // [merge]
@@ -505,11 +509,14 @@ struct Attention {
         room.take<R>(BLOCK_N * D), room.take<R>(BLOCK_N * E)};
   }
   void prepare(const Band& band, const Rows& to, C* room) const {
-    copy_band(call.q, band, D, room), turn(room, BLOCK_M, D, to.qt),
-        weave(room, BLOCK_M, D, to.q);
+    copy_band(call.q, band, D, room);
+    turn(room, BLOCK_M, D, to.qt);
+    weave(room, BLOCK_M, D, to.q);
     copy_band(call.d_context, band, E, room);
-    turn(room, BLOCK_M, E, to.got), weave(room, BLOCK_M, E, to.go);
-    std::fill_n(to.dqt, BLOCK_M * D, 0), std::fill_n(to.delta, BLOCK_M, 0);
+    turn(room, BLOCK_M, E, to.got);
+    weave(room, BLOCK_M, E, to.go);
+    std::fill_n(to.dqt, BLOCK_M * D, 0);
+    std::fill_n(to.delta, BLOCK_M, 0);
     std::fill_n(to.lse, BLOCK_M, INF);  // of a row that sees nothing
     for (Int r = 0; r < band.rows; ++r) {
       const T *o = of_query<T>(call.context, band, r),
@@ -556,9 +563,11 @@ struct Attention {
       *woven = PAIRS ? b.woven : g;
     for (Int n = 0; n < bands; ++n) prepare(band_of[n], mine[n], b.rows);
     for (Int j = part * BLOCK_N; j < call.keys; j += parts * BLOCK_N) {
-      copy_block(call.k, head, j, D, b.k), copy_block(call.v, head, j, E, b.v);
-      transpose(b.k, D, BLOCK_N, D, b.kt, BLOCK_N), std::fill_n(b.dk, BLOCK_N * D, 0),
-          std::fill_n(b.dv, BLOCK_N * E, 0);
+      copy_block(call.k, head, j, D, b.k);
+      copy_block(call.v, head, j, E, b.v);
+      transpose(b.k, D, BLOCK_N, D, b.kt, BLOCK_N);
+      std::fill_n(b.dk, BLOCK_N * D, 0);
+      std::fill_n(b.dv, BLOCK_N * E, 0);
       for (Int m = 0; m < bands; ++m) {
         const Band& rows = band_of[m];
         if (j + BLOCK_N <= rows.from || j >= rows.to) continue;
