@@ -8,7 +8,7 @@ Written by `book/speed/flash.ipynb`: read and change it there.
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -139,19 +139,35 @@ def _hide_past(scores: Tensor, gone: int) -> None:
     edge.triu_(gone).add_(hidden)
 
 
+_Strip = list[tuple[slice, slice]]  # of each band its rows, and the columns of one tile
 _FEW, _ENOUGH = 64, 1e-5  # keys, and what the heaviest of them must weigh
 
 
-def _attend_quickly(scores: Tensor, values: Tensor) -> tuple[Tensor, Tensor] | None:
-    """As `attend_tile`; None, the scores lost, if the first keys weigh too little."""
-    few = scores[..., :_FEW]
-    m_i = few.amax(dim=-1)
-    torch.softmax(scores, dim=-1, out=scores)
-    largest = few.amax(dim=-1)  # they are weights by now
-    if not largest.min() > _ENOUGH:  # nan too
-        return None
-    context = torch.bmm(scores.to(values.dtype), values).to(scores.dtype)
-    return context, m_i - largest.to(_exact(scores)).log()
+def _attend_quickly(heads: _Heads, strip: _Strip) -> tuple[Tensor, Tensor] | None:
+    """Context and logsumexp of its rows; None if the first keys weigh too little."""
+    parts = []
+    for rows, columns in reversed(strip):
+        scores, values = heads.scores(rows, columns), heads.values[:, columns]
+        few = scores[..., :_FEW]
+        m_i = few.amax(dim=-1)
+        torch.softmax(scores, dim=-1, out=scores)
+        largest = few.amax(dim=-1)  # they are weights by now
+        if not largest.min().item() > _ENOUGH:  # nan too
+            return None
+        parts.append((torch.bmm(scores.to(values.dtype), values), m_i, largest))
+    context, m_i, largest = _stacked(reversed(parts))
+    return context.to(m_i.dtype), m_i - largest.to(_exact(m_i)).log()
+
+
+def _attend_carefully(heads: _Heads, strip: _Strip) -> tuple[Tensor, Tensor]:
+    """Context and logsumexp of its rows, whatever the keys weigh."""
+    parts = (attend_tile(heads.scores(r, c), heads.values[:, c]) for r, c in strip)
+    return _stacked(parts)
+
+
+def _stacked(parts: Iterable[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    """Tensors of each band as tensors of all bands, one below the other."""
+    return tuple(torch.cat(some, dim=1) for some in zip(*parts, strict=True))
 
 
 def _count_in(context: Tensor, lse: Tensor, part: Tensor, part_lse: Tensor) -> None:
@@ -165,17 +181,22 @@ def _count_in(context: Tensor, lse: Tensor, part: Tensor, part_lse: Tensor) -> N
     lse.copy_(total)
 
 
+def _strips(bands: Iterable[tuple[slice, list[slice]]]) -> Iterator[_Strip]:
+    """The first tile of each band, then the second of those with two, and so on."""
+    bands = list(bands)
+    for turn in range(max((len(columns) for _, columns in bands), default=0)):
+        yield [(rows, some[turn]) for rows, some in bands if turn < len(some)]
+
+
 def _forward(heads: _Heads, context: Tensor, lse: Tensor) -> None:
-    """Let all keys count in the context and logsumexp of some heads, band by band."""
+    """Let all keys count in the context and logsumexp of some heads, strip by strip."""
     quick = context.device.type == "cpu"  # elsewhere it would have to wait
-    for rows, columns in heads.tiles():
-        for some in columns:
-            values, part = heads.values[:, some], None
-            if quick:
-                part = _attend_quickly(heads.scores(rows, some), values)
-                quick = part is not None
-            part = part or attend_tile(heads.scores(rows, some), values)
-            _count_in(context[:, rows], lse[:, rows], *part)
+    for strip in _strips(heads.tiles()):
+        part = _attend_quickly(heads, strip) if quick else None
+        quick = part is not None
+        rows = slice(strip[0][0].start, strip[-1][0].stop)
+        part = part or _attend_carefully(heads, strip)
+        _count_in(context[:, rows], lse[:, rows], *part)
 
 
 def _forward_in_bands(heads: _Heads, context: Tensor) -> None:
