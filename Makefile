@@ -50,7 +50,7 @@ book: tangle site ## Install, write attention/, build the site, tell where it li
 test: lint check-tangle try-model unit chapters site pages ## Verify all that CI verifies, in CI's order (FAST=1: but slow tests)
 	@echo "All of the book is verified."
 
-check: $(READY) ## Check one chapter in a minute or so (CHAPTER=core/causal)
+check: $(READY) ## Check one chapter in about half a minute (CHAPTER=core/causal)
 	@test -f "book/$(CHAPTER).ipynb" || { \
 		echo "Name a chapter: make check CHAPTER=core/causal" >&2; exit 1; }
 	@$(PY) book/tangle.py
