@@ -1,5 +1,6 @@
 """What must stay true of the pages for looking things up, and of links to them."""
 
+import ast
 import inspect
 import json
 import re
@@ -7,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from pybtex.database import parse_file
 
 import attention
 
@@ -14,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 BOOK = ROOT / "book"
 sys.path[:0] = [str(BOOK), str(BOOK / "_ext")]
 
+import citations  # noqa: E402
 import exercises  # noqa: E402
 import overview  # noqa: E402
 import tangle  # noqa: E402
@@ -180,3 +183,29 @@ def test_every_source_is_cited_in_a_chapter():
     assert not unused, f"book/references.bib: {must}; these are not: {sorted(unused)}"
     must = "must hold what chapters cite, and these keys are not there"
     assert not lacks, f"book/references.bib: {must}: {sorted(lacks)}"
+
+
+def labels() -> tuple[str, ...]:
+    """What the bibliography calls its sources, as Chen et al. 2023b."""
+    citations.setup(None)
+    entries = parse_file(BOOK / "references.bib").entries.values()
+    style = citations.Sources()
+    return tuple(style.format_labels(style.sort(entries)))
+
+
+def docstrings(file: Path) -> list[str]:
+    kinds = ast.Module, ast.ClassDef, ast.FunctionDef
+    nodes = [n for n in ast.walk(ast.parse(file.read_text())) if isinstance(n, kinds)]
+    return [" ".join((ast.get_docstring(node) or "").split()) for node in nodes]
+
+
+def test_a_docstring_calls_a_source_as_the_bibliography_does():
+    known, strange = labels(), []
+    for file in sorted((ROOT / "attention").rglob("*.py")):
+        for told in docstrings(file):
+            for year in re.finditer(r"\b(19\d\d|20[0-3]\d)[a-z]?\b", told):
+                if not told[: year.end()].endswith(known):
+                    end = told[max(0, year.start() - 30) : year.end()]
+                    strange.append(f"{file.relative_to(ROOT)}: …{end}")
+    must = "a source must be called as on the page of the bibliography; these are not:"
+    assert not strange, "\n".join([must, *strange])

@@ -40,7 +40,7 @@ class RollingCache:
     sinks move on, and stand just before the oldest token that is left, so that their
     mask is window(window + sinks). A layer that turns keys hands in its `rotary`, which
     means inside=True, and turns the sinks along. Once a token was dropped, tokens then
-    come one at a time. Xiao et al. 2023, section 3.2.
+    come one at a time. Xiao et al. 2024, section 3.2.
 
     `truncate` can go back to where nothing was dropped, and afterwards spare + 1
     tokens (spare, if the window is 1). copy.copy gives a cache that goes its own way.

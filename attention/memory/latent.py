@@ -139,7 +139,7 @@ class LatentAttention(nn.Module):
     are moved to the latents in place of making keys and values; both give the same
     numbers. If None, they are with a cache wherever that takes fewer operations and can
     be done: W_key and W_value are nn.Linear without hooks, and the form takes scale=….
-    ValueError for what does not fit. DeepSeek-AI 2024, eq. 9 to 19.
+    ValueError for what does not fit. DeepSeek-AI 2024a, eq. 9 to 19.
     """
 
     def __init__(

@@ -75,7 +75,7 @@ def accept(
     `target` has a row of probabilities for each drafted token and one after the last;
     `draft` has those from which each of `tokens` was drawn. The tokens accepted and the
     one that follows have exactly the target's distribution: Leviathan et al. 2023,
-    algorithm 1; Chen et al. 2023, algorithm 2. Rows in which one token has all
+    algorithm 1; Chen et al. 2023a, algorithm 2. Rows in which one token has all
     probability make it the rule of greedy decoding. ValueError for what are no
     probabilities, and for tokens that the draft cannot have drawn.
     """

@@ -40,7 +40,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class LinearScaling:
-    """A scaling: positions are divided by `factor`. Chen et al. 2023, eq. 4."""
+    """A scaling: positions are divided by `factor`. Chen et al. 2023b, eq. 4."""
 
     factor: float | int
 
