@@ -1,8 +1,8 @@
 """A cache of keys and values
 
-Keys and values of the past are kept and not computed again, in memory that is
-allocated ahead; a text that is read token by token gives what it gives whole, and
-what was rejected is taken back.
+Keys and values of the past are kept instead of being computed again, in memory that
+is allocated ahead; a text that is read token by token gives the same as the text
+read whole, and rejected tokens are taken back.
 
 Written by `book/memory/kv_cache.ipynb`: read and change it there.
 """
@@ -36,10 +36,10 @@ def check_piece(
 
     Keys and values are (*batch, num_kv_heads, new, width), each with a width of its
     own; positions are (new,) or (*batch, new). `like` are the keys and values that are
-    held, of which there may be none: dtype, device, batch, heads and width must be
+    held, of which there may be none: dtype, device, batch, heads and width must match
     theirs. `last` is the last position held, (1,) or (*batch, 1). Positions never go
-    back (where they are `readable`): one row of them starts after `last`. Where rows
-    have their own, one may also wait, as padding does.
+    back (where they are `readable`): if all texts share one row, it starts after
+    `last`; if each has its own, a position may also stay the same, as in padding.
     """
     check_tensor(keys=keys, values=values, positions=positions)
     for name, tensor in {"keys": keys, "values": values}.items():
@@ -83,7 +83,7 @@ def _check_onward(positions: Tensor, last: Tensor | None) -> None:
 
 
 def check_room(capacity: int | None, held: int, new: int) -> None:
-    """ValueError if a cache for `capacity` tokens, or any number, has no room."""
+    """ValueError if a cache for `capacity` tokens (None: any number) has no room."""
     if capacity is not None and held + new > capacity:
         must = f"at most {capacity=} tokens, those in the cache included"
         raise expected("keys", must, f"{new} beside {held}")
@@ -92,7 +92,7 @@ def check_room(capacity: int | None, held: int, new: int) -> None:
 def check_rollback(length: int, held: int, oldest: int = 0) -> None:
     """ValueError unless a cache of `held` tokens can go back to the first `length`.
 
-    `oldest` is the least length of which all is still there.
+    `oldest` is the smallest length whose tokens are all still there.
     """
     whole = isinstance(length, int) and not isinstance(length, bool)
     if not whole or not oldest <= length <= held:
@@ -103,12 +103,12 @@ def check_rollback(length: int, held: int, oldest: int = 0) -> None:
 class KVCache:
     """Keys and values of all tokens so far, in memory that is allocated ahead.
 
-    With a `capacity` it is allocated once, for so many tokens, and a longer text is
+    With a `capacity` it is allocated once, for that many tokens, and a longer text is
     refused. Without one it grows by `block` tokens at a time. `extend` takes and gives
     what `Cache` promises; keys and values may differ in width. What it gives are views:
     after `truncate`, new tokens are written over those that were forgotten. While
-    gradients are recorded nothing is written in place: they are right, and each call
-    copies all, so write texts within torch.no_grad() or torch.inference_mode().
+    gradients are recorded nothing is written in place. So they are right, but each call
+    copies everything: write texts within torch.no_grad() or torch.inference_mode().
     copy.copy gives a cache that goes its own way. An empty cache takes any kind of
     floats. ValueError for what does not fit (`check_piece`); the cache is then as it
     was.
@@ -124,7 +124,7 @@ class KVCache:
 
     @property
     def positions(self) -> Int[Tensor, "*rows length"]:
-        """Those of the tokens that are held."""
+        """The positions of the tokens that are held."""
         if not self._memory:
             return torch.empty(0, dtype=torch.long)
         return self._memory[2].narrow(-1, 0, self.length)
@@ -186,7 +186,7 @@ class KVCache:
         return rows == own and all(_kind(a) == _kind(b) for a, b in pairs)
 
     def __copy__(self) -> "KVCache":
-        self._room = 0  # whoever writes next, writes elsewhere
+        self._room = 0  # whoever writes next writes elsewhere
         twin = object.__new__(type(self))
         twin.__dict__.update(self.__dict__)
         return twin
@@ -199,9 +199,9 @@ _AXES = (-2, -2, -1)  # the axis of tokens in keys, values and positions
 
 
 def frozen(memory: Tensor) -> bool:
-    """Whether it comes from inference mode, and must not be written to outside.
+    """Whether it comes from inference mode, and must not be written to outside it.
 
-    False while a graph is made of the step, which cannot ask.
+    False while the step is traced into a graph, which cannot check.
     """
     if torch.compiler.is_compiling():
         return False
