@@ -34,10 +34,10 @@ def pool_heads(
 ) -> Attention:
     """A copy of `layer` in which `num_kv_heads` heads of keys and values are left.
 
-    Neighbours become one, by their mean; another `pool` makes (num_kv_heads, …) of
-    (num_kv_heads, members, …). The copy is no longer the function that was trained:
-    train it on. ValueError unless the number divides that of the layer. Ainslie et al.
-    2023, section 2.1.
+    Neighbours become one, by their mean; another `pool` turns (num_kv_heads, members,
+    …) into (num_kv_heads, …). The copy is no longer the function that was trained:
+    train it further. ValueError unless the number divides that of the layer. Ainslie et
+    al. 2023, section 2.1.
     """
     check_poolable(layer, num_kv_heads)
     pooled = deepcopy(layer)
@@ -52,7 +52,7 @@ def pool_heads(
 
 
 def check_poolable(layer: Attention, num_kv_heads: int) -> None:
-    """ValueError unless heads of this layer can be joined to so many."""
+    """ValueError unless the heads of this layer can be joined into that many."""
     if not isinstance(layer, Attention):
         raise expected("layer", "an Attention", type(layer).__name__)
     for name in ("W_key", "W_value"):
@@ -68,7 +68,7 @@ def check_poolable(layer: Attention, num_kv_heads: int) -> None:
 def check_pooled(
     pooled: Tensor, heads: Float[Tensor, "num_kv_heads members ..."]
 ) -> Tensor:
-    """What a slot `pool` made of `heads`; ValueError unless it is one a group."""
+    """What a slot `pool` made of `heads`; ValueError unless it is one per group."""
     check_tensor(pool=pooled)
     shape = (heads.shape[0], *heads.shape[2:])
     must = shape, heads.dtype, heads.device
