@@ -1,7 +1,7 @@
 """Multi-head latent attention
 
 Each token leaves one short vector behind, from which the keys and values of all
-heads can be made; and while a text is written, they need not even be made.
+heads can be made; and while a text is being written, they need not even be made.
 
 Written by `book/memory/latent.ipynb`: read and change it there.
 """
@@ -78,7 +78,7 @@ def latent_operations(
 ) -> dict[str, int]:
     """Operations of both ways, for `new` queries and `held` keys (theirs included).
 
-    What both do alike is not counted: projections of the input and back, softmax.
+    What both have in common is not counted: projections of the input and back, softmax.
     """
     own = 2 * num_heads * latent_dim * (head_dim + value_dim)
     pairs = 2 * num_heads * new * held
@@ -98,7 +98,7 @@ def takes_scale(form: Attend) -> bool:
 
 
 def with_scale(form: Attend, scale: float) -> Attend:
-    """`form` with this scale, unless it was settled before, by partial."""
+    """`form` with this scale, unless partial has already set one."""
     settled = isinstance(form, partial) and "scale" in form.keywords
     return form if settled else partial(form, scale=scale)
 
@@ -123,23 +123,23 @@ def check_absorbable(module: nn.Module) -> None:
 
 
 class LatentAttention(nn.Module):
-    """Attention whose keys and values are made of one short vector for each token.
+    """Attention whose keys and values are made from one short vector for each token.
 
     Maps (..., length, d_in) to (..., length, d_out). A token is remembered by its
     latent (latent_dim numbers) and by one key for all heads, of rotary_dim numbers,
-    which turns by its position. Each head makes of the latent keys of head_dim numbers
-    (d_out / num_heads, if None) and values of value_dim (head_dim, if None); queries
-    are head_dim + rotary_dim wide, and the scale is one over the root of that. They are
-    made of x, or of a latent of their own, query_latent_dim wide.
+    which turns by its position. From the latent, each head makes keys of head_dim
+    numbers (d_out / num_heads, if None) and values of value_dim (head_dim, if None).
+    Queries are head_dim + rotary_dim wide, and the scale is one over the root of that.
+    They are made from x, or from a latent of their own, query_latent_dim wide.
 
-    Slots and calls are those of `Attention`; process_heads gets and gives the slices
-    that turn, and is Rotary(rotary_dim, interleaved=True) if None. Another scale is
-    settled in the form: attend=partial(attend, scale=…). A `cache` is handed the turned
-    key as keys and the latent as values, with one head. `absorb` says whether queries
-    are moved to the latents in place of making keys and values; both give the same
-    numbers. If None, they are with a cache wherever that takes fewer operations and can
-    be done: W_key and W_value are nn.Linear without hooks, and the form takes scale=….
-    ValueError for what does not fit. DeepSeek-AI 2024a, eq. 9 to 19.
+    Slots and calls are those of `Attention`; process_heads takes and gives the slices
+    that turn, and is Rotary(rotary_dim, interleaved=True) if None. A different scale is
+    set in the form: attend=partial(attend, scale=…). A `cache` is handed the turned key
+    as keys and the latent as values, with one head. `absorb` says whether queries are
+    moved to the latents, so that no keys and values are made; both ways give the same
+    numbers. If None, they are moved if there is a cache and that takes fewer operations
+    and can be done: W_key and W_value are nn.Linear without hooks, and the form takes
+    scale=…. ValueError for what does not fit. DeepSeek-AI 2024a, eq. 9 to 19.
     """
 
     def __init__(
