@@ -1,7 +1,7 @@
 """A memory that does not grow
 
-A cache that keeps only the last tokens, in slots that are written over, and beside
-them the first tokens of the text, where attention rests when it finds nothing.
+A cache that keeps only the last tokens, in slots that are written over, along with
+the first tokens of the text, where attention rests when it finds nothing.
 
 Written by `book/memory/bounded.ipynb`: read and change it there.
 """
@@ -34,17 +34,17 @@ class RollingCache:
     Each token is written over one that no later token sees: memory does not grow with
     the text. `extend` gives, in the order of the text, what new tokens see under the
     mask window(window), or window_and_sinks(window, sinks): the sinks, the window - 1
-    tokens before the new ones, and all of these.
+    tokens before the new ones, and the new ones.
 
     With inside=True, positions are counted inside the cache: as tokens are dropped, the
     sinks move on, and stand just before the oldest token that is left, so that their
-    mask is window(window + sinks). A layer that turns keys hands in its `rotary`, which
-    means inside=True, and turns the sinks along. Once a token was dropped, tokens then
-    come one at a time. Xiao et al. 2024, section 3.2.
+    mask is window(window + sinks). For a layer that turns keys, hand in its `rotary`,
+    which means inside=True, and turns the sinks along. Once a token has been dropped,
+    tokens must then come one at a time. Xiao et al. 2024, section 3.2.
 
     `truncate` can go back to where nothing was dropped, and afterwards spare + 1
     tokens (spare, if the window is 1). copy.copy gives a cache that goes its own way.
-    Gradients are right; without torch.no_grad() all that led to them is remembered,
+    Gradients are right; without torch.no_grad() whatever led to them is remembered,
     too. ValueError for what does not fit (`check_piece`); the cache is then as it was.
     """
 
@@ -68,7 +68,7 @@ class RollingCache:
 
     @property
     def positions(self) -> Int[Tensor, "*rows held"]:
-        """Those of the sinks and of the last `window` tokens."""
+        """The positions of the sinks and of the last `window` tokens."""
         if not self.length:
             return torch.empty(0, dtype=torch.int64)
         return self._moved(self._read(self.window))[2]
@@ -141,7 +141,7 @@ class RollingCache:
         return _joined(held, new)
 
     def _write(self, new: tuple[Tensor, ...]) -> None:
-        """Put new tokens into their slots, but those that would be written over."""
+        """Put new tokens into their slots, except those that would be written over."""
         begin, end = self.length, self.length + new[0].shape[-2]
         oldest = max(self._oldest, end - self.window - self.spare)
         runs = self._runs(begin, min(self.sinks, end))
@@ -160,7 +160,7 @@ class RollingCache:
         self._memory, self.length, self._oldest = memory, end, oldest
 
     def _check_sinks(self, positions: Tensor) -> None:
-        """ValueError for sinks that are padding, and sinks that move for several."""
+        """ValueError if sinks are padding, or must move for several tokens at once."""
         begin, new = self.length, positions.shape[-1]
         end = max(begin, min(self.sinks, begin + new))
         first = torch.arange(begin, end, device="cpu")
@@ -217,10 +217,10 @@ def _joined(
 def _with_room(
     memory: tuple[Tensor, ...], new: tuple[Tensor, ...], end: int, most: int
 ) -> tuple[Tensor, ...]:
-    """`memory` with slots for `end` tokens, or `most`; some for the new if it is empty.
+    """`memory` with slots for `end` tokens, at most `most`; new ones if it is empty.
 
-    It is the same tensors, to be written in place, or copies if there are too few slots
-    or somebody could notice. While there are few slots, they are doubled.
+    They are the same tensors, to be written in place, or copies if there are too few
+    slots or somebody could notice. While there are few slots, they are doubled.
     """
     memory = memory or tuple(t.narrow(a, 0, 0) for t, a in zip(new, _AXES, strict=True))
     have, rows = memory[2].shape[-1], (memory[2].shape[:-1], new[2].shape[:-1])
@@ -245,7 +245,7 @@ def check_counts(**counts: int) -> None:
 
 
 def check_inside(inside: bool, rotary: Rotary | None) -> None:
-    """ValueError unless `rotary` may turn keys a steps, and then b, for a + b."""
+    """ValueError unless turning by a steps, and then by b, is turning by a + b."""
     if not isinstance(inside, bool):
         raise expected("inside", "True or False", repr(inside))
     if rotary is None:
