@@ -1,7 +1,7 @@
 """A memory in pages
 
-Keys and values of many texts in one memory: blocks that a table finds, so that
-nothing is reserved ahead, equal beginnings are kept once, and texts come and go.
+Keys and values of many texts in one memory: they lie in blocks that a table finds,
+so nothing is reserved ahead, equal beginnings are kept once, and texts come and go.
 
 Written by `book/memory/paged.ipynb`: read and change it there.
 """
@@ -119,7 +119,7 @@ class BlockPool:
                 self.keys, self.values = map(torch.cat, zip(both, more, strict=True))
 
     def take(self, count: int) -> list[int]:
-        """So many free blocks, each for one user; ValueError if there are too few."""
+        """That many free blocks, each for one user; ValueError if there are too few."""
         missing = count - len(self.free)
         if missing > 0 and self.num_blocks is not None:
             got = f"{len(self.free)} of {self.num_blocks}"
@@ -142,7 +142,7 @@ class BlockPool:
             self.users[block] += 1
 
     def release(self, blocks: Sequence[int]) -> None:
-        """Count one user less of each; the last of a text are free first."""
+        """Count one user fewer of each; the last blocks of a text are free first."""
         known, times = range(len(self.users)), Counter(blocks)
         if not all(b in known and self.users[b] >= n for b, n in times.items()):
             raise expected("blocks", "blocks that somebody holds", blocks)
@@ -152,7 +152,7 @@ class BlockPool:
                 self.free[block] = None
 
     def name(self, block: int, name: bytes) -> None:
-        """Let a full block be found by what it says; the first of its kind is."""
+        """Let a full block be found by what it says; of equal ones, the first is."""
         if name not in self.known:
             self.known[name], self.names[block] = block, name
 
@@ -244,7 +244,7 @@ class PagedCache:
         return keys, values, self.positions
 
     def append(self, keys: Tensor, values: Tensor, positions: Tensor) -> None:
-        """Store tokens, as `extend` does, and read nothing."""
+        """Store tokens, as `extend` does, but read nothing."""
         positions = self._check(keys, values, positions)
         new, batch = keys.shape[-2], keys.shape[:-3]
         if self.length == 0:
@@ -284,12 +284,12 @@ class PagedCache:
         return other
 
     def free(self) -> None:
-        """Give all blocks back; whatever is asked of the cache then is refused."""
+        """Give all blocks back; whatever is asked of the cache later is refused."""
         self.truncate(0)
         self.rows = None
 
     def _keeps(self, row: list[int], new: int) -> int:
-        """How many of a row's blocks stay as `new` tokens come; none that is shared."""
+        """How many of a row's blocks stay: not a shared one that `new` tokens enter."""
         writes = new and self.length % self.block_size
         shared = writes and self.pool.users[row[-1]] > 1
         return len(row) - bool(shared)
@@ -356,9 +356,9 @@ def _texts(tokens: Tensor) -> list[list[int]]:
 
 
 def reuse_prefix(cache: PagedCache, tokens: Int[Tensor, "*batch length"]) -> int:
-    """Begin an empty cache with blocks that say what these tokens do; with how many.
+    """How many of these tokens stand in known blocks; an empty cache begins with them.
 
-    They are at positions from 0; `extend` must get the others, at least the last one.
+    Positions count from 0; `extend` must be given the others, at least the last one.
     """
     cache._check_held()
     texts = _texts(tokens)
@@ -445,8 +445,9 @@ def paged_attend(
     """Context of one query for each text, whose keys and values lie in blocks.
 
     Row n of the table names the blocks of text n, in order, and its first lengths[n]
-    tokens are seen, each head of keys by several of the queries' in a row. One column
-    of blocks is read at a time. Kwon et al. 2023, equation 4. ValueError for a misfit.
+    tokens are seen. Each head of keys serves several neighbouring heads of queries. One
+    column of blocks is read at a time. Kwon et al. 2023, equation 4. ValueError for
+    what does not fit.
     """
     _check_paged(queries, keys, values, table, lengths)
     scale = queries.shape[-1] ** -0.5 if scale is None else scale
@@ -507,7 +508,7 @@ def _paged_kernel(
 
 @functools.cache
 def _compiled() -> Callable:
-    """The kernel, as Triton compiles it; a sentence if Triton is not there."""
+    """The kernel, as Triton compiles it; an error that helps if Triton is missing."""
     global tl, triton
     try:
         import triton
@@ -568,7 +569,7 @@ class Scheduler:
     `read(tokens, cache)` reads tokens into a cache of the pool, and gives the token
     that follows. In a `step` each running text, the oldest first, writes one token. If
     blocks run out, the youngest text is put back: its blocks are freed, and later it
-    is read anew. Else waiting texts are read, in their order, as long as there is room.
+    is read again. Otherwise waiting texts are read, in order, while there is room.
     `log` notes for each step what was done with whom. Kwon et al. 2023, section 4.5.
     """
 
@@ -605,7 +606,7 @@ class Scheduler:
         return unlimited or cache.needs(new) <= len(self.pool.free)
 
     def _start(self, request: Request) -> bool:
-        """Read the prompt, but for what the pool knows already, if there is room."""
+        """Read the prompt, except for what the pool knows already, if there is room."""
         cache = PagedCache(self.pool.block_size, pool=self.pool)
         known = reuse_prefix(cache, torch.tensor(request.tokens))
         new = request.tokens[known:]
@@ -621,7 +622,7 @@ class Scheduler:
         self.log[-1][request] = what
         try:
             following = self.read(tokens, request.cache)
-        except BaseException:  # what was read in part is read anew
+        except BaseException:  # what was read in part is read again
             self._put_back(request)
             raise
         request.tokens.append(following)
