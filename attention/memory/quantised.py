@@ -28,9 +28,9 @@ def quantize(
 
     All numbers along `dim` share a step. Codes go from 0 to 2**bits - 1; step and
     offset have the dtype of the numbers. No number is off by more than half a step,
-    beside the rounding of its dtype. `symmetric` puts zero on a mark, for the price of
-    one code: the offset is -(2 ** (bits - 1) - 1) steps. ValueError for other bits than
-    8, 4 and 2, and for numbers that are not finite.
+    apart from the rounding of its dtype. `symmetric` puts zero on a mark, at the price
+    of one code: the offset is -(2 ** (bits - 1) - 1) steps. ValueError for bits other
+    than 8, 4 and 2, and for numbers that are not finite.
     """
     check_bits(bits)
     check_numbers(dim, numbers=numbers)
@@ -60,7 +60,7 @@ def dequantize(
 
 
 def check_bits(bits: int) -> None:
-    """ValueError unless codes may have so many bits."""
+    """ValueError unless codes may have that many bits."""
     if isinstance(bits, bool) or bits not in (8, 4, 2):
         raise expected("bits", "8, 4 or 2", repr(bits))
 
@@ -108,7 +108,7 @@ def _coded(numbers: Tensor, group: int, bits: int, dim: int) -> tuple[Tensor, ..
 
 
 def _tokens(groups: Tensor, counts: tuple[int, ...]) -> Tensor:
-    """Of (*batch, groups, group, width) the first `counts` tokens of each, in a row."""
+    """The first `counts` tokens of each of (*batch, groups, group, width), in a row."""
     group, tokens = groups.shape[-2], groups.flatten(-3, -2)
     if sum(counts) == tokens.shape[-2]:
         return tokens
@@ -145,8 +145,8 @@ class QuantizedCache:
     dtype that came in; a piece sees its own tokens exactly. What is held after it does
     not depend on how a text was cut, and no number is ever off by more than
     `error_bounds` says, half a step of its group: `truncate` cuts a group short and
-    leaves its codes as they are. Back where the last piece began, all is as it was
-    there. `nbytes` counts all that is held.
+    leaves its codes as they are. Back where the last piece began, everything is as it
+    was there. `nbytes` counts all that is held.
     ValueError for what does not fit (`check_piece`) and for numbers that are not
     finite; the cache is then as it was. `backward` refuses a gradient through codes.
     """
@@ -234,7 +234,7 @@ class QuantizedCache:
         return copy(self)  # nothing that is held is ever written over
 
     def _keep(self, rest: tuple[Tensor, ...]) -> None:
-        """Hold `rest`, and of it whole groups as codes."""
+        """Hold `rest`, and whole groups of it as codes."""
         count = max(0, rest[0].shape[-2] - self.residual) // self.group
         end, self._before = count * self.group, ((), ())
         if count > 0:
