@@ -34,7 +34,7 @@ def residual(
 ) -> Float[Tensor, "*batch vocabulary"]:
     """What is drawn from after a rejection: the target's surplus over the draft.
 
-    Leviathan et al. 2023, section 2.3. Where there is none, it is the target.
+    Leviathan et al. 2023, section 2.3. Where there is no surplus, it is the target.
     """
     _check_alike(target, draft)
     surplus = (target - draft).clamp(min=0)
@@ -75,8 +75,8 @@ def accept(
     `target` has a row of probabilities for each drafted token and one after the last;
     `draft` has those from which each of `tokens` was drawn. The tokens accepted and the
     one that follows have exactly the target's distribution: Leviathan et al. 2023,
-    algorithm 1; Chen et al. 2023a, algorithm 2. Rows in which one token has all
-    probability make it the rule of greedy decoding. ValueError for what are no
+    algorithm 1; Chen et al. 2023a, algorithm 2. If one token of each row has all the
+    probability, this is the rule of greedy decoding. ValueError for rows that are not
     probabilities, and for tokens that the draft cannot have drawn.
     """
     check_draft(target, draft, tokens)
@@ -100,7 +100,7 @@ def _exact(rows: Tensor) -> Tensor:
 
 
 def check_draft(target: Tensor, draft: Tensor, tokens: Tensor) -> None:
-    """ValueError unless `tokens` may come of `draft`, and `target` fits both."""
+    """ValueError unless `tokens` may come from `draft`, and `target` fits both."""
     check_tensor(target=target, draft=draft, tokens=tokens)
     if draft.ndim < 2:
         raise expected("draft", "floats (..., drafted, vocabulary)", draft)
@@ -125,7 +125,7 @@ def check_draft(target: Tensor, draft: Tensor, tokens: Tensor) -> None:
 
 
 def check_probabilities(**rows: Tensor) -> None:
-    """ValueError unless the last axis holds probabilities, but for rounding."""
+    """ValueError unless the last axis holds probabilities, up to rounding."""
     for name, tensor in rows.items():
         if not tensor.is_floating_point() or tensor.shape[-1] == 0:
             raise expected(name, "floats (..., vocabulary), one token at least", tensor)
@@ -165,7 +165,7 @@ def tree_mask(
     """Which nodes of a token tree each may see, its ancestors and itself; and depths.
 
     `parents` has the place of each node's parent, which stands before it, or -1 for a
-    root. Depths count from 0: added to the position of the roots they are positions.
+    root. Depths count from 0; added to the position of the roots, they are positions.
     Miao et al. 2024 (SpecInfer), section 4; Cai et al. 2024 (Medusa), section 2.1.
     ValueError for a parent that does not stand before its child.
     """
