@@ -1,7 +1,7 @@
 """Heads at work
 
-Measures of where a head looks, and a way to remove heads: three kinds of a real
-language model's heads, found by measuring and tested by taking them away.
+Measures of where a head looks, and a way to remove heads: three kinds of head in a
+real language model, found by measuring and tested by taking them away.
 
 Written by `book/reading/heads.ipynb`: read and change it there.
 """
@@ -44,7 +44,7 @@ def where_heads_look(ids: Int[Tensor, " length"], *, skip: int = 4) -> HeadScore
 
     Previous: the token before. Sink: the first token, for queries from `skip` on.
     Induction: each token after an earlier one that equals the query's own. ValueError
-    for what is not one text.
+    unless `ids` is one text.
     """
     check_tensor(ids=ids)
     if ids.ndim != 1 or not are_whole(ids):
@@ -88,7 +88,7 @@ def head_scores(
 
 
 def attentions_of(model: nn.Module) -> list[nn.Module]:
-    """The attention of each block; ValueError for a model that is built otherwise."""
+    """The attention of each block; ValueError for a model built differently."""
     blocks = getattr(model, "blocks", None)
     found = [getattr(block, "attention", None) for block in blocks or []]
     parts = ("num_heads", "out_proj", "attention_weights")
@@ -125,9 +125,9 @@ def ablate(
     """Within the block, `model` works without these heads, pairs (layer, head) from 0.
 
     What each gives becomes zeros, or with by="mean" its mean over the tokens of `ids`,
-    taken when the block begins. Blocks nest, of one head the inner one counts; after
+    taken when the block begins. Blocks nest; for one head the inner one counts. After
     them, or an error, the model is as before. ValueError for a head that it does not
-    have, and for a model that is built otherwise (`head_scores`).
+    have, and for a model that is built differently (`head_scores`).
     """
     attentions = attentions_of(model)
     chosen = _by_layer(attentions, heads)
@@ -175,7 +175,7 @@ def _by_layer(attentions, heads) -> dict[int, list[int]]:
 
 
 def check_head(pair: object, attentions: list[nn.Module]) -> tuple[int, int]:
-    """A pair (layer, head) that these layers have; ValueError for another one."""
+    """A pair (layer, head) that these layers have; ValueError for any other."""
     must = f"pairs (layer, head), of {len(attentions)} layers"
     whole = isinstance(pair, tuple | list) and len(pair) == 2
     if not whole or any(type(number) is not int for number in pair):
