@@ -1,7 +1,7 @@
 """Our forms in their models
 
-The forms of this book put under names that the models of *transformers* know, and
-the maps of such a model.
+The forms of this book entered under names that the models of *transformers* can
+look up, and the maps of such a model.
 
 Written by `book/reading/interface.ipynb`: read and change it there.
 """
@@ -88,7 +88,7 @@ def _from_the_start(query, key, value, size, position_bias):
 
 
 def _split(attention_mask: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-    """What is hidden and what is added, of a table that may say both."""
+    """What a table hides and what it adds; it may do both."""
     if attention_mask is None:
         return None, None
     check_tensor(attention_mask=attention_mask)
@@ -115,7 +115,7 @@ def _scaled(form: Attend, scaling: float | None, width: int) -> Attend:
 
 
 def _refuse(others: dict) -> None:
-    """ValueError for what changes the weights, and no form of ours knows."""
+    """ValueError for what changes the weights and is unknown to our forms."""
     for name in ("softcap", "s_aux"):
         if others.get(name) is not None:
             must = f"None: these forms know no {name}; use attn_implementation='eager'"
