@@ -99,11 +99,11 @@ _LETTERS = _byte_letters()
 
 
 class BytePairTokenizer:
-    """Text to numbers of pieces, and back again without a loss.
+    """Text to numbers of pieces, and back again without loss.
 
     `tokens` are the pieces, written with a letter for each byte, the special ones as
     they are. `merges` are pairs "left right", the first to be joined first. ValueError
-    for a token that stands there twice, and for merges that lead out of the vocabulary.
+    for a token that occurs twice, and for merges that lead out of the vocabulary.
     Sennrich et al. 2016, section 3.2; Radford et al. 2019, section 2.2.
     """
 
@@ -163,7 +163,7 @@ class BytePairTokenizer:
         return b"".join(self._bytes[number] for number in ids)
 
     def stream(self, ids: Iterable[int]) -> Iterator[str]:
-        """The text of pieces as they come; a letter of several waits for its last."""
+        """The text of pieces as they come; a character waits for its last byte."""
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         for number in ids:
             yield decoder.decode(self.decode_bytes([number]))
@@ -256,7 +256,7 @@ def _bytes_of(token: str, special: Sequence[str]) -> bytes:
 
 
 def _as_text(text: str | bytes) -> str:
-    """Text, in which bytes that are none are marked; ValueError for halves of pairs."""
+    """Text in which bytes that are none are marked; ValueError for halves of pairs."""
     if isinstance(text, bytes):
         return text.decode(errors="surrogateescape")
     if not isinstance(text, str):
@@ -288,7 +288,7 @@ class SwiGLU(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then a small network; each adds to (..., length, d) what it made.
+    """Attention, then a small network; each adds its result to (..., length, d).
 
     Both read normalised vectors: `norm` makes a norm for each.
     """
@@ -410,7 +410,7 @@ def through(
     positions: Int[Tensor, "..."] | None,
     caches: Sequence[Cache | None],
 ) -> Float[Tensor, "*batch length d"]:
-    """`x` behind all blocks; if one of them refuses, all caches are as before."""
+    """`x` after all blocks; if one of them refuses, all caches are as before."""
     with ExitStack() as refused:
         for cache in caches:
             if cache is not None:  # without a cache it can be compiled in one piece
@@ -510,13 +510,13 @@ def check_choice(
 
 
 def check_best(best: Float[Tensor, "..."]) -> None:
-    """ValueError if the largest logit of a row is none, as beside a nan."""
+    """ValueError if a row has no largest logit, as with a nan in it."""
     if readable(best) and not best.isfinite().all():
         raise expected("logits", "a largest number in each row", best.tolist())
 
 
 def _row(ids: Sequence[int] | Tensor) -> Tensor:
-    """One row of tokens; ValueError for what is none."""
+    """One row of tokens; ValueError for anything else."""
     must = "one row of tokens (length,)"
     try:
         row = ids if isinstance(ids, Tensor) else torch.as_tensor(ids, device="cpu")
@@ -529,7 +529,7 @@ def _row(ids: Sequence[int] | Tensor) -> Tensor:
 
 
 def _ends(stop: Iterable[int]) -> frozenset[int]:
-    """The tokens that end a text; ValueError if they are no numbers of tokens."""
+    """The tokens that end a text; ValueError if they are not numbers of tokens."""
     try:
         return frozenset(map(operator.index, stop))
     except TypeError:
@@ -538,7 +538,7 @@ def _ends(stop: Iterable[int]) -> frozenset[int]:
 
 
 def _draws(seed: int) -> torch.Generator:
-    """Where random numbers come from; ValueError for what is no seed."""
+    """Where random numbers come from; ValueError for what is not a seed."""
     try:
         return torch.Generator().manual_seed(seed)
     except (RuntimeError, TypeError, ValueError):
