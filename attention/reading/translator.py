@@ -185,10 +185,10 @@ def _check_ids(name, ids, embedding):
 class Translator(nn.Module):
     """An encoder that reads the pieces of a sentence, a decoder that writes another.
 
-    `vocabulary` turns text into pieces and back: a SentencePieceProcessor, or what has
-    its methods. Both sides share it, and `embedding` gives the logits, too. `attend` is
-    the form of attention of all layers. Pieces that the vocabulary lacks are refused;
-    in a compiled model and on a GPU by PyTorch's embedding.
+    `vocabulary` turns text into pieces and back: a SentencePieceProcessor, or anything
+    with its methods. Both sides share it, and `embedding` also gives the logits.
+    `attend` is the form of attention of all layers. Pieces that the vocabulary lacks
+    are refused; in a compiled model and on a GPU by PyTorch's embedding.
     """
 
     def __init__(
