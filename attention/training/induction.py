@@ -22,7 +22,7 @@ class AttentionOnly(nn.Module):
     """A language model of nothing but attention: ids in, logits of the next token out.
 
     Token vectors, layers of attention that each add what they found, and a logit for
-    each token of the vocabulary; no norms, no MLP, so that all goes through attention
+    each token of the vocabulary; no norms, no MLP, nothing but attention and matrices
     (Elhage et al. 2021). `blocks[i].attention` is layer i, an `Attention` with these
     `slots`. ValueError for ids that are no tokens of the vocabulary.
     """
