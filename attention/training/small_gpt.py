@@ -109,7 +109,7 @@ def learnt_and_held_out(ids: Int[Tensor, " all"]) -> tuple[Tensor, Tensor]:
 def batch_at(
     step: int, ids: Int[Tensor, " all"], count: int, length: int, *, seed: int = 0
 ) -> tuple[Int[Tensor, "{count} {length}"], Int[Tensor, "{count} {length}"]]:
-    """Pieces of the text for this step, and their targets: the same, a token further.
+    """Pieces of the text for this step, and their targets: the same, one token on.
 
     In each round through the text, pieces begin elsewhere, come in a random order, and
     each is read once. Everything follows from `seed` and `step`. ValueError for a text
@@ -244,7 +244,7 @@ def text_loss(model: nn.Module, inputs: Tensor, targets: Tensor) -> Float[Tensor
 
 @torch.no_grad()
 def held_out_loss(model: nn.Module, ids: Int[Tensor, " all"], length: int) -> float:
-    """The loss of a whole text, read in pieces of `length` that know nothing before."""
+    """The loss of a whole text, read in pieces of `length`, each without a past."""
     check_sizes(length=length)
     whole = (len(ids) - 1) // length * length
     if not whole:
@@ -325,7 +325,7 @@ class Recipe:
 
 
 class Training:
-    """A model on its way, which can be stopped after any step, saved, and gone on with.
+    """A training run, which can be stopped after any step, saved, and resumed.
 
     `losses` has a number for each step; `looks` has step, held-out loss and CPU seconds
     of training for each time that `look` was called.
@@ -432,7 +432,7 @@ def put_back(training: Training, state: dict[str, Any]) -> None:
 
 
 def keep(training: Training, folder: Path) -> None:
-    """Save the training, leave this checkpoint and the one before, and the best."""
+    """Save the training; keep this checkpoint, the one before, and the best."""
     folder.mkdir(parents=True, exist_ok=True)
     state, (step, loss, _) = state_of(training), training.looks[-1]
     save_checkpoint(folder / f"step-{step:06}.checkpoint", state)
