@@ -123,7 +123,7 @@ def broadcast_heads(
 ) -> list[Tensor]:
     """The three with the batch axes of the scores, one at least, and an axis of heads.
 
-    Keys and values keep few heads if both have as many, and have one number of them.
+    Keys and values keep few heads if both have equally many; both end with as many.
     """
     heads = shape[-3] if len(shape) > 2 else 1
     groups = {_heads(t) for t in (keys, values)} - {1}
@@ -151,7 +151,7 @@ def check_bias(
 ) -> Float[Tensor, "..."]:
     """`bias` for scores of `shape`; ValueError if it cannot be added to them.
 
-    Its dtype is that of the queries, or float32 beside queries of 16 bits.
+    Its dtype is that of the queries, or float32 with queries of 16 bits.
     """
     check_tensor(bias=bias)
     dtypes = {queries.dtype, precise(queries)}
@@ -301,7 +301,7 @@ def readable(tensor: Tensor) -> bool:
 
 
 def all_finite(*tensors: Tensor) -> bool:
-    """Whether no number of theirs is nan or infinite; False where none can be seen."""
+    """Whether none of their numbers is nan or infinite; False if none can be seen."""
     if not _at_once(tensors[0]):
         return False
     sums = (_number(tensor.sum(dtype=precise(tensor))) for tensor in tensors)
@@ -314,7 +314,7 @@ def surely(condition: Tensor) -> bool:
 
 
 def has_numbers(tensor: Tensor) -> bool:
-    """Whether its numbers can be looked at, if one waits for them where it lies.
+    """Whether its numbers can be looked at, even if one has to wait for them.
 
     False while a graph is made of it, inside vmap, and on the meta device.
     """
