@@ -372,8 +372,8 @@ def explore(
     `show_weights`. Each row sums to one over the keys that `mask` (True where a query
     may see a key) allows. At first the map `weights[show]` is in view; `show` counts
     from 0, like `ablate`, and the buttons count from 1: (0, 2) is layer 1, head 3.
-    Errors: those of `as_maps`, and ValueError for other sums and for a place where no
-    map is.
+    Errors: those of `as_maps`, and ValueError for other sums and for a place where
+    there is no map.
     """
     maps, allowed = as_maps(weights, queries, keys, mask, axes=axes)
     _check_rows(maps, allowed, queries)
