@@ -31,11 +31,11 @@ __all__ = [
 class Layout:
     """How a checkpoint names and stores the four projections of attention.
 
-    `holds` tells which projections a tensor holds, in this order, one below the other
+    `holds` says which projections a tensor holds, in this order, one below the other
     once the weight is transposed; `out_proj` is the last. Its keys are names of tensors
     without their last word, weight or bias. Of each group in `optional`, all biases
     are there or none. `passing` are names of stored masks and their constants; a
-    `masked` layout needs its mask. `refused` tells what cannot be converted, and why.
+    `masked` layout needs its mask. `refused` says what cannot be converted, and why.
     """
 
     holds: dict[str, tuple[str, ...]]
@@ -210,7 +210,7 @@ def convert_state_dict(
     There and back gives the same bits. A bias that only the target needs is zeros.
     Stored masks are dropped; "companion" gets a new one, as long as the stored one
     unless `context_length` is given. The result is a copy. `state` may be a module: a
-    state dict does not tell its add_zero_attn, which has no counterpart here.
+    state dict does not show its add_zero_attn, which has no counterpart here.
 
     ValueError for an unknown layout; for a tensor that is missing, extra or misshapen;
     for others than floats of one dtype on one device; for bias_k, bias_v, add_zero_attn
