@@ -120,8 +120,8 @@ def describe_weights(
 ) -> str:
     """What a map shows, in words: where each query looks most.
 
-    Takes what `show_weights` takes, and needs no matplotlib. With `brief` it tells of
-    each map the strongest pair alone, as it does by itself when there are more than 16
+    Takes what `show_weights` takes, and needs no matplotlib. With `brief` it names only
+    the strongest pair of each map, as it does by itself when there are more than 16
     queries or maps. Tokens are shown by `visible_token`, and isolated from each other
     (U+2068, U+2069) where one of them is written from right to left.
     """
