@@ -297,7 +297,7 @@ def _cut(items: Sequence, parts: int) -> list[list]:
 def from_all(
     tensor: Tensor, dim: int, lengths: Sequence[int], group: dist.ProcessGroup | None
 ) -> list[Tensor]:
-    """The tensors of all ranks, so long along `dim`; this one's is `tensor` itself."""
+    """All ranks' tensors, `lengths` along `dim`; this one's is `tensor` itself."""
     shapes = [list(tensor.shape) for _ in lengths]
     for shape, length in zip(shapes, lengths, strict=True):
         shape[dim] = length
@@ -314,8 +314,8 @@ _MESSAGE = 4096  # bytes
 def agree(find: Callable[[], dict], group: dist.ProcessGroup | None) -> list[dict]:
     """What `find` says on each rank; ValueError on every rank if that does not fit.
 
-    An error of `find` is raised where it arose, and told to the others. Facts, but for
-    those whose name begins with "_", must be equal.
+    An error of `find` is raised where it arose, and reported to the others. Facts must
+    be equal, except for those whose name begins with "_".
     """
     rank, ranks = place_in(group)
     if ranks == 1:
