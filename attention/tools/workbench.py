@@ -98,7 +98,7 @@ def visible_token(token: str) -> str:
     """The token as it is shown: whole, on one line, and unlike any other's signs.
 
     A line break is ↵, a tab ⇥, a space at an end or beside another ␣, nothing ∅. What
-    else leaves no ink is told by its number, ⟨U+00A0⟩; so are these signs themselves,
+    else leaves no ink is shown by its number, ⟨U+00A0⟩; so are these signs themselves,
     and marks that Unicode would join to their letter (normal form C).
     """
     in_pieces = not is_normalized("NFC", token)
@@ -264,7 +264,7 @@ def _missing(error: Exception, given: object = None) -> str:
 def expected(name: str, must: object, got: object) -> ValueError:
     """The error for an argument that does not fit: what was expected, what came.
 
-    A tensor is told by its dtype, shape and device.
+    A tensor is described by its dtype, shape and device.
     """
     return ValueError(f"{name}: expected {must}, got {told(got)}")
 
