@@ -1,7 +1,8 @@
 """Attention over several machines
 
-Each machine holds a part of the text; keys and values go around, what the parts
-give is merged, and the order in which tokens are dealt shares the work evenly.
+Each machine holds a part of the text; keys and values go around, the results for
+the parts are merged, and the order in which tokens are dealt shares the work
+evenly.
 
 Written by `book/scale/context_parallel.ipynb`: read and change it there.
 """
@@ -100,10 +101,10 @@ def _positions(ranges: list[range], device: torch.device | None = None) -> Tenso
 def order_positions(
     length: int, *, group: dist.ProcessGroup | None = None, order: str = "zigzag"
 ) -> Int[Tensor, " part"]:
-    """Where in a text of so many tokens those of this rank stand, as `shard` cuts it.
+    """Where this rank's tokens stand in a text of this length, as `shard` cuts it.
 
-    For the `positions` of a layer, so that heads are turned by their place in the whole
-    text. ValueError for a misfit.
+    For the `positions` of a layer, so that heads are rotated by their place in the
+    whole text. ValueError for a misfit.
     """
     rank, ranks = place_in(group)
     return _positions(order_ranges(length, ranks, order)[rank])
@@ -134,8 +135,8 @@ def unshard(
 ) -> Tensor:
     """The whole, on every rank, of what `shard` cut; every rank must call it.
 
-    The gradient of a part is what this rank's own loss says of it: let all ranks
-    compute the same loss of the whole. ValueError for a misfit, on every rank.
+    The gradient of a part comes from this rank's own loss: let all ranks compute the
+    same loss from the whole. ValueError for a misfit, on every rank.
     """
     if place_in(group)[1] == 1:
         return shard(tensor, dim, group=group, order=order)  # all of it
@@ -178,10 +179,10 @@ def _check_dim(tensor: Tensor, dim: int) -> None:
 
 
 class KeyBlock(NamedTuple):
-    """Queries and keys of which some see some: their positions, and what is hidden.
+    """Positions of queries and of keys that some of them see, and what is hidden.
 
-    With causal=True both end together, and `window` counts steps of the ranges; else
-    all see all, but for a window that counts positions.
+    With causal=True both end together, and `window` counts steps of the ranges;
+    otherwise all see all, except for a window, which counts positions.
     """
 
     queries: range
@@ -262,7 +263,7 @@ def ring_work(
 def _pass_on(
     tensors: Sequence[Tensor], length: int, group: dist.ProcessGroup | None
 ) -> Callable[[], list[Tensor]]:
-    """Send them to the next rank; the result waits for those of the rank before."""
+    """Send tensors to the next rank; the result waits for those of the rank before."""
     rank, ranks = place_in(group)
     leaving = [tensor.contiguous() for tensor in tensors]
     coming = [t.new_empty(*t.shape[:-2], length, t.shape[-1]) for t in tensors]
@@ -279,7 +280,7 @@ def _pass_on(
 def _circulate(
     tensors: Sequence[Tensor], lengths: list[int], group: dist.ProcessGroup | None
 ) -> Iterator[tuple[int, Sequence[Tensor]]]:
-    """Each rank and its part, this one's own first; the next is then under way."""
+    """Each rank and its part, this one's own first, while the next is under way."""
     rank, ranks = place_in(group)
     for turn in range(ranks):
         source, more = (rank - turn) % ranks, turn < ranks - 1
@@ -290,11 +291,11 @@ def _circulate(
             tensors = received()
 
 
-_AT_ONCE = 2**20  # numbers of keys that are sent at once, if one head has not more
+_AT_ONCE = 2**20  # numbers of keys that are sent at once, unless one head has more
 
 
 def _few_heads(keys: Tensor, values: Tensor, length: int) -> Iterator[Callable]:
-    """Takers of few heads of a tensor: of the first, of the next, until all had a turn.
+    """Functions that take a few heads of a tensor: the first, the next, up to the last.
 
     They cut all tensors of a call alike, so queries stay with the keys that they use.
     """
@@ -307,7 +308,7 @@ def _few_heads(keys: Tensor, values: Tensor, length: int) -> Iterator[Callable]:
 
 
 def _take(start: int, count: int, shares: int, tensor: Tensor | None, dim: int = -3):
-    """So many of the shares in which a tensor's heads lie; a single head is for all."""
+    """`count` of the shares of a tensor's heads; a single head serves all."""
     if tensor is None or tensor.shape[dim] == 1:
         return tensor
     each = tensor.shape[dim] // shares
@@ -418,9 +419,9 @@ class _Ring(NamedTuple):
 
 
 def _side_by_side(found: Iterator[KeyBlock]) -> Iterator[list[KeyBlock]]:
-    """Blocks of the same queries, whose keys lie one behind the other on their rank.
+    """Blocks of the same queries, whose keys lie one after another on their rank.
 
-    Only the last can be causal, and ends with its queries: so together they are one.
+    Only the last can be causal, and it ends with its queries: so together they are one.
     """
     for _, some in itertools.groupby(found, key=lambda block: block.queries):
         yield [*some]
@@ -436,7 +437,7 @@ def _slice(some: range, ranges: list[range]) -> slice:
 
 
 def _same(documents: Tensor, queries: range, keys: range) -> Tensor:
-    """True where query and key, at these positions, are of one document."""
+    """True where the query and key at these positions are of the same document."""
     i, j = (documents[..., r.start : r.stop : r.step] for r in (queries, keys))
     return (i[..., :, None] == j[..., None, :]).unsqueeze(-3)
 
@@ -510,7 +511,7 @@ def ring_attend(
 ) -> Float[Tensor, "*batch num_queries value_dim"]:
     """Context vectors of this rank's queries, which attend to the keys of all ranks.
 
-    Each rank of `group` (None: all there are) calls it with its part of a text, as
+    Each rank of `group` (None: all ranks) calls it with its part of a text, as
     `shard` cuts it in this order, and gets its part of what `attend` gives for the
     whole. Keys and values go around from rank to rank. `mask` (True: may see) and
     `bias` have a row for each of this rank's queries, and a column for each key of the
@@ -680,7 +681,8 @@ def ulysses_attend(
 
     Arguments are the same. Ranks exchange queries, keys and values, so that each gets
     its share of the heads, and exchange the contexts back. The number of ranks must
-    divide that of query heads; key heads that are fewer than the ranks go to several.
+    divide that of query heads; key heads that are fewer than the ranks each go to
+    several.
     ValueError, on every rank, for what does not fit. Jacobs et al. 2023, section 3.
     """
     options = {"causal": causal, "scale": scale, "bias": bias, "window": window}
