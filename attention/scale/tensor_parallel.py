@@ -1,7 +1,7 @@
 """Tensor parallelism
 
 Each machine holds some heads of a layer, with their weights and their cache; one
-sum over the machines turns their parts into what one device gives.
+sum over the machines turns their parts into what a single device gives.
 
 Written by `book/scale/tensor_parallel.ipynb`: read and change it there.
 """
@@ -28,9 +28,9 @@ def parallelize_attention(
 
     Every rank calls it with its copy of the layer; the weights of the first rank are
     taken. Then every rank calls the layer with the same x and gets what the whole layer
-    gives, forward and backward; a cache holds its own heads. Of an x that is a DTensor
-    cut along its tokens the context is one that is cut alike. `attention_weights` gives
-    the rank's own heads. Key heads that are fewer than the ranks are held by all.
+    gives, forward and backward; a cache holds the rank's own heads. If x is a DTensor
+    cut along its tokens, so is the context. `attention_weights` gives the rank's own
+    heads. If there are fewer key heads than ranks, every rank holds all of them.
 
     ValueError, on every rank, for heads that the ranks cannot share, a mesh of several
     dimensions and a layer that was cut before. Shoeybi et al. 2019, section 3.
@@ -131,7 +131,7 @@ def _cut_projections(layer: nn.Module, mesh: DeviceMesh, own_kv: slice) -> None:
 
 
 def _keep_equal(layer: nn.Module, mesh: DeviceMesh) -> None:
-    """Weights that all ranks hold begin equal, and get the sum of all gradients."""
+    """Weights that all ranks hold start equal, and get the sum of all gradients."""
     from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
 
     whole = [Replicate()]
@@ -155,13 +155,13 @@ def _sum(mesh: DeviceMesh, gradient: Tensor) -> Tensor:
 
 
 def _own(table: object, own: slice, heads: int) -> object:
-    """Its part for these heads, if it tells heads apart."""
+    """The table's part for these heads, if it has an axis of heads."""
     several = isinstance(table, Tensor) and table.ndim > 2 and table.shape[-3] == heads
     return table[..., own, :, :] if several else table
 
 
 def _of_own_heads(bias: Callable, own: slice, heads: int) -> Callable:
-    """A bias that gives these heads alone, if it gives several."""
+    """A bias for these heads alone, if it has an axis of heads."""
 
     def part(table: object, positions: tuple) -> object:
         rows = max(each.ndim for each in positions) - 1
@@ -179,7 +179,7 @@ def _entered(call, x, mask=None, *, mesh, own, heads, **options) -> Tensor:
     from torch.distributed.tensor import DTensor, Replicate
 
     if not isinstance(x, Tensor):
-        return call(x, mask, **options)  # which refuses it
+        return call(x, mask, **options)  # the layer refuses it
     given = x if isinstance(x, DTensor) else DTensor.from_local(x, mesh, [Replicate()])
     whole = given.redistribute(placements=[Replicate()])
     found = call(whole, _own(mask, own, heads), **options)
