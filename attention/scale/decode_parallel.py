@@ -28,7 +28,7 @@ __all__ = ["ShardedCache", "merge_tree", "tree_attend"]
 def merge_tree(
     states: Sequence[tuple[Tensor, Tensor]],
 ) -> tuple[Float[Tensor, "*lead i e"], Float[Tensor, "*lead i"]]:
-    """One state of several, each context and logsumexp: in pairs, then pairs of pairs.
+    """States, each context and logsumexp, merged into one: in pairs, and so on.
 
     ValueError for none, and for those that `merge_states` refuses.
     """
@@ -57,14 +57,14 @@ def tree_attend(
 ) -> Float[Tensor, "*batch num_queries value_dim"]:
     """Context vectors of queries that all ranks have, for the keys of all ranks.
 
-    Each rank of `group` (None: all there are) calls it with the same queries and its
-    own part of keys and values, of which it may have none, as `ShardedCache` gives
-    them. `mask` (True: may see) and `bias` have a column for each of this rank's keys.
-    Ranks exchange one state each, and all get the same context. In a group of one this
-    is `flash_attend`. ValueError, on every rank, for what does not fit on one or
-    between two; on several ranks also for a gradient, for a window, and for causal=True
-    with more than one query. The last two say nothing of a part of the keys: use a mask
-    there. RuntimeError where a rank does not answer. Shyam et al. 2024, who sum
+    Each rank of `group` (None: all ranks) calls it with the same queries and its own
+    part of keys and values, which may be empty, as `ShardedCache` gives them. `mask`
+    (True: may see) and `bias` have a column for each of this rank's keys. Ranks
+    exchange one state each, and all get the same context. In a group of one this is
+    `flash_attend`. ValueError, on every rank, for what does not fit on one or between
+    two; on several ranks also for a gradient, for a window, and for causal=True with
+    more than one query. The last two mean nothing for a part of the keys: use a mask
+    instead. RuntimeError where a rank does not answer. Shyam et al. 2024, who sum
     over ranks by all-reduce where this exchanges states and merges them.
     """
     options = {"causal": causal, "scale": scale, "bias": bias, "window": window}
@@ -138,10 +138,10 @@ class ShardedCache:
     """Keys and values of all tokens so far, dealt to the ranks of `group` in turn.
 
     Token i of the text lies on rank i mod ranks. Every rank extends it with the same
-    tokens, and gets back what lies there: for a form that attends over ranks, as
-    `tree_attend`. A mask beside it has columns rank, rank + ranks, … of the whole.
+    tokens, and gets back what it holds: for a form that attends over ranks, such as
+    `tree_attend`. A mask used with it has columns rank, rank + ranks, … of the whole.
     `positions` and `length` are those of all tokens. In a group of one it is `KVCache`.
-    `truncate` sends nothing: call it alike on all ranks; the next `extend` asks.
+    `truncate` sends nothing: call it alike on all ranks; the next `extend` checks.
     copy.copy gives a cache that goes its own way. ValueError, on every rank, for what
     does not fit on one or between two (`check_piece`); all are then as they were.
     """
@@ -186,7 +186,7 @@ class ShardedCache:
         return held
 
     def truncate(self, length: int) -> None:
-        """Forget all but the first `length` tokens, each rank those that it holds."""
+        """Forget all but the first `length` tokens; each rank drops those it holds."""
         check_rollback(length, self.length)
         self._text.truncate(length)
         rank, ranks = self._place
