@@ -1,7 +1,7 @@
 """Attention at scale
 
 How long a layer of attention takes on many machines, and why: a model on paper,
-from a few numbers of a machine, held against runs that others have published.
+from a few numbers of a machine, compared with runs that others have published.
 
 Written by `book/scale/at_scale.ipynb`: read and change it there.
 """
@@ -28,12 +28,12 @@ __all__ = [
 class Machine(NamedTuple):
     """What a rank can do, and what joins it to others: rates that are reached.
 
-    Those of a data sheet are upper bounds; fit them, or take a part of them.
+    The rates of a data sheet are upper bounds; fit them, or take a part of them.
     """
 
     operations: float  # a second, in blocks that the diagonal cuts
     link: float  # bytes a second that a rank sends to others of its node
-    network: float | None = None  # the same, to ranks of other nodes; None: as `link`
+    network: float | None = None  # the same, to ranks of other nodes; None: like `link`
     node: int = 8  # how many ranks a node has
     latency: float = 0.0  # seconds until a message begins to arrive
     memory: float = math.inf  # bytes a second, from and to a rank's own memory
@@ -56,7 +56,7 @@ class AttentionTimes(NamedTuple):
     """Seconds of the busiest rank in one layer of attention, and bytes that it sends.
 
     `hidden` is the part of `send` that passes while the rank computes or merges.
-    `ideal` is the time if ranks shared the work evenly, and nothing else was to do.
+    `ideal` is the time if ranks shared the work evenly, and did nothing else.
     """
 
     compute: float = 0
@@ -78,14 +78,14 @@ class AttentionTimes(NamedTuple):
 
 
 def _carry(machine: Machine, near: float | int, far: float | int) -> float:
-    """Seconds to send so many bytes within the node, and so many to other nodes."""
+    """Seconds to send `near` bytes within the node, and `far` bytes to other nodes."""
     network = machine.link if machine.network is None else machine.network
     longest = max(near / machine.link, far / network)
     return machine.latency + longest if near or far else 0.0
 
 
 def _to_all(machine: Machine, size: float | int, ranks: int) -> AttentionTimes:
-    """So many bytes from each rank to each other, and other ones to each."""
+    """`size` bytes from each rank to each other rank, different ones to each."""
     near = min(ranks, machine.node) - 1
     far = ranks - 1 - near
     send = _carry(machine, near * size, far * size)
@@ -93,7 +93,7 @@ def _to_all(machine: Machine, size: float | int, ranks: int) -> AttentionTimes:
 
 
 def _pass_on(machine: Machine, size: float | int, ranks: int) -> AttentionTimes:
-    """So many bytes of each rank to all, passed on in circles through all nodes."""
+    """`size` bytes from each rank to all, passed on in circles through all nodes."""
     sent = (ranks - 1) * size
     far = sent / machine.node if ranks > machine.node else 0
     return AttentionTimes(send=_carry(machine, sent - far, far), sent=sent)
@@ -105,9 +105,9 @@ _RINGS = ("contiguous", "striped", "zigzag")
 def ring_step(tokens: float | int, order: str, own: bool) -> tuple[float | int, ...]:
     """The busiest rank's scores on the diagonal, in whole blocks, and rows merged.
 
-    With so many tokens on each rank, for one head; `own`: the first step, with a rank's
-    own keys. In zigzag order an odd number of tokens is counted as a mean. ValueError
-    for another order, or no tokens.
+    With `tokens` on each rank, for one head; `own`: the first step, with a rank's own
+    keys. In zigzag order an odd number of tokens is counted as a mean. ValueError for
+    another order, or no tokens.
     """
     if order not in _RINGS or not tokens > 0:
         must = f"tokens, in {' or '.join(_RINGS)} order"
@@ -123,13 +123,13 @@ def ring_step(tokens: float | int, order: str, own: bool) -> tuple[float | int, 
 
 
 def _compute(sizes, machine, scores, back) -> float:
-    """Seconds for so many scores of each head."""
+    """Seconds for this many scores of each head."""
     each = (10 if back else 4) * sizes.head_dim
     return each * sizes.batch * sizes.num_heads * scores / machine.operations
 
 
 def _ring(sizes, machine, ranks, order, back, far) -> AttentionTimes:
-    """One pass of the ring; `far`: somewhere it goes from node to node."""
+    """One pass of the ring; `far`: whether it goes from node to node somewhere."""
     tokens, work = sizes.length / ranks, []
     vector = sizes.head_dim * sizes.batch
     pair = 2 * tokens * sizes.num_kv_heads * vector
@@ -160,7 +160,7 @@ def attention_times(
     ulysses: int = 1,
     backward: bool = False,
 ) -> AttentionTimes:
-    """What causal attention costs the busiest of so many ranks, in one layer.
+    """What causal attention costs the busiest of `ranks` ranks, in one layer.
 
     `scheme` is a ring in "contiguous", "striped" or "zigzag" order, or "ulysses",
     "all-gather" or "tensor" (heads over ranks, and their outputs added up). A ring may
