@@ -40,7 +40,7 @@ _FORMS = {"ring": ring_attend, "ulysses": ulysses_attend}
 
 
 class _Parser(argparse.ArgumentParser):
-    """One that tells its help on one rank, and raises its errors."""
+    """A parser that prints its help on one rank, and raises its errors."""
 
     def error(self, message: str) -> None:
         raise ValueError(message)
@@ -51,7 +51,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:
-    """What the command line asks for; ValueError for what it cannot ask."""
+    """What the command line asks for; ValueError if it cannot be read."""
     parser = _Parser(
         prog="torchrun … -m attention.scale.demo",
         description="Attend to one text with all ranks, and print what each needed.",
@@ -76,7 +76,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def _join() -> None:
-    """Join the group that torchrun prepared; alone there is none."""
+    """Join the group that torchrun prepared; a single process has none."""
     if not dist.is_torchelastic_launched():
         return
     alone = os.environ["LOCAL_WORLD_SIZE"] == os.environ["WORLD_SIZE"]
@@ -134,7 +134,7 @@ def _results(form: Callable, tensors: list[Tensor], backward: bool) -> list[Tens
 
 
 def _bar(rounds: int) -> Callable[[int], None]:
-    """What shows how many rounds are over, where rank 0 writes to a terminal."""
+    """A function that shows how many rounds are over, if rank 0 has a terminal."""
     shown = place_in(None)[0] == 0 and sys.stderr.isatty()
 
     def show(done: int) -> None:
@@ -146,7 +146,7 @@ def _bar(rounds: int) -> Callable[[int], None]:
 
 
 def _peak(call: Callable, device: torch.device) -> float:
-    """MiB at most beyond what is held before the call; nan where nobody counts."""
+    """The most MiB beyond what is held before the call; nan if they are not counted."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         held = torch.cuda.memory_allocated()
@@ -164,7 +164,7 @@ def _peak(call: Callable, device: torch.device) -> float:
 
 
 def _give_back() -> None:
-    """Give free memory back: a call that took it again would seem to need none."""
+    """Give free memory back: a call that reused it would seem to need none."""
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # not in every C library
         if trim is not None:
@@ -172,7 +172,7 @@ def _give_back() -> None:
 
 
 def _resident(field: str) -> int:
-    """A field of what Linux says of this process, in KiB."""
+    """A field of Linux's status of this process, in KiB."""
     lines = Path("/proc/self/status").read_text().splitlines()
     (line,) = (line for line in lines if line.startswith(f"{field}:"))
     return int(line.split()[1])
@@ -193,7 +193,7 @@ def _finished(device: torch.device) -> None:
 def _seconds(
     call: Callable, device: torch.device, rounds: int, begin: Callable
 ) -> float:
-    """How long a call takes, the median of rounds that each begin with `begin`."""
+    """How long a call takes: the median of rounds that each begin with `begin`."""
     bar, seconds = _bar(rounds), []
     for number in range(rounds):
         bar(number)
@@ -209,7 +209,7 @@ def _seconds(
 def _one_device(asked, device, group, tensors, found) -> tuple[float, float] | None:
     """Seconds of one device with the whole text, and how far the ranks are from it.
 
-    Rank 0 finds it out, alone; None on the others.
+    Only rank 0 computes it; None on the others.
     """
     place, one = {"group": group, "order": asked.order}, None
     text = [unshard(tensor, **place) for tensor in tensors]
@@ -272,8 +272,8 @@ def _say(error: Exception, who: str = "") -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Run the program on this rank, and give its status: 0, or 1 if a rank fails.
 
-    `arguments` are the words of the command line; None: those of this process. Status
-    2 if what they ask for does not fit. Rank 0 prints.
+    `arguments` are the words of the command line; None: those of this process. The
+    status is 2 if what they ask for does not fit. Rank 0 prints.
     """
     try:
         _join()
