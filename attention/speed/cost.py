@@ -43,8 +43,8 @@ class Ledger(TorchDispatchMode):
     """Bytes that the calls in a `with` block move and hold.
 
     `moved` has, by function, the bytes of its inputs and outputs; `peak` is the most
-    that was held at once of what the block made. Space that a call takes for itself
-    and gives back is not seen. Use a new one for each block.
+    that the block's own tensors held at once. Space that a call takes for itself and
+    gives back is not seen. Use a new ledger for each block.
     """
 
     def __init__(self) -> None:
@@ -60,7 +60,7 @@ class Ledger(TorchDispatchMode):
             for storage in map(Tensor.untyped_storage, _tensors(result))
             if storage.data_ptr() not in known
         }
-        if new or function._schema.is_mutable:  # all else is a view
+        if new or function._schema.is_mutable:  # everything else is a view
             name = function.overloadpacket.__name__
             self.moved[name] += sum(t.nbytes for t in given + _tensors(result))
         for storage in new.values():
