@@ -46,9 +46,9 @@ def merge_states(
     """Attention to all keys from attention to two disjoint sets of them.
 
     A part is its context vectors and the logsumexp of its scores, base e, as
-    `flash_attend(..., return_lse=True)` gives them. One with no key has logsumexp -inf
-    and counts for nothing; two of them give zeros and -inf. Order and grouping of parts
-    do not matter, but for rounding. A nan or +inf among the logsumexps gives nan.
+    `flash_attend(..., return_lse=True)` gives them. A part with no key has logsumexp
+    -inf and counts for nothing; two of them give zeros and -inf. Order and grouping of
+    parts do not matter, but for rounding. A nan or +inf among the logsumexps gives nan.
     ValueError for parts that do not fit. Milakov and Gimelshein 2018, section 3.1; Rabe
     and Staats 2021; Dao et al. 2022, section 3.1.
     """
