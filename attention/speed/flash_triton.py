@@ -36,13 +36,13 @@ _WAITING = []
 
 
 def _kernel(function: Callable) -> Callable:
-    """Mark what Triton is to compile; it waits until somebody needs it."""
+    """Mark what Triton is to compile; it waits until Triton is needed."""
     _WAITING.append(function)
     return function
 
 
 def _import_triton() -> None:
-    """Import Triton, and put what it compiles in the place of what waits for it."""
+    """Import Triton, and replace each waiting function by its compiled kernel."""
     global tl, triton
     try:
         import triton
@@ -50,7 +50,7 @@ def _import_triton() -> None:
     except ModuleNotFoundError as error:
         how = "pip install 'building-attention[triton]'"
         raise ModuleNotFoundError(f"triton_attend needs Triton: {how}") from error
-    if not hasattr(triton, "knobs"):  # as torch 2.6 and its Triton 3.2 have it
+    if not hasattr(triton, "knobs"):  # as in Triton 3.2, which comes with torch 2.6
         raise ModuleNotFoundError(
             "triton_attend needs Triton 3.7 or newer: a newer torch"
         )
@@ -128,7 +128,7 @@ def _scores(
 
 @_kernel
 def _absorb(scores, v, m_i, l_i, acc):
-    """Take a tile into the largest score, the sum of weights, the weighted values."""
+    """Add a tile to the largest score, the sum of weights, and the weighted values."""
     m_ij = tl.maximum(m_i, tl.max(scores, 1))
     alpha = tl.exp2(m_i - m_ij)
     weights = tl.exp2(scores - m_ij[:, None])
@@ -201,7 +201,7 @@ def _forward_kernel(
 
 @_kernel
 def _numbers(vector, head, rows, length):
-    """What was kept for these rows, one number for each."""
+    """The numbers kept for these rows, one for each."""
     places = vector + head.to(tl.int64) * length + rows
     return tl.load(places, mask=rows < length, other=0.0)
 
@@ -305,12 +305,12 @@ def _tuned(kernel, *_):
 
 
 def _interpreted() -> bool:
-    """Does Triton run its programs one after the other, in Python?"""
+    """Whether Triton runs its programs one after the other, in Python."""
     return not isinstance(_forward_kernel, triton.JITFunction)
 
 
 def _launch(kernel, axis, inputs, outputs, form):
-    """Start a program for each head of what is made and each of its bands."""
+    """Start a program for each band of each head of the outputs."""
     (queries, keys, *_), (scale, causal, window, tile) = inputs, form
     (_, heads, num_queries, dim), (_, groups, num_keys, _) = queries.shape, keys.shape
     constants = {"CAUSAL": causal, "WINDOW": window or 0, "HEAD_DIM": dim}
@@ -336,7 +336,7 @@ def _launch(kernel, axis, inputs, outputs, form):
 
 
 def _readable(tensor: Tensor) -> Tensor:
-    """The same as a kernel can read it: the numbers of a row side by side."""
+    """The same, in a form that a kernel can read: each row's numbers side by side."""
     if _interpreted() and tensor.dtype == torch.bfloat16:
         tensor = tensor.float()
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
