@@ -75,7 +75,7 @@ def _compiler() -> str:
 
 
 def _cpu() -> str:
-    """What kind of CPU this is, with the instructions that it has."""
+    """The kind of CPU this is, with the instructions that it has."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text("utf-8").splitlines() if info.exists() else []
     flags = (line for line in lines if line.startswith(("flags", "Features")))
@@ -143,7 +143,7 @@ _TENSORS = "q k v context lse bias mask d_context d_lse dq dk dv d_bias"
 
 
 class _Call(ctypes.Structure):
-    """All that the kernel is told."""
+    """Everything that is passed to the kernel."""
 
     _fields_ = (
         *((name, ctypes.c_int64) for name in _SIZES.split()),
@@ -167,8 +167,8 @@ _WHOLE, _LEAST_SCALE = 32, 1e-20
 
 
 def _factor(tensor: Tensor, bias: Tensor | None) -> torch.dtype:
-    """What is multiplied: bfloat16 itself where the CPU has tiles of it."""
-    vectors = torch.backends.cpu.get_cpu_capability()  # less, if one asks torch for it
+    """The type that is multiplied: bfloat16 itself where the CPU has tiles for it."""
+    vectors = torch.backends.cpu.get_cpu_capability()  # less, if torch is told so
     tiles = vectors == "AVX512" and torch.cpu._is_amx_tile_supported()
     direct = tiles and bias is None and tensor.dtype == torch.bfloat16
     return tensor.dtype if direct else precise(tensor)
@@ -183,7 +183,7 @@ class _Kernel(NamedTuple):
     name = "cpp_attend"
 
     def run(self, backward: bool, **tensors: Tensor | None) -> None:
-        """Call the kernel, which writes its results into those of the tensors."""
+        """Call the kernel, which writes its results into the output tensors."""
         computed = tensors["lse"].numel() and tensors["k"].numel()
         if tensors["q"].is_meta or not computed:
             return
@@ -262,7 +262,7 @@ def cpp_attend(
     with length, forward and backward, but for a mask or bias. Axis -3 counts heads:
     keys and values may have fewer, each then serving as many query heads in a row as
     needed, and are read once for all of them. `mask` is True where a query may see a
-    key; tiles that it hides whole cost little; a query that sees none gets zeros.
+    key; tiles that it hides entirely cost little; a query that sees no key gets zeros.
     causal=True is lower-right: the queries are the last of the keys;
     `scaled_dot_product_attention(is_causal=True)` and JAX align upper-left: pass
     `mask=torch.ones(i, j, dtype=torch.bool).tril()` for that. `window` is how many keys
