@@ -58,7 +58,7 @@ __all__ = [
 def order_ranges(length: int, ranks: int, order: str = "zigzag") -> list[list[range]]:
     """The positions that each rank holds, in ranges that grow along the rank.
 
-    Shares differ by a token or two if the length does not divide. ValueError for
+    Shares differ by a token or two if the length does not divide evenly. ValueError for
     another order, or fewer tokens than pieces. Brandon et al. 2023; Zhu 2024.
     """
     pieces = _check_order(length, ranks, order)
@@ -552,7 +552,7 @@ def heads_of(rank: int, ranks: int, num_heads: int, heads: int) -> slice:
 
 
 def _by_heads(tensors, sides, few, heads: int, group) -> list[Tensor]:
-    """From few heads of each rank, of some tokens, to this rank's of all, in order."""
+    """Exchange a few heads of each rank's tokens for this rank's own, of all tokens."""
     rank, ranks = place_in(group)
     shares = [
         [few(t[..., heads_of(peer, ranks, heads, t.shape[-3]), :, :]) for t in tensors]
@@ -681,9 +681,9 @@ def ulysses_attend(
 
     Arguments are the same. Ranks exchange queries, keys and values, so that each gets
     its share of the heads, and exchange the contexts back. The number of ranks must
-    divide that of query heads; key heads that are fewer than the ranks each go to
-    several.
-    ValueError, on every rank, for what does not fit. Jacobs et al. 2023, section 3.
+    divide that of query heads; if there are fewer key heads than ranks, each goes to
+    several. ValueError, on every rank, for what does not fit. Jacobs et al. 2023,
+    section 3.
     """
     options = {"causal": causal, "scale": scale, "bias": bias, "window": window}
     options["documents"] = documents

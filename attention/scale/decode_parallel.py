@@ -28,9 +28,10 @@ __all__ = ["ShardedCache", "merge_tree", "tree_attend"]
 def merge_tree(
     states: Sequence[tuple[Tensor, Tensor]],
 ) -> tuple[Float[Tensor, "*lead i e"], Float[Tensor, "*lead i"]]:
-    """States, each context and logsumexp, merged into one: in pairs, and so on.
+    """One state from several: merged in pairs, then in pairs of pairs, and so on.
 
-    ValueError for none, and for those that `merge_states` refuses.
+    Each is a context and its logsumexp. ValueError for none, and for those that
+    `merge_states` refuses.
     """
     states = list(states)
     if not states:

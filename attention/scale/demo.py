@@ -146,7 +146,7 @@ def _bar(rounds: int) -> Callable[[int], None]:
 
 
 def _peak(call: Callable, device: torch.device) -> float:
-    """The most MiB beyond what is held before the call; nan if they are not counted."""
+    """The most MiB that the call holds beyond its input; nan if that is not counted."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         held = torch.cuda.memory_allocated()
