@@ -64,10 +64,10 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         ("heads", 8, "heads of queries"),
         ("key-heads", None, "heads of keys and of values (default: as many)"),
         ("width", 64, "of each head"),
-        ("rounds", 3, "how often it is timed; the median is told"),
+        ("rounds", 3, "how often to time it; the median is reported"),
     ):
         parser.add_argument(f"--{name}", type=int, default=default, help=what)
-    parser.add_argument("--backward", action="store_true", help="gradients as well")
+    parser.add_argument("--backward", action="store_true", help="gradients, too")
     parser.add_argument("--check", action="store_true", help="compare with one device")
     options = parser.parse_args(arguments)
     if options.key_heads is None:

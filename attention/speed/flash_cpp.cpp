@@ -1,6 +1,6 @@
 // Attention in tiles for a CPU, forward and backward, in the pieces that
-// book/speed/flash_cpp.ipynb explains. Compiled for a type of INPUT, and of a FACTOR of
-// products.
+// book/speed/flash_cpp.ipynb explains. Compiled for one type of INPUT, and one of
+// FACTOR in products.
 
 // [names]
 #include <ATen/Parallel.h>
@@ -11,7 +11,7 @@
 
 #include <atomic>
 
-namespace {  // what is only of this file can be put where it is called
+namespace {  // functions of this file alone can be inlined
 namespace vec = at::vec;
 using at::BFloat16, at::Half, at::native::cpublas::brgemm;
 using Int = int64_t;
@@ -35,7 +35,7 @@ void brgemm(Int rows, Int columns, Int inner, Int a_row, Int, Int, bool add,
       for (Int j = 0; j < columns; ++j) c[j] += a[k] * b[k * columns + j];
   }
 }
-// C (+)= A B. In 16 bits, two rows of B are woven into one of pairs.
+// C (+)= A B. In 16 bits, two rows of B are interleaved into one row of pairs.
 void product(Int rows, Int columns, Int inner, const C* a, Int a_row, const C* b, R* c,
     bool add) {
   brgemm(rows, columns, inner, a_row, columns, columns, add, a, b, c, PAIRS);
@@ -105,13 +105,13 @@ void transpose(const X* from, Int from_row, Int rows, Int columns, X* to, Int to
       vec::transpose_mxn<X, 16, 16>(
           from + i * from_row + j, from_row, to + j * to_row + i, to_row);
 }
-// The transposed as a right factor: of 16 bits, a pair moves as one word of 32
+// The transpose as a right factor: in 16 bits, a pair moves as one word of 32 bits
 void turn(const C* from, Int rows, Int width, C* to) {
   using Word = std::conditional_t<PAIRS, float, C>;
   Int words = width * sizeof(C) / sizeof(Word);
   transpose((const Word*)from, words, rows, words, (Word*)to, rows);
 }
-// The rows as they are as a right factor
+// The rows as a right factor, not transposed
 void weave(const C* from, Int rows, Int width, C* to) {
   constexpr Int k = PAIRS ? 2 : 1;
   for (Int r = 0; r < rows; r += k)
@@ -136,7 +136,7 @@ struct Call {
   double scale;
   Matrix q, k, v, context, lse, bias, mask, d_context, d_lse, dq, dk, dv, d_bias;
 };
-// Memory, taken piece by piece; from address 0 on it tells how much will be needed
+// Memory, taken piece by piece; starting at address 0, it counts what will be needed
 struct Room {
   Int at = 0;
   template <class X> X* take(Int n) {
@@ -158,7 +158,7 @@ template <class F> void deal(Int tasks, const F& task) {
 // [bands]
 // A band: BLOCK_M rows of all queries that share a head of keys
 struct Band {
-  Int head, start, rows, from = INT64_MAX, to = 0;  // the keys that one of them sees
+  Int head, start, rows, from = INT64_MAX, to = 0;  // the keys that any of them sees
   Int first[BLOCK_M], end[BLOCK_M];                 // that each of them sees
   R m[BLOCK_M], l[BLOCK_M], alpha[BLOCK_M];
 };
@@ -328,7 +328,7 @@ struct Attention {
     for (Int r = 0; r < band.rows; ++r) {
       R l = band.l[r];
       T* to = of_query<T>(call.context, band, r);
-      if (l == 0) std::fill_n(to, E, T(0));  // though a value be nan
+      if (l == 0) std::fill_n(to, E, T(0));  // even if a value is nan
       else scaled(acc + r * E, E, 1 / l, to);
       *of_query<R>(call.lse, band, r) = band.m[r] * R(call.scale) + std::log2(l) * LN_2;
     }
@@ -366,7 +366,7 @@ struct Attention {
   }
 
   // [few]
-  // For few queries keys and values are read once, where they lie
+  // For few queries, keys and values are read once, where they lie
   void few(Band& band, Int from, Int to, const R* q, R* tile, R* acc) const {
     constexpr Int n = AT_ONCE;
     const Int k_row = call.k.row, v_row = call.v.row;
@@ -395,7 +395,7 @@ struct Attention {
   static void fetch(const T* row, Int width) {
     for (Int c = 0; c < width; c += 64 / sizeof(T)) __builtin_prefetch(row + c, 0, 2);
   }
-  // As many keys as a vector has lanes, with each query
+  // Scores of as many keys as a vector has lanes, with each query
   void dots(Int rows, const T* k, Int n, const R* q, R* tile, R* lines) const {
     const R* key[L];
     for (Int i = 0; i < L; ++i)
@@ -412,7 +412,7 @@ struct Attention {
   // Weighted values, for N queries at once
   template <Int N> void add(const R* weights, Int n, const T* v, R* acc) const {
     for (Int e = 0; e < E; e += 2 * L) {
-      V a[N], b[N];  // sums of this block: long sums of small terms lose them
+      V a[N], b[N];  // sums of this block alone: a long sum loses small terms
       for (Int r = 0; r < N; ++r) a[r] = b[r] = V(0);
       for (Int i = 0; i < n; ++i) {
         V x = get(v + i * call.v.row + e), y = get(v + i * call.v.row + e + L);
@@ -486,8 +486,8 @@ struct Attention {
   }
 
   // [backward]
-  struct Rows {  // of a band: two matrices, each as both right factors; and what is
-                 // summed
+  struct Rows {  // of a band: two matrices, each as both kinds of right factor, and
+                 // what is summed
     C *q, *qt, *go, *got;
     R *dqt, *lse, *delta;
   };
