@@ -146,6 +146,28 @@ def test_context_and_gradients_are_those_of_one_device(ranks, name):
         assert found[name] < 1e-12
 
 
+MASKS = {  # with heads of their own, and for all of them
+    "of the heads": (HEADS, LENGTH, LENGTH),
+    "of heads and sentences": (2, HEADS, LENGTH, LENGTH),
+    "of sentences": (2, 1, LENGTH, LENGTH),
+    "of the keys": (LENGTH,),
+    "of queries and keys": (LENGTH, LENGTH),
+}
+
+
+def test_a_mask_has_heads_of_its_own_or_is_one_for_all():
+    def work():
+        whole, cut = both(LAYERS["key heads: 4"])
+        x = torch.randn(2, LENGTH, D_IN, dtype=torch.float64)
+        masks = {name: torch.rand(shape) < 0.7 for name, shape in MASKS.items()}
+        return {
+            name: (cut(x, mask) - whole(x, mask)).abs().max().item() < 1e-12
+            for name, mask in masks.items()
+        }
+
+    assert run_ranks(work, 2) == [dict.fromkeys(MASKS, True)] * 2
+
+
 def test_a_rank_holds_its_part_of_the_weights():
     def work():
         _, cut = both(LAYERS["key heads: 4"])
