@@ -1012,6 +1012,43 @@ def test_the_logsumexp_is_right_however_little_the_first_keys_weigh(gap):
     torch.testing.assert_close(found[0], (scores.softmax(-1) @ next(exact)).float())
 
 
+class Searches(TorchDispatchMode):
+    """How many weights are made, and among how many numbers the largest is sought."""
+
+    def __init__(self):
+        super().__init__()
+        self.made, self.read = 0, 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        self.made += args[0].numel() if name in ("softmax", "_softmax") else 0
+        self.read += args[0].numel() if name == "amax" else 0
+        return function(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize(("gap", "again"), [(0, 0), (200, 1)])
+def test_on_a_cpu_the_largest_is_sought_in_few_keys_until_they_weigh_too_little(
+    gap, again
+):
+    """Then all is made again, and from the next tile on in the longer way alone."""
+    bias, tensors = torch.zeros(5, 1000), [torch.randn(2, n, 3) for n in (5, 1000)]
+    bias.view(5, 5, 200)[..., :64] = -gap  # in each of the tiles
+    with Searches() as searches:
+        flash_attend(*tensors, tensors[1], bias=bias, tile=(5, 200))
+    assert searches.made == 2 * 5 * (1000 + again * 200)
+    assert (searches.read < searches.made) == (gap == 0)
+
+
+@pytest.mark.parametrize("window", [7, 8, 9, 10])
+def test_the_largest_is_not_sought_at_all_where_every_band_is_one_tile(window):
+    options = {"causal": True, "window": window}
+    bands = tiles(31, 31, **options, tile=(5, 31))
+    widest = max(columns[-1].stop - columns[0].start for _, columns in bands)
+    with Searches() as searches:
+        flash_attend(*torch.randn(3, 2, 31, 3), **options, tile=(5, 12))
+    assert (searches.read == 0) == (widest <= 12)
+
+
 def test_no_key_is_a_state_that_counts_for_nothing():
     queries, none = torch.randn(2, 3, 5, 4), torch.randn(2, 1, 0, 4)
     context, lse = flash_state(queries, none, none, scale=0.5)
