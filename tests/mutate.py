@@ -184,9 +184,10 @@ def attempt(
     os.chdir(tree)
     sys.path[:0] = [str(tree)]
     os.environ["PYTHONPATH"] = str(tree)
-    if report is None:  # a mutant's bytecode could be taken for the next one's
-        os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
-        sys.dont_write_bytecode = True
+    # The first run keeps bytecode for all others, even where a machine is told to keep
+    # none. They keep none: a mutant's could be taken for the next one's.
+    os.environ["PYTHONDONTWRITEBYTECODE"] = "" if report else "1"
+    sys.dont_write_bytecode = not report
     options = ["-x", "-q", "-p", "no:cacheprovider", "--tb=no"]
     options += ["--jaxtyping-packages=attention,beartype.beartype"]
     options += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # loaded before
