@@ -1062,3 +1062,18 @@ def test_a_logsumexp_is_kept_to_more_digits_than_32_bits_have():
     _, lse = flash_state(signs, signs, signs, scale=0.25, tile=(7, 13))
     assert 8 < exact.max() < 16
     assert (lse - exact).abs().max() < 3.5e-7  # rounded to 32 bits: 4.8e-7
+
+
+@pytest.mark.parametrize("tile", [(7, 13), (128, 8192)], ids=str)
+def test_what_is_added_to_all_scores_alike_changes_no_gradient(tile):
+    signs = torch.randint(0, 2, (3, 3, 61, 64)) * 2.0 - 1  # so that scores are exact
+    found = []
+    for shift in (0, 2**14):
+        tensors = [tensor.clone().requires_grad_() for tensor in signs]
+        bias = torch.full((61, 61), float(shift))
+        context, lse = flash_attend(
+            *tensors, bias=bias, scale=0.25, tile=tile, return_lse=True
+        )
+        loss = context.sin().sum() + lse.sum()
+        found.append(torch.autograd.grad(loss, tensors))
+    torch.testing.assert_close(*found)
