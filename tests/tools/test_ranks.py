@@ -75,6 +75,32 @@ def test_the_rank_that_failed_first_is_named_and_no_process_is_left(end, words):
     assert not multiprocessing.active_children()
 
 
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_what_fails_on_all_ranks_at_once_is_told(ranks):
+    with pytest.raises(RuntimeError, match=said(f"of {ranks}", "KeyError", "missing")):
+        run_ranks(fail, ranks)
+
+
+def test_a_rank_that_cannot_be_reached_at_all_is_named():
+    def work():
+        def refused(*_):
+            raise RuntimeError("connection closed")
+
+        def lost(*call):
+            transfer = made(*call)
+            transfer.op = refused
+            return transfer
+
+        made, dist.P2POp = dist.P2POp, lost
+        try:
+            exchange([[torch.ones(1)]] * 2, [[(1,)]] * 2, None)
+        except RuntimeError as error:
+            return str(error)
+
+    told = [f"group: expected 2 ranks, got no answer from rank {n}" for n in (1, 0)]
+    assert run_ranks(work, 2) == told
+
+
 def test_a_rank_that_hangs_is_named_by_those_that_wait_for_it():
     def work():
         if dist.get_rank() == 1:
