@@ -156,6 +156,14 @@ def test_alone_there_is_one_rank():
     assert place_in(None) == (0, 1)
 
 
+def test_alone_what_is_exchanged_comes_back_with_its_gradient():
+    given = torch.ones(2, 3, requires_grad=True)
+    ((found,),) = exchange([[given]], [[(2, 3)]], None)
+    assert torch.equal(found, given)
+    found.sum().backward()
+    assert torch.equal(given.grad, torch.ones(2, 3))
+
+
 def test_a_group_is_a_group_that_this_process_belongs_to(as_importer):
     with pytest.raises(ValueError, match=said("group", "belongs to", "got", "'all'")):
         place_in("all")
