@@ -12,7 +12,17 @@ import torch
 import torch.distributed as dist
 from examples import said
 
-from attention.tools.ranks import agree, exchange, from_all, place_in, post, run_ranks
+from attention import attend
+from attention.tools.ranks import (
+    agree,
+    check_documents,
+    exchange,
+    fit_call,
+    from_all,
+    place_in,
+    post,
+    run_ranks,
+)
 
 LONG = 600  # seconds; a limit that only a call which never ends would meet
 
@@ -271,6 +281,37 @@ def test_what_is_refused_on_one_rank_is_told_on_all(kind):
     told = "width: expected 3, got 4"
     theirs = f"on rank 1 of 3: {told}"
     assert run_ranks(work, 3) == [theirs, told, theirs]
+
+
+CALLS = {  # queries, keys, values, mask, bias
+    "a batch": ((2, 3, 5, 4), (2, 3, 7, 4), (2, 3, 7, 6), (2, 1, 5, 7), (3, 5, 7)),
+    "fewer heads of keys": ((2, 6, 5, 4), (2, 3, 7, 4), (2, 3, 7, 6), (6, 5, 7), (7,)),
+    "keys without a batch": ((2, 6, 5, 4), (3, 7, 4), (2, 3, 7, 6), (5, 7), (1, 1, 1)),
+    "keys without heads": ((3, 5, 4), (7, 4), (7, 6), (3, 1, 7), (5, 1)),
+    "queries without heads": ((5, 4), (3, 7, 4), (3, 7, 6), (7,), (3, 5, 7)),
+    "neither": ((5, 4), (7, 4), (7, 6), (5, 7), (5, 7)),
+}
+
+
+@pytest.mark.parametrize("shapes", CALLS.values(), ids=CALLS.keys())
+def test_a_call_that_is_fitted_gives_what_it_gave_with_as_many_axes_for_all(shapes):
+    *three, mask, bias = (torch.randn(shape) for shape in shapes)
+    mask = mask > -1
+    options = {"causal": False, "scale": 0.3, "window": None, "documents": None}
+    facts, call = fit_call(*three, mask, bias=bias, **options)
+    context = attend(*call[:3], call.mask, bias=call.bias, scale=call.scale)
+    must = attend(*three, mask, bias=bias, scale=0.3)
+    torch.testing.assert_close(context.reshape(must.shape), must)
+    assert call.shape == must.shape[:-1]
+    assert {each.ndim for each in call[:5]} == {max(must.ndim, 3)}
+    for name in ("mask", "bias"):
+        sizes = list(getattr(call, name).shape[:-2])
+        assert facts[f"sizes of {name}, rows and columns aside"] == sizes
+
+
+def test_numbers_of_documents_are_a_tensor(as_importer):
+    with pytest.raises(TypeError, match=said("documents", "Tensor", "got", "list")):
+        check_documents([0] * 7, (3, 7, 7))
 
 
 def test_random_programs_of_exchanges_end():
