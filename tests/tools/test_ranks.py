@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import random
 import signal
+import sys
 import threading
 import time
 
@@ -51,6 +52,17 @@ def test_a_rank_has_one_thread_and_autograd_works_in_it_after_it_has_worked_here
 
     slope()
     assert run_ranks(slope, 2) == [([2.0] * 3, 1)] * 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="its own name is looked up there")
+def test_ranks_meet_within_this_machine_unless_told_otherwise(monkeypatch):
+    def asked():
+        return os.environ["GLOO_SOCKET_IFNAME"]
+
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
+    assert run_ranks(asked, 2) == ["lo"] * 2
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo,lo")
+    assert run_ranks(asked, 2) == ["lo,lo"] * 2
 
 
 def kill_itself():
