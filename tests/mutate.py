@@ -159,22 +159,40 @@ def put(node: ast.AST, parent: ast.AST, field: str, place: int | None) -> None:
         getattr(parent, field)[place] = node
 
 
-class QuickFirst:
-    """The order of the tests, in which a mutant is noticed soon."""
+def function(item: pytest.Item | pytest.TestReport) -> str:
+    return item.nodeid.partition("[")[0]
+
+
+class SoonRed:
+    """The order of the tests, in which a mutant is noticed soon.
+
+    Those are first that took few seconds for each mutant that they have noticed. A case
+    is as slow as the slowest of its function: one may find what another has made.
+    """
 
     def __init__(self):
-        self.seconds = Counter()
+        self.seconds, self.noticed, self.red = Counter(), Counter(), None
 
     def pytest_runtest_logreport(self, report):
-        self.seconds[report.nodeid] += report.duration
+        slowest = max(self.seconds[function(report)], report.duration)
+        self.seconds[function(report)] = slowest
+        if report.failed:
+            self.red = report.nodeid
 
     def pytest_collection_modifyitems(self, items):
-        items.sort(key=lambda item: round(self.seconds[item.nodeid], 1))
+        items.sort(key=self.seconds_for_one)
+
+    def seconds_for_one(self, item: pytest.Item) -> float:
+        return self.seconds[function(item)] / (self.noticed[item.nodeid] + 0.02)
+
+    def learn(self, red: Path) -> None:
+        """Count what a fork has written: the test that has noticed its mutant."""
+        if red.exists():
+            self.noticed[red.read_text("utf-8")] += 1
+            red.unlink()
 
 
-def attempt(
-    tree: Path, tests: list[str], order: QuickFirst, report: Path | None
-) -> int:
+def attempt(tree: Path, tests: list[str], order: SoonRed, report: Path | None) -> int:
     """Never returns: the exit status says whether the tests pass."""
     os.setsid()
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
@@ -192,6 +210,8 @@ def attempt(
     options += ["--jaxtyping-packages=attention,beartype.beartype"]
     options += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # loaded before
     status = int(pytest.main([*tests, *options], plugins=[order]))
+    if order.red:
+        (tree.parent / "red").write_text(order.red, "utf-8")
     if report is not None:
         loaded = [
             name
@@ -221,7 +241,7 @@ def passes(*asked, limit: float) -> bool | None:
     return None
 
 
-def begin(tree: Path, tests: list[str], order: QuickFirst, folder: Path) -> float:
+def begin(tree: Path, tests: list[str], order: SoonRed, folder: Path) -> float:
     """Run the tests on the plain code, learn from them, and say how long they take."""
     report, start = folder / "report.json", time.monotonic()
     if not passes(tree, tests, order, report, limit=FIRST):
@@ -265,7 +285,7 @@ def run(file: str, sample: int | None) -> Counter[str]:
         f"tests/{path.parent.name}/test_{path.stem}.py",
         WRONG_CALLS,
     ]
-    order, fates = QuickFirst(), Counter()
+    order, fates = SoonRed(), Counter()
     with TemporaryDirectory() as folder:
         tree = Path(folder) / "tree"
         shutil.copytree(ROOT, tree, ignore=shutil.ignore_patterns(*LEFT_OUT))
@@ -284,6 +304,7 @@ def run(file: str, sample: int | None) -> Counter[str]:
             (tree / file).write_text(text, "utf-8")
             fate = FATES[passes(tree, tests, order, None, limit=30 + 5 * seconds)]
             fates[fate] += 1
+            order.learn(tree.parent / "red")
             if fate != "killed":
                 print(f"{file}:{line}: {fate}: {change(plain, text)}", flush=True)
     print(f"{file}: {told(fates)}, of {len(every)}", flush=True)

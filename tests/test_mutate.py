@@ -1,9 +1,10 @@
 """What `mutate.py` changes in a program, and how it tells of it."""
 
 import ast
+from types import SimpleNamespace
 
 import mutate
-from mutate import change, mutants
+from mutate import SoonRed, change, mutants
 
 SOURCE = '''
 def largest(numbers: Float[Tensor, "2 n"], start: float | None = 1.5) -> Int[3]:
@@ -53,3 +54,20 @@ def test_a_mutant_that_takes_too_long_is_told_and_is_none_that_was_killed(
     *lines, last = capsys.readouterr().out.splitlines()
     assert ["too slow" in line for line in lines] == [True, False]
     assert last == "plain.py: 1 killed, 1 survived, 1 too slow, of 3"
+
+
+def test_a_test_that_has_noticed_a_mutant_comes_sooner(tmp_path):
+    order, red = SoonRed(), tmp_path / "red"
+    took = {"slow": 1.0, "quick": 0.1, "cases[0]": 2.0, "cases[1]": 0.0}
+    items = [SimpleNamespace(nodeid=name) for name in took]
+    for name, seconds in took.items():
+        report = {"nodeid": name, "duration": seconds, "failed": False}
+        order.pytest_runtest_logreport(SimpleNamespace(**report))
+    order.pytest_collection_modifyitems(items)
+    assert [item.nodeid for item in items] == ["quick", "slow", "cases[0]", "cases[1]"]
+    red.write_text("cases[1]")
+    for _ in range(2):  # the second time there is nothing new
+        order.learn(red)
+    order.pytest_collection_modifyitems(items)
+    assert [item.nodeid for item in items] == ["cases[1]", "quick", "slow", "cases[0]"]
+    assert order.noticed.total() == 1
