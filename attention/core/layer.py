@@ -23,6 +23,7 @@ from attention.core.scaled_dot_product import Attend, attend, visible, weights_o
 from attention.tools.checks import (
     check_heads,
     check_input,
+    check_places,
     check_positions,
     check_sizes,
     check_slots,
@@ -53,8 +54,9 @@ def causal(
     query_positions: Int[Tensor, "*queries_batch num_queries"],
     key_positions: Int[Tensor, "*keys_batch num_keys"],
 ) -> Bool[Tensor, "*batch num_queries num_keys"]:
-    """True where a key is not later than the query."""
-    return key_positions.unsqueeze(-2) <= query_positions.unsqueeze(-1)
+    """True where a key is not later than the query. ValueError for a misfit."""
+    check_places(query_positions, key_positions)
+    return key_positions.long().unsqueeze(-2) <= query_positions.long().unsqueeze(-1)
 
 
 def window(size: int) -> Callable[[Tensor, Tensor], Tensor]:
@@ -64,6 +66,7 @@ def window(size: int) -> Callable[[Tensor, Tensor], Tensor]:
 
 
 def _within(query_positions: Tensor, key_positions: Tensor, *, size: int) -> Tensor:
+    check_places(query_positions, key_positions)
     # In 64 bits: among unsigned numbers, a difference below 0 would wrap around.
     back = query_positions.long().unsqueeze(-1) - key_positions.long().unsqueeze(-2)
     return (back >= 0) & (back < size)
@@ -80,8 +83,8 @@ def prefix(length: int) -> Callable[[Tensor, Tensor], Tensor]:
 
 
 def _opened(query_positions: Tensor, key_positions: Tensor, *, length: int) -> Tensor:
-    given = key_positions.long().unsqueeze(-2) < length
-    return causal(query_positions, key_positions) | given
+    past = causal(query_positions, key_positions)
+    return past | (key_positions.long().unsqueeze(-2) < length)
 
 
 @runtime_checkable

@@ -33,7 +33,7 @@ def padding_mask(
     if readable(lengths) and not all(0 <= n <= max_length for n in lengths.tolist()):
         raise expected("lengths", f"from 0 to {max_length=}", lengths.tolist())
     place = torch.arange(max_length, device=lengths.device)
-    real = (place.flip(0) if left else place) < lengths.unsqueeze(1)
+    real = (place.flip(0) if left else place) < lengths.long().unsqueeze(1)
     return real.unsqueeze(1).unsqueeze(1)
 
 

@@ -273,6 +273,6 @@ def window_and_sinks(size: int, sinks: int) -> Callable[[Tensor, Tensor], Tensor
 def _within_or_first(
     query_positions: Tensor, key_positions: Tensor, *, size: int, sinks: int
 ) -> Tensor:
-    first = key_positions.long().unsqueeze(-2) < sinks
     seen = window(size)(query_positions, key_positions)
+    first = key_positions.long().unsqueeze(-2) < sinks
     return seen | (first & causal(query_positions, key_positions))

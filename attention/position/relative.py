@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
-from attention.tools.checks import are_whole, check_sizes
+from attention.tools.checks import are_whole, check_places, check_sizes
 from attention.tools.workbench import check_tensor, expected
 
 __all__ = [
@@ -35,29 +35,9 @@ def distances(
 
     ValueError unless both are whole numbers on one device, of batches that fit.
     """
-    _check_both(query_positions, key_positions)
+    check_places(query_positions, key_positions)
     # int64: a difference of unsigned numbers would wrap around.
     return key_positions.long().unsqueeze(-2) - query_positions.long().unsqueeze(-1)
-
-
-def _check_both(queries: Tensor, keys: Tensor) -> None:
-    _check_whole("query_positions", queries, axes=1)
-    _check_whole("key_positions", keys, axes=1)
-    if queries.device != keys.device:
-        must = f"whole numbers on {queries.device}, like query_positions"
-        raise expected("key_positions", must, keys)
-    try:
-        torch.broadcast_shapes(queries.shape[:-1], keys.shape[:-1])
-    except RuntimeError:
-        got = f"{tuple(queries.shape)} and {tuple(keys.shape)}"
-        raise expected("positions", "batch axes that broadcast", got) from None
-
-
-def _check_whole(name: str, tensor: Tensor, axes: int = 0) -> None:
-    check_tensor(**{name: tensor})
-    if not are_whole(tensor) or tensor.ndim < axes:
-        must = "whole numbers (..., length)" if axes else "whole numbers"
-        raise expected(name, must, tensor)
 
 
 def relative_shift(
@@ -101,7 +81,9 @@ def relative_bucket(
     unless `bidirectional`, count as distance 0. Raffel et al. 2020, section 2.1.
     ValueError for anything but whole numbers, and for buckets that cannot be made.
     """
-    _check_whole("distance", distance)
+    check_tensor(distance=distance)
+    if not are_whole(distance):
+        raise expected("distance", "whole numbers", distance)
     _check_buckets(bidirectional, num_buckets, max_distance)
     distance = distance.long()
     if not bidirectional:

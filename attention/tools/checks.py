@@ -29,6 +29,7 @@ __all__ = [
     "check_input",
     "check_kind",
     "check_no_dropout",
+    "check_places",
     "check_positions",
     "check_scale",
     "check_sizes",
@@ -362,6 +363,23 @@ def check_positions(positions: Tensor, x: Tensor) -> Tensor:
         if least is not None and least < 0:
             raise expected("positions", "at least 0", least)
     return positions
+
+
+def check_places(query_positions: Tensor, key_positions: Tensor) -> None:
+    """ValueError unless all queries can be compared with all keys by position."""
+    queries, keys = query_positions, key_positions
+    for name, tensor in {"query_positions": queries, "key_positions": keys}.items():
+        check_tensor(**{name: tensor})
+        if not are_whole(tensor) or tensor.ndim < 1:
+            raise expected(name, "whole numbers (..., length)", tensor)
+    if queries.device != keys.device:
+        must = f"whole numbers on {queries.device}, like query_positions"
+        raise expected("key_positions", must, keys)
+    try:
+        torch.broadcast_shapes(queries.shape[:-1], keys.shape[:-1])
+    except RuntimeError:
+        got = f"{tuple(queries.shape)} and {tuple(keys.shape)}"
+        raise expected("positions", "batch axes that broadcast", got) from None
 
 
 def check_slots(masks: Sequence[Callable], **slots: Callable | None) -> None:

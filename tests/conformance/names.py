@@ -45,6 +45,7 @@ OTHERS = {
     "counted_in_order": CHECK,
     "check_factor": CHECK,
     "check_placed": CHECK,
+    "check_places": CHECK,
     "check_rotary": CHECK,
     "check_speeds": CHECK,
     "check_turn": CHECK,

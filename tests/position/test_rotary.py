@@ -8,7 +8,18 @@ import pytest
 import torch
 from examples import TRACERS, in_pieces, said
 
-from attention import Attention, LearnedPositions, alibi, future_leak, window
+from attention import (
+    Attention,
+    LearnedPositions,
+    alibi,
+    causal,
+    document_mask,
+    future_leak,
+    padding_mask,
+    prefix,
+    window,
+    window_and_sinks,
+)
 from attention.position.rotary import (
     ProcessHeads,
     ProportionalScaling,
@@ -418,7 +429,13 @@ PLACED = {  # each calls something with the positions 0, 3 and 100 of three toke
     "a layer": lambda at: LAYER(HEADS, positions=at),
     "ALiBi": lambda at: alibi(2)(at, at),
     "window": lambda at: window(3)(at, at),
+    "causal": lambda at: causal(at, THREE),
+    "prefix": lambda at: prefix(2)(THREE, at),
+    "sinks": lambda at: window_and_sinks(3, 2)(at, THREE),
+    "padding": lambda at: padding_mask(at, 100),
+    "documents": lambda at: document_mask(at[None]),
 }
+THREE = torch.tensor([0, 3, 100])
 HEADS, LAYER = torch.randn(2, 3, 6), Attention(6, 6, 1, process_heads=Rotary(6))
 PLACES = LearnedPositions(101, 6)
 
