@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from attention.core.scaled_dot_product import Attend, attend, weights_of
-from attention.tools.checks import check_input, check_sizes, dropout_now
+from attention.tools.checks import check_input, check_sizes, dropout_now, is_size
 from attention.tools.workbench import check_tensor, expected
 
 __all__ = ["CausalAttention", "causal_mask", "future_leak", "ignore_saved_mask"]
@@ -76,10 +76,10 @@ def causal_mask(
     torch.ones(length, num_keys, dtype=torch.bool).tril().)
     """
     num_keys = length if num_keys is None else num_keys
-    if isinstance(num_keys, float) or num_keys < 0:
-        raise expected("num_keys", "a whole number of at least 0", num_keys)
-    if isinstance(length, float) or not 0 <= length <= num_keys:
-        raise expected("length", f"a whole number from 0 to {num_keys=}", length)
+    if not is_size(num_keys):
+        raise expected("num_keys", "a whole number of at least 0", repr(num_keys))
+    if not is_size(length) or length > num_keys:
+        raise expected("length", f"a whole number from 0 to {num_keys=}", repr(length))
     everywhere = torch.ones(length, num_keys, dtype=torch.bool, device=device)
     return everywhere.tril(num_keys - length)
 

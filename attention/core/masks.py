@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from attention.tools.checks import are_whole, readable
+from attention.tools.checks import are_whole, is_size, readable
 from attention.tools.workbench import check_tensor, expected
 
 __all__ = ["and_masks", "document_mask", "padding_mask"]
@@ -28,22 +28,13 @@ def padding_mask(
     check_tensor(lengths=lengths)
     if lengths.ndim != 1 or not are_whole(lengths):
         raise expected("lengths", "whole numbers, one a sentence", lengths)
-    if not _is_size(max_length):
+    if not is_size(max_length):
         raise expected("max_length", "a whole number of at least 0", repr(max_length))
     if readable(lengths) and not all(0 <= n <= max_length for n in lengths.tolist()):
         raise expected("lengths", f"from 0 to {max_length=}", lengths.tolist())
     place = torch.arange(max_length, device=lengths.device)
     real = (place.flip(0) if left else place) < lengths.long().unsqueeze(1)
     return real.unsqueeze(1).unsqueeze(1)
-
-
-def _is_size(number) -> bool:
-    try:  # while a graph is made, a size may be something other than an int
-        if number < 0 or number % 1:
-            return False
-    except TypeError:
-        return False
-    return True
 
 
 def document_mask(

@@ -90,6 +90,7 @@ def check_window(window: int | None, causal: bool) -> None:
     if not (whole and causal):
         must = "a whole number of at least 1, with causal=True"
         raise expected("window", must, f"{window!r}, with {causal=}")
+    check_sizes(window=window)
 
 
 def dot_product(

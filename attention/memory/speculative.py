@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from attention.memory.bounded import check_counts
-from attention.tools.checks import are_whole
+from attention.tools.checks import are_whole, is_number
 from attention.tools.workbench import check_tensor, expected
 
 __all__ = [
@@ -153,8 +153,8 @@ def _check_alike(target: Tensor, draft: Tensor) -> None:
 
 def check_drafted(rate: float, drafted: int) -> None:
     """ValueError unless this is a rate, and a number of tokens."""
-    one = isinstance(rate, int | float) or (isinstance(rate, Tensor) and rate.ndim == 0)
-    if not one or not 0 <= rate <= 1:
+    one = isinstance(rate, Tensor) and rate.ndim == 0 and rate.is_floating_point()
+    if not (one or is_number(rate)) or not 0 <= rate <= 1:
         raise expected("rate", "a probability, from 0 to 1", rate)
     check_counts(drafted=drafted)
 

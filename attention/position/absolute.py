@@ -11,7 +11,7 @@ from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
 from attention.core.layer import positions_of
-from attention.tools.checks import check_sizes, readable
+from attention.tools.checks import check_sizes, is_number, readable
 from attention.tools.workbench import check_tensor, expected
 
 __all__ = ["LearnedPositions", "sinusoidal"]
@@ -33,7 +33,7 @@ def sinusoidal(
     check_sizes(length=length, d=d)
     if d % 2:
         raise expected("d", "an even number, a sine and a cosine for each pair", d)
-    if not isinstance(base, int | float | Tensor) or not base > 0:
+    if not (is_number(base) or isinstance(base, Tensor)) or not base > 0:
         raise expected("base", "a number above 0", base)
     speeds = base ** -(torch.arange(0, d, 2, dtype=torch.float64) / d)
     angles = torch.arange(length, dtype=torch.float64).unsqueeze(1) * speeds

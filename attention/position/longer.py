@@ -21,7 +21,7 @@ from attention.position.rotary import (
     rotary_frequencies,
     rotate,
 )
-from attention.tools.checks import are_whole, check_sizes
+from attention.tools.checks import are_whole, check_sizes, is_number
 from attention.tools.workbench import check_tensor, expected
 
 __all__ = [
@@ -87,6 +87,8 @@ def yarn_factor(factor: float | int, mscale: float | int = 1.0) -> float:
     The scores get its square. Peng et al. 2024, eq. 22; mscale is DeepSeek-V2's.
     """
     check_factor(factor)
+    if not is_number(mscale):
+        raise expected("mscale", "a number", mscale)
     return 0.1 * mscale * math.log(factor) + 1
 
 
@@ -122,7 +124,7 @@ class YaRN:
                 factor /= yarn_factor(self.factor, self.mscale_all_dim)
             object.__setattr__(self, "attention_factor", factor)
         given = self.attention_factor
-        if not isinstance(given, int | float) or not 0 < given < float("inf"):
+        if not is_number(given) or given <= 0:
             raise expected("attention_factor", "a number above 0", given)
 
     def ramp(
@@ -151,8 +153,7 @@ class YaRN:
 
 def check_turns(few: str, low: float | int, many: str, high: float | int) -> None:
     """ValueError unless one number of turns is above the other, and both above 0."""
-    numbers = all(isinstance(turns, int | float) for turns in (low, high))
-    if not numbers or not 0 < low < high < float("inf"):
+    if not all(map(is_number, (low, high))) or not 0 < low < high:
         raise expected(f"{few} and {many}", f"0 < {few} < {many}", f"{low} and {high}")
 
 

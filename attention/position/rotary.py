@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from attention.tools.checks import check_positions, check_sizes, precise
+from attention.tools.checks import check_positions, check_sizes, is_number, precise
 from attention.tools.workbench import check_tensor, expected
 
 __all__ = [
@@ -75,7 +75,7 @@ def check_rotary(rotary_dim: int, base: float | int | Tensor = 10_000.0) -> None
     check_sizes(rotary_dim=rotary_dim)
     if rotary_dim % 2:
         raise expected("rotary_dim", "an even number, since pairs turn", rotary_dim)
-    number = isinstance(base, (int, float)) and 1 < base < float("inf")
+    number = is_number(base) and base > 1
     if not number and not isinstance(base, Tensor):
         raise expected("base", "a number above 1", base)
 
@@ -239,7 +239,7 @@ class ProportionalScaling:
     factor: float | int = 1.0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.share, int | float) or not 0 < self.share <= 1:
+        if not is_number(self.share) or not 0 < self.share <= 1:
             raise expected("share", "above 0 and at most 1", self.share)
         check_factor(self.factor)
 
@@ -251,7 +251,7 @@ class ProportionalScaling:
 
 def check_factor(factor: float | int) -> None:
     """ValueError unless frequencies may be divided by this number, 1 or more."""
-    if not isinstance(factor, int | float) or not 1 <= factor < float("inf"):
+    if not is_number(factor) or factor < 1:
         raise expected("factor", "a number of at least 1", factor)
 
 
@@ -275,7 +275,7 @@ class QKNorm(nn.Module):
     def __init__(self, head_dim: int, *, eps: float = 1e-6) -> None:
         super().__init__()
         check_sizes(head_dim=head_dim)
-        if not isinstance(eps, int | float) or not 0 <= eps < float("inf"):
+        if not is_number(eps) or eps < 0:
             raise expected("eps", "a number of at least 0", eps)
         self.query_weight = nn.Parameter(torch.ones(head_dim))
         self.key_weight = nn.Parameter(torch.ones(head_dim))

@@ -29,7 +29,7 @@ from torch.nn import functional as F
 from attention.core.layer import Attention, Cache, causal, set_back
 from attention.core.scaled_dot_product import Attend, attend
 from attention.position.rotary import Rotary
-from attention.tools.checks import check_sizes, precise, readable
+from attention.tools.checks import check_sizes, is_number, precise, readable
 from attention.tools.gguf import StoredTensors, read_gguf
 from attention.tools.workbench import check_tensor, check_tokens, expected
 
@@ -346,7 +346,7 @@ class LanguageModel(nn.Module):
         check_sizes(num_heads=num_heads)
         if d % num_heads:
             raise expected("d", f"a multiple of {num_heads=}", d)
-        if not isinstance(eps, int | float) or not 0 <= eps < float("inf"):
+        if not is_number(eps) or eps < 0:
             raise expected("eps", "a number of at least 0", eps)
         rotary = Rotary(d // num_heads, base=base, interleaved=interleaved)
         options = {"num_kv_heads": num_kv_heads, "out_bias": False}
@@ -501,11 +501,11 @@ def check_choice(
     top_p: float | int | None = None,
 ) -> None:
     """ValueError unless tokens can be drawn in this way."""
-    if not isinstance(temperature, int | float) or not 0 <= temperature < float("inf"):
+    if not is_number(temperature) or temperature < 0:
         raise expected("temperature", "a number of at least 0", temperature)
     if top_k is not None:
         check_sizes(top_k=top_k)
-    if top_p is not None and not (isinstance(top_p, int | float) and 0 < top_p <= 1):
+    if top_p is not None and not (is_number(top_p) and 0 < top_p <= 1):
         raise expected("top_p", "above 0 and at most 1", top_p)
 
 

@@ -10,7 +10,7 @@ import math
 from typing import NamedTuple
 
 from attention.scale.context_parallel import heads_of
-from attention.tools.checks import check_sizes
+from attention.tools.checks import check_sizes, is_number
 from attention.tools.workbench import expected
 
 __all__ = [
@@ -109,7 +109,7 @@ def ring_step(tokens: float | int, order: str, own: bool) -> tuple[float | int, 
     keys. In zigzag order an odd number of tokens is counted as a mean. ValueError for
     another order, or no tokens.
     """
-    if order not in _RINGS or not tokens > 0:
+    if order not in _RINGS or not is_number(tokens) or tokens <= 0:
         must = f"tokens, in {' or '.join(_RINGS)} order"
         raise expected("tokens and order", must, f"{tokens} and {order!r}")
     triangle, quarter = tokens * (tokens + 1) / 2, tokens**2 / 4
@@ -197,10 +197,15 @@ _SCHEMES = (*_RINGS, "ulysses", "all-gather", "tensor")
 
 
 def _check_plan(sizes, machine, ranks, scheme, ulysses) -> None:
+    kinds = {"sizes": (sizes, AttentionSizes), "machine": (machine, Machine)}
+    for name, (given, kind) in kinds.items():
+        if not isinstance(given, kind):
+            raise expected(name, f"{kind.__name__}(…)", type(given).__name__)
     check_sizes(ranks=ranks, ulysses=ulysses, node=machine.node, **sizes._asdict())
     for name, rate in machine._asdict().items():
         allowed = ("latency", 0), ("network", None)
-        if (name, rate) not in allowed and not rate > 0:
+        number = is_number(rate) or rate == math.inf
+        if (name, rate) not in allowed and not (number and rate > 0):
             must = "a number above 0 (the latency may be 0)"
             raise expected(f"machine.{name}", must, rate)
     if scheme not in _SCHEMES:

@@ -283,6 +283,8 @@ def cpp_attend(
     keys, values = clear_unseen(keys, values, mask, shape)
     bias = bias if bias is None else check_bias(bias, shape, queries)
     queries, scale = scale_queries(queries, scale)
+    if scale < 0:  # the kernel wants it above 0, and this rounds nothing
+        queries, scale = -queries, -scale
     if not scale > _LEAST_SCALE:  # the kernel divides by it
         queries, scale = queries * scale, 1.0
     three = [_padded(each) for each in broadcast_heads(queries, keys, values, shape)]

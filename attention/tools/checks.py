@@ -6,9 +6,11 @@ gets a sentence and never a wrong number.
 Written by `book/tools/checks.ipynb`: read and change it there.
 """
 
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from math import isfinite
+from numbers import Real
 
 import torch
 from jaxtyping import Float
@@ -37,6 +39,8 @@ __all__ = [
     "dropout_now",
     "first_order",
     "has_numbers",
+    "is_number",
+    "is_size",
     "nan_of",
     "precise",
     "readable",
@@ -178,17 +182,20 @@ def scale_queries(
     """
     if scale is None:
         return queries, queries.shape[-1] ** -0.5
+    check_scale(scale, queries)
     if not isinstance(scale, Tensor):
         return queries, scale
-    check_scale(scale, queries)
     return (queries * scale.to(precise(queries))).to(queries.dtype), 1.0
 
 
 def check_scale(scale: float | Tensor, queries: Tensor) -> None:
-    """ValueError if a tensor is not one number, or one for each head or query."""
+    """ValueError if it is no number; of a tensor, one for all, each head or query."""
     if not isinstance(scale, Tensor):
+        too_large = isinstance(scale, int) and not is_number(scale)
+        if too_large or not isinstance(scale, Real):
+            raise expected("scale", "a number, or a tensor", repr(scale))
         return
-    fits = scale.ndim == 0 or scale.shape[-1] == 1
+    fits = (scale.ndim == 0 or scale.shape[-1] == 1) and not scale.is_complex()
     try:
         scale.expand(queries.shape)
     except RuntimeError:
@@ -230,6 +237,22 @@ def check_sizes(**sizes: int) -> None:
     for name, size in sizes.items():
         if not isinstance(size, int) or isinstance(size, bool) or size < 1:
             raise expected(name, "a whole number of at least 1", repr(size))
+        if size >= 2**63:
+            raise expected(name, "a whole number of 64 bits", size)
+
+
+def is_size(number: object) -> bool:
+    """Whether an axis may have this size: a whole number of at least 0."""
+    try:  # while a graph is made, a size may be another thing than an int
+        whole = not isinstance(number, float | bool)
+        return whole and bool(number >= 0 and number % 1 == 0)
+    except (TypeError, RuntimeError):
+        return False
+
+
+def is_number(thing: object) -> bool:
+    """Whether it is a number that a float can hold; inf and nan are none."""
+    return isinstance(thing, int | float) and abs(thing) <= sys.float_info.max
 
 
 def check_heads(d_out: int, num_heads: int) -> None:

@@ -125,6 +125,8 @@ OTHERS = {
     "prefix": MASK,
     "read_marian": CHECKPOINT,
     "has_numbers": CHECK,
+    "is_number": CHECK,
+    "is_size": CHECK,
     "readable": CHECK,
     "share": SHOW,
     "show_weights": SHOW,

@@ -200,7 +200,13 @@ def test_a_factor_of_the_scores_that_makes_no_numbers_is_refused(factor, as_impo
         YaRN(4, 4096, attention_factor=factor)
 
 
-@pytest.mark.parametrize("scales", [(math.nan, 1.0), (1.0, -2.8)])
+@pytest.mark.parametrize("mscale", [math.nan, math.inf, "1", 10**400])
+def test_an_mscale_that_is_no_number_is_refused(mscale, as_importer):
+    with pytest.raises(ValueError, match=said("mscale", "a number", "got", mscale)):
+        YaRN(4, 4096, mscale=mscale, mscale_all_dim=1.0)
+
+
+@pytest.mark.parametrize("scales", [(-100.0, 1.0), (1.0, -2.8)])
 def test_a_factor_of_the_scores_that_comes_out_as_none_is_refused(scales, as_importer):
     mscale, of_all = scales
     with pytest.raises(ValueError, match=said("attention_factor", "above 0", "got")):

@@ -493,3 +493,10 @@ def test_options_settled_before_are_those_of_the_call():
     tensors = draw()
     form = partial(cpp_attend, scale=0.3)
     torch.testing.assert_close(form(*tensors), by_hand(*tensors, scale=0.3))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_scale_below_zero_rounds_no_query_of_16_bits(dtype):
+    queries, keys, values = draw(dtype=dtype)
+    minus = cpp_attend(-30 * queries, keys, values, scale=0.7)
+    assert torch.equal(cpp_attend(30 * queries, keys, values, scale=-0.7), minus)
