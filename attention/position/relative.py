@@ -137,6 +137,10 @@ class RelativeBias(nn.Module):
     ) -> Float[Tensor, "*batch num_heads num_queries num_keys"]:
         """What is added to the scores of each head."""
         distance = distances(query_positions, key_positions)
+        device = self.table.weight.device
+        if distance.device != device:
+            must = f"whole numbers on {device}, like the table"
+            raise expected("query_positions", must, query_positions)
         return self.table(relative_bucket(distance, **self.options)).movedim(-1, -3)
 
 

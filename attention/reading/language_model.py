@@ -394,7 +394,8 @@ class LanguageModel(nn.Module):
     def _begin(self, ids, caches) -> tuple[Tensor, Sequence[Cache | None]]:
         """Vectors of the tokens, and a cache, or None, for each block."""
         caches = caches_of(caches, len(self.blocks))
-        check_ids(ids, len(self.embedding.weight))
+        table = self.embedding.weight
+        check_ids(ids, len(table), device=table.device)
         held = getattr(caches[0], "length", 0)
         limit, new = self.context_length, ids.shape[-1]
         if limit is not None and held + new > limit:
@@ -440,11 +441,18 @@ def caches_of(caches: Sequence[Cache] | None, num_blocks: int) -> list[Cache | N
     return caches
 
 
-def check_ids(ids: Tensor, vocabulary: int | None = None) -> None:
-    """ValueError unless these are numbers of tokens, at least one."""
+def check_ids(
+    ids: Tensor,
+    vocabulary: int | None = None,
+    *,
+    device: torch.device | None = None,
+) -> None:
+    """ValueError unless these are numbers of tokens, at least one, on this device."""
     check_tensor(ids=ids)
     if ids.dtype not in (torch.int64, torch.int32) or not ids.ndim or not ids.numel():
         raise expected("ids", "whole numbers (..., length), at least one", ids)
+    if device is not None and ids.device != device:
+        raise expected("ids", f"whole numbers on {device}", ids)
     if vocabulary is None or not readable(ids):
         return
     if not 0 <= ids.min() <= ids.max() < vocabulary:

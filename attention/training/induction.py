@@ -64,7 +64,8 @@ class AttentionOnly(nn.Module):
         return tuple(weights)
 
     def _embed(self, ids):
-        check_ids(ids, self.embedding.num_embeddings)
+        table = self.embedding.weight
+        check_ids(ids, len(table), device=table.device)
         return self.embedding(ids)
 
 
@@ -115,7 +116,7 @@ def induction_score(
     Olsson et al. 2022. ValueError for a text in which no token occurs twice.
     """
     _check_square(weights)
-    check_ids(ids)
+    check_ids(ids, device=weights.device)
     if ids.shape != (*weights.shape[:-3], weights.shape[-1]):
         must = f"{(*weights.shape[:-3], weights.shape[-1])}, a token for each key"
         raise expected("ids", must, tuple(ids.shape))

@@ -220,7 +220,8 @@ class GPT(nn.Module):
         return tuple(seen)
 
     def _embedded(self, ids, positions, cache) -> Tensor:
-        check_ids(ids, self.embedding.num_embeddings)
+        table = self.embedding.weight
+        check_ids(ids, len(table), device=table.device)
         x = self.embedding(ids)
         if self.places is None:
             return x
