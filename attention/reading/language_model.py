@@ -53,6 +53,7 @@ __all__ = [
     "next_probabilities",
     "split_text",
     "through",
+    "weights_through",
     "with_bar",
 ]
 
@@ -384,12 +385,7 @@ class LanguageModel(nn.Module):
     ) -> tuple[Float[Tensor, "*batch heads length num_keys"], ...]:
         """The weights that `forward` uses, a tensor for each block; caches stay."""
         x, caches = self._begin(ids, caches)
-        weights, options = [], {"positions": positions}
-        for block, cache in zip(self.blocks, map(copy, caches), strict=True):
-            look, normed = block.attention.attention_weights, block.attention_norm(x)
-            weights.append(look(normed, mask, cache=copy(cache), **options))
-            x = block(x, mask, cache=cache, **options)
-        return tuple(weights)
+        return weights_through(self.blocks, x, mask, positions, caches)
 
     def _begin(self, ids, caches) -> tuple[Tensor, Sequence[Cache | None]]:
         """Vectors of the tokens, and a cache, or None, for each block."""
@@ -419,6 +415,32 @@ def through(
         for block, cache in zip(blocks, caches, strict=True):
             x = block(x, mask, positions=positions, cache=cache)
     return x
+
+
+def weights_through(
+    blocks: Iterable[Block],
+    x: Float[Tensor, "*batch length d"],
+    mask: Bool[Tensor, "..."] | None,
+    positions: Int[Tensor, "..."] | None,
+    caches: Sequence[Cache | None],
+) -> tuple[Float[Tensor, "*batch heads length num_keys"], ...]:
+    """The weights of each block on the way of `through`; caches stay as they are."""
+    weights, places = [], {"positions": positions}
+    for block, cache in zip(blocks, caches, strict=True):
+        look, normed = block.attention.attention_weights, block.attention_norm(x)
+        with ExitStack() as after:
+            weights.append(look(normed, mask, cache=_twin(cache, after), **places))
+        with ExitStack() as after:
+            x = block(x, mask, cache=_twin(cache, after), **places)
+    return tuple(weights)
+
+
+def _twin(cache: Cache | None, after: ExitStack) -> Cache | None:
+    """A copy to read into, which gives back afterwards what it took."""
+    twin = copy(cache)
+    if hasattr(twin, "free"):  # blocks of a pool do not free themselves
+        after.callback(twin.free)
+    return twin
 
 
 def caches_of(caches: Sequence[Cache] | None, num_blocks: int) -> list[Cache | None]:

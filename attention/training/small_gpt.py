@@ -29,7 +29,13 @@ from attention.core.layer import window as within
 from attention.position.absolute import LearnedPositions
 from attention.position.relative import alibi
 from attention.position.rotary import Rotary
-from attention.reading.language_model import Block, caches_of, check_ids, through
+from attention.reading.language_model import (
+    Block,
+    caches_of,
+    check_ids,
+    through,
+    weights_through,
+)
 from attention.tools.checks import check_heads, check_sizes
 from attention.tools.workbench import expected
 
@@ -209,15 +215,17 @@ class GPT(nn.Module):
         return F.linear(self.norm(x), self.embedding.weight)
 
     def attention_weights(
-        self, ids: Int[Tensor, "*batch length"], **given: Any
-    ) -> tuple[Float[Tensor, "*batch heads length length"], ...]:
-        """The weights of each block; `given` are mask and positions of `forward`."""
-        x, seen = self._embedded(ids, given.get("positions"), None), []
-        for block in self.blocks:
-            normed = block.attention_norm(x)
-            seen.append(block.attention.attention_weights(normed, **given))
-            x = block(x, **given)
-        return tuple(seen)
+        self,
+        ids: Int[Tensor, "*batch length"],
+        mask: Bool[Tensor, "..."] | None = None,
+        *,
+        positions: Int[Tensor, "..."] | None = None,
+        caches: Sequence[Cache] | None = None,
+    ) -> tuple[Float[Tensor, "*batch heads length num_keys"], ...]:
+        """The weights that `forward` uses, a tensor for each block; caches stay."""
+        caches = caches_of(caches, len(self.blocks))
+        x = self._embedded(ids, positions, caches[0])
+        return weights_through(self.blocks, x, mask, positions, caches)
 
     def _embedded(self, ids, positions, cache) -> Tensor:
         table = self.embedding.weight

@@ -287,6 +287,7 @@ ELSEWHERE = {
     "attend_tile": "one tile of flash_attend, from scores that are made already",
     "flash_state": "a part of flash_attend, with nothing checked; "
     "tests/speed/test_flash.py makes a whole of parts",
+    "weights_through": "goes the way of `through`; tests of `LanguageModel` and `GPT`",
     "through": "goes through the blocks of a model; tests of `LanguageModel` and `GPT`",
     "weights_of": "shows the weights of a form; `shown` asks all modules for them",
     "paged_attend": "reads keys that lie in blocks, for one query of each text; "

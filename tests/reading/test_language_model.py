@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from attention import (
+    BlockPool,
     KVCache,
     PagedCache,
     QuantizedCache,
@@ -164,6 +165,20 @@ def test_the_weights_shown_are_those_that_are_used_and_caches_stay(small):
         normed = block.attention_norm(x)
         assert torch.equal(weights, block.attention.attention_weights(normed))
         x = block(x)
+
+
+def test_looking_at_weights_takes_no_block_of_a_pool(small, as_importer):
+    pools = [BlockPool(4, 3) for _ in small.blocks]
+    caches = [PagedCache(4, pool=pool) for pool in pools]
+    small(torch.arange(5), caches=caches)
+    before = [[*pool.users] for pool in pools]
+    for _ in range(3):
+        small.attention_weights(torch.arange(2), caches=caches)
+        with pytest.raises(ValueError, match=said("pool", "free blocks", "got")):
+            small.attention_weights(torch.arange(9), caches=caches)
+    assert [pool.users for pool in pools] == before
+    small(torch.arange(4), caches=caches)
+    assert [cache.length for cache in caches] == [9, 9, 9]
 
 
 def test_no_token_is_seen_before_its_time(small):

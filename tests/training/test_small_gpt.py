@@ -245,6 +245,19 @@ def test_the_weights_shown_are_those_of_each_block():
         x = block(x)
 
 
+@pytest.mark.parametrize("positions", ["rotary", "learned"])
+def test_the_weights_shown_beside_caches_are_those_of_the_whole(positions):
+    model, ids = tiny(positions=positions), some_ids(2, 7)
+    caches = [KVCache() for _ in model.blocks]
+    model(ids[:, :4], caches=caches)
+    rows = model.attention_weights(ids[:, 4:], caches=caches)
+    for some, all_rows in zip(rows, model.attention_weights(ids), strict=True):
+        assert_close(some, all_rows[..., 4:, :])
+    assert [cache.length for cache in caches] == [4, 4, 4]
+    with pytest.raises(TypeError, match="cache"):  # one for all blocks
+        model.attention_weights(ids, cache=KVCache())
+
+
 def test_positions_and_masks_are_handed_to_every_block():
     for options in {}, {"positions": "learned"}, {"positions": "alibi"}:
         model, ids = tiny(**options), some_ids(1, 7)
