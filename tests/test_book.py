@@ -465,6 +465,18 @@ def test_a_chapter_that_trains_asks_for_one_thread(chapter):
         assert "torch.set_num_threads(1)" in code, f"{chapter.file}: {must}"
 
 
+def test_imports_do_not_stand_between_a_reader_and_the_question(notebook):
+    for cell in notebook.code:
+        alone = all(
+            isinstance(line, ast.Import | ast.ImportFrom)
+            for line in ast.parse(cell["source"]).body
+        )
+        if alone and lines(cell) > 5:
+            must = "a cell of imports alone must be folded: tag it `hide-input`"
+            folded = "hide-input" in cell["metadata"].get("tags", [])
+            assert folded, f"{notebook.at(cell)}: {must}"
+
+
 def test_no_words_are_said_twice_in_a_row(notebook):
     for cell in notebook.cells:
         if cell["cell_type"] == "markdown":
