@@ -1,7 +1,7 @@
 """Masks without tears
 
-Padding, the future and other documents are hidden by one boolean table, which small
-functions make and one more puts together.
+Padding, the future and other documents are hidden by one boolean table: small
+functions make its parts, and one more joins them.
 
 Written by `book/core/masks.ipynb`: read and change it there.
 """
