@@ -40,7 +40,7 @@ class RollingCache:
     sinks move on, and stand just before the oldest token that is left, so that their
     mask is window(window + sinks). For a layer that turns keys, hand in its `rotary`,
     which means inside=True, and turns the sinks along. Once a token has been dropped,
-    tokens must then come one at a time. Xiao et al. 2024, section 3.2.
+    tokens must come one at a time. Xiao et al. 2024, section 3.2.
 
     `truncate` can go back to where nothing was dropped, and afterwards spare + 1
     tokens (spare, if the window is 1). copy.copy gives a cache that goes its own way.
@@ -219,7 +219,7 @@ def _with_room(
 ) -> tuple[Tensor, ...]:
     """`memory` with slots for `end` tokens, at most `most`; new ones if it is empty.
 
-    They are the same tensors, to be written in place, or copies if there are too few
+    The tensors are the same, to be written in place, or copies if there are too few
     slots or somebody could notice. While there are few slots, they are doubled.
     """
     memory = memory or tuple(t.narrow(a, 0, 0) for t, a in zip(new, _AXES, strict=True))
