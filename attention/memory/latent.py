@@ -137,9 +137,9 @@ class LatentAttention(nn.Module):
     set in the form: attend=partial(attend, scale=…). A `cache` is handed the turned key
     as keys and the latent as values, with one head. `absorb` says whether queries are
     moved to the latents, so that no keys and values are made; both ways give the same
-    numbers. If None, they are moved if there is a cache and that takes fewer operations
-    and can be done: W_key and W_value are nn.Linear without hooks, and the form takes
-    scale=…. ValueError for what does not fit. DeepSeek-AI 2024a, eq. 9 to 19.
+    numbers. If None, they are moved if there is a cache, moving takes fewer operations
+    and it can be done: W_key and W_value are nn.Linear without hooks, and the form
+    takes scale=…. ValueError for what does not fit. DeepSeek-AI 2024a, eq. 9 to 19.
     """
 
     def __init__(
