@@ -258,13 +258,13 @@ class Attention(nn.Module):
     """The layer of today's models: project, process, remember, attend, project back.
 
     Maps (..., length, d_in) to (..., length, d_out). Each of `num_kv_heads` heads of
-    keys and values (as many as of queries, if None) serves several of the queries' in
+    keys and values (as many as of queries, if None) serves several heads of queries in
     a row; a head is `head_dim` wide, or d_out / num_heads. The slots are functions, or
     modules, which are then trained and moved with the layer:
 
     * process_heads(queries, keys, positions) gives queries and keys;
     * bias(query_positions, key_positions) gives floats that are added to the scores;
-    * each of `masks`, called alike, gives booleans: a key is seen if all are True;
+    * each of `masks`, called likewise, gives booleans: a key is seen if all are True;
     * attend is a form of attention (`Attend`), called with bias=… if there is one.
 
     Positions are (length,) or (*batch, length). A mask gives (*batch, queries, keys), a
