@@ -107,7 +107,7 @@ class KVCache:
     refused. Without one it grows by `block` tokens at a time. `extend` takes and gives
     what `Cache` promises; keys and values may differ in width. What it gives are views:
     after `truncate`, new tokens are written over those that were forgotten. While
-    gradients are recorded nothing is written in place. So they are right, but each call
+    gradients are recorded, nothing is written in place: they are right, but each call
     copies everything: write texts within torch.no_grad() or torch.inference_mode().
     copy.copy gives a cache that goes its own way. An empty cache takes any kind of
     floats. ValueError for what does not fit (`check_piece`); the cache is then as it
