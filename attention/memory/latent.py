@@ -227,7 +227,7 @@ class LatentAttention(nn.Module):
     ) -> Float[Tensor, "*batch num_heads length num_keys"]:
         """The weights that `forward` uses for the same input, by head, before dropout.
 
-        It extends `cache` as `forward` does: hand in a copy to look without a trace.
+        It extends `cache` as `forward` does: hand in a copy to leave yours as it is.
         """
         with set_back(cache):
             absorbed, inputs, options = self._inputs(x, mask, positions, cache)
