@@ -205,7 +205,7 @@ class PagedCache:
 
     Keeps the promise of `Cache`. Without a `pool` it has one of its own, of
     `num_blocks` (any number, if None). `rows` are the block tables of the texts of a
-    batch, which have one length; each text may be a fork of another, and share its
+    batch, all of one length; each text may be a fork of another, and share its
     blocks until one of the two writes. `free` gives the blocks back; they also stay
     taken if the cache is merely dropped. ValueError for what does not fit, for a pool
     that is full, and for use after `free`; the cache is then as it was. Gradients are
