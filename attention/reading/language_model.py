@@ -147,7 +147,7 @@ class BytePairTokenizer:
         return ids
 
     def decode(self, ids: Iterable[int] | Tensor) -> str:
-        """The text of these pieces; bytes that are no text become U+FFFD."""
+        """The text of these pieces; bytes that are not text become U+FFFD."""
         return self.decode_bytes(ids).decode(errors="replace")
 
     def decode_bytes(self, ids: Iterable[int] | Tensor) -> bytes:
@@ -257,7 +257,7 @@ def _bytes_of(token: str, special: Sequence[str]) -> bytes:
 
 
 def _as_text(text: str | bytes) -> str:
-    """Text in which bytes that are none are marked; ValueError for halves of pairs."""
+    """Text, with bytes that are not text marked; ValueError for halves of pairs."""
     if isinstance(text, bytes):
         return text.decode(errors="surrogateescape")
     if not isinstance(text, str):
@@ -316,7 +316,7 @@ class Block(nn.Module):
 
 
 class LanguageModel(nn.Module):
-    """A Llama, built of `Attention`: ids of tokens give logits of the next one.
+    """A Llama, built from `Attention`: ids of tokens give logits of the next one.
 
     Each block has `num_heads` heads of queries and `num_kv_heads` of keys and values,
     turned by their positions with `base`. The embedding is also the output. It has a
@@ -589,7 +589,7 @@ def generate(
 ) -> Iterator[int]:
     """Up to `num_tokens` tokens that follow `ids`, one at a time, as they are chosen.
 
-    The model maps ids (batch, length) to logits. It ends before a token in `stop`. At
+    The model maps ids (batch, length) to logits. Text ends before a token in `stop`. At
     temperature 0 the likeliest token is taken; otherwise they are drawn
     (`next_probabilities`) with random numbers of its own. With `make_cache`, called for
     each of `model.blocks`, no token is read twice. ValueError for what does not fit.
@@ -625,7 +625,7 @@ _ASSISTANT = "You are a helpful AI assistant named SmolLM, trained by Hugging Fa
 
 
 def chat_text(messages: Sequence[Mapping[str, str]], *, reply: bool = True) -> str:
-    """A conversation as the model has seen such, with the beginning of its reply.
+    """A conversation as the model has seen them, with the beginning of its reply.
 
     A message is {"role": "system", "user" or "assistant", "content": text}.
     """
