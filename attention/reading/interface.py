@@ -29,11 +29,11 @@ def as_interface(
 
     Called as interface(module, query, key, value, attention_mask, *, dropout, scaling,
     …): the mask is boolean, True where a query may see, or floats to add. Without one,
-    `is_causal`, or else the module's attribute, tells whether queries see what is to
+    `is_causal`, or else the module's attribute, says whether queries see what is to
     come; it is upper-left, and a `sliding_window` then holds as well. A position_bias
     is added to the scores. The context is (batch, length, heads, width). Weights are
     made where output_attentions=True asks for them, and with show=True at each call.
-    ValueError for a softcap, for sinks (s_aux), and for a mask that is no table of
+    ValueError for a softcap, for sinks (s_aux), and for a mask that is not a table of
     queries and keys.
     """
 
