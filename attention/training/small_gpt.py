@@ -316,7 +316,7 @@ class Muon(torch.optim.Optimizer):
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that decides a training but the text: equal recipes give equal losses.
+    """Everything that decides a run but the text: equal recipes give equal losses.
 
     `model` are options of `GPT`; the rates are the highest ones, of AdamW and of Muon.
     """
@@ -422,7 +422,7 @@ _KEPT = ("model", "muon", "adam")
 
 
 def state_of(training: Training) -> dict[str, Any]:
-    """All that a training needs to go on."""
+    """Everything that a training run needs to go on."""
     state = {name: getattr(training, name).state_dict() for name in _KEPT}
     counts = {"losses": training.losses, "looks": training.looks}
     recipe = asdict(training.recipe)
