@@ -24,7 +24,7 @@ class AttentionOnly(nn.Module):
     Token vectors, layers of attention that each add what they found, and a logit for
     each token of the vocabulary; no norms, no MLP, nothing but attention and matrices
     (Elhage et al. 2021). `blocks[i].attention` is layer i, an `Attention` with these
-    `slots`. ValueError for ids that are no tokens of the vocabulary.
+    `slots`. ValueError for ids that are not tokens of the vocabulary.
     """
 
     def __init__(
