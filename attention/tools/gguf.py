@@ -102,7 +102,7 @@ _KINDS_OF_BLOCKS = {  # numbers and bytes in a block, and what makes floats of i
 class StoredTensors(Mapping):
     """Tensors by name, each read from its file, and made floats, when it is asked for.
 
-    `shapes` tells their shapes without reading them. ValueError if the file has become
+    `shapes` gives their shapes without reading them. ValueError if the file has become
     shorter since.
     """
 
