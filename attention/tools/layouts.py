@@ -235,7 +235,7 @@ def convert_state_dict(
 
 
 def _state_of(source):
-    """The tensors of a module or a state dict; ValueError for what no tensor tells."""
+    """The tensors of a module or a state dict; ValueError for what no tensor shows."""
     if getattr(source, "add_zero_attn", False):
         raise expected("add_zero_attn", "no key of zeros that every query sees", True)
     state = source.state_dict() if isinstance(source, nn.Module) else source
@@ -269,7 +269,7 @@ def _check_target(ours, target):
 
 
 def _future(state, packed, context_length):
-    """The companion's mask: ones in the future, as long as told or as stored."""
+    """The companion's mask: ones in the future, as long as asked for or as stored."""
     stored = state.get("mask")
     if context_length is None and stored is not None:
         if stored.ndim != 2 or stored.shape[0] != stored.shape[1]:
