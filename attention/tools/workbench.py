@@ -207,7 +207,7 @@ def draw_arrow(
 def step(before: Callable | type, after: Callable | type) -> str:
     """The lines that turn the source of `before` into that of `after`.
 
-    A line that starts with `-` goes, one that starts with `+` comes; of a class
+    A line that starts with `-` is removed, one with `+` is added; for a class,
     its plain methods are compared, in the order in which it defines them.
     """
     old, new = (_source(thing).splitlines() for thing in (before, after))
@@ -277,7 +277,7 @@ def told(thing: object) -> str:
 
 
 def check_tensor(**arguments: object) -> None:
-    """TypeError if one of these is no tensor; lists and arrays become one by torch."""
+    """TypeError unless these are tensors; it says how lists and arrays become one."""
     for name, thing in arguments.items():
         if not isinstance(thing, torch.Tensor):
             came = f"expected a torch.Tensor, got {type(thing).__name__}"
