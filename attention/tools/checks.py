@@ -220,7 +220,7 @@ def as_given(tensor: Tensor) -> AbstractContextManager:
 def unified(*tensors: Tensor) -> tuple[Tensor, ...]:
     """The tensors as autocast casts the inputs of a product; unchanged if it is off.
 
-    All floats but float64 get the dtype of autocast. What is no tensor is left to
+    All floats but float64 get the dtype of autocast. What is not a tensor is left to
     `check_fit`, which says so.
     """
     if not all(isinstance(t, Tensor) for t in tensors) or not autocast_on(tensors[0]):

@@ -51,7 +51,7 @@ def as_maps(
     Weights that the mask hides are zeros. ValueError unless `weights` is queries x
     keys, with an axis of heads before it, or two axes that `axes` names; weights lie
     from 0 to 1 (with `signed=True`: are finite); the mask is boolean and broadcasts to
-    them; and the tokens are strings. TypeError for what is no tensor.
+    them; and the tokens are strings. TypeError for what is not a tensor.
     """
     check_tensor(weights=weights)
     check_tokens(queries=queries, keys=keys)
@@ -95,7 +95,7 @@ def axis_names(sizes: Sequence[int], axes: Sequence[str] | None = None) -> tuple
     """What the axes before queries x keys are called; "" if one needs no name.
 
     A single axis is of heads. The first of two may be of layers or of sentences, which
-    no size tells: ValueError unless `axes` names them, or the first has size 1.
+    no size shows: ValueError unless `axes` names them, or the first has size 1.
     """
     if axes is None and (len(sizes) < 2 or sizes[0] == 1):
         return ("", "head")[2 - len(sizes) :]

@@ -59,7 +59,7 @@ def run_ranks(
     `torch.distributed.get_rank()` tells them apart. Results come back pickled, by rank.
     RuntimeError, in one sentence, if a rank fails or is not ready in time; none is left
     running. Processes are forked where that is safe, and then `function` may be one of
-    a notebook; else it must be importable.
+    a notebook; otherwise it must be importable.
     """
     check_sizes(ranks=ranks)
     if not callable(function):
@@ -179,7 +179,7 @@ _LOST = "got no answer from rank"
 def place_in(group: dist.ProcessGroup | None) -> tuple[int, int]:
     """This rank's number in its group, and how many there are; 0 and 1 alone.
 
-    ValueError for what is no group, or one that this process does not belong to.
+    ValueError for what is not a group, or one that this process does not belong to.
     """
     if group is None and not (dist.is_available() and dist.is_initialized()):
         return 0, 1
