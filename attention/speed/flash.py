@@ -362,7 +362,7 @@ class _Flash(NamedTuple):
         return context.to(queries.dtype), lse
 
     def count_in(self, context, lse, *tensors):
-        """Context and logsumexp, written over: with these keys beside those so far."""
+        """Context and logsumexp, overwritten: these keys added to those so far."""
         with as_given(context):
             for here, heads in _groups(tensors, self):
                 _forward(heads, context[here], lse[here])
@@ -512,7 +512,7 @@ def flash_gradients(
 
     `context` and `lse` belong to all keys; `do`, and `dlse` if it is not zero, are the
     gradients that arrive at them. Axes before the last two are those of the queries,
-    but for fewer heads of keys and values. That of the bias is not summed over axes
+    but for fewer heads of keys and values. The bias's is not summed over axes
     along which the bias was spread; the others are in 32 bits or more, and are added to
     `sums`, if given. Dao et al. 2022, appendix B.
     """
