@@ -139,7 +139,7 @@ def _hide_past(scores: Tensor, gone: int) -> None:
     edge.triu_(gone).add_(hidden)
 
 
-_Strip = list[tuple[slice, slice]]  # of each band its rows, and the columns of one tile
+_Strip = list[tuple[slice, slice]]  # for each band: its rows, the columns of one tile
 _FEW, _ENOUGH = 64, 1e-5  # keys, and what the heaviest of them must weigh
 
 

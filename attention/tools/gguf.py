@@ -91,7 +91,7 @@ def _q8_0(rows: Tensor) -> Tensor:
     return rows[:, 2:].view(torch.int8).float().mul_(step)
 
 
-_KINDS_OF_BLOCKS = {  # numbers and bytes in a block, and what makes floats of it
+_KINDS_OF_BLOCKS = {  # numbers and bytes in a block, and what makes it floats
     0: (1, 4, _floats("float32")),
     1: (1, 2, _floats("float16")),
     3: (32, 20, _q4_1),

@@ -68,7 +68,7 @@ def as_maps(
     if not maps.isfinite().all() or not (signed or -5e-5 <= low <= high <= 1 + 5e-5):
         must = "finite numbers" if signed else "numbers from 0 to 1"
         raise expected("weights", must, f"{low:.5g} to {high:.5g}")
-    # So that no colour hangs on the last bit; and adding 0 leaves no zero a minus.
+    # So no colour depends on the last bit; and adding 0 takes the minus from zeros.
     rounded = (1e4 * maps).round() / 1e4 + 0.0
     return torch.where(rounded.isfinite(), rounded, maps), allowed
 

@@ -47,7 +47,7 @@ __all__ = [
 
 BLUE = "#5a62d8"  # what the picture is about
 BROWN = "#b3541e"  # what it is compared with
-TEAL = "#0f7b80"  # the second of two alike
+TEAL = "#0f7b80"  # the second of two of one kind
 GREY = "#8a8f98"  # what helps, or is left out
 
 
