@@ -283,7 +283,11 @@ def test_a_token_that_the_draft_cannot_draw_is_refused(as_importer):
     p, q, _ = pair()
     q[1] = torch.tensor([0.5, 0.5, 0.0])
     match = said("tokens", "drawn", "got 2, whose draft probability is 0")
-    refused(match, p, q, torch.tensor([2, 2]))
+    tokens = torch.tensor([2, 2])
+    refused(match, p, q, tokens)
+    for batch in ((5,), (5, 7)):
+        texts = (tensor.expand(*batch, *tensor.shape) for tensor in (p, q, tokens))
+        refused(match, *texts)
 
 
 def test_shapes_that_do_not_fit_are_refused(as_importer):
