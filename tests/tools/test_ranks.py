@@ -16,7 +16,6 @@ from examples import said
 from attention import attend
 from attention.tools.ranks import (
     agree,
-    check_documents,
     exchange,
     fit_call,
     from_all,
@@ -319,11 +318,17 @@ def test_a_call_that_is_fitted_gives_what_it_gave_with_as_many_axes_for_all(shap
     for name in ("mask", "bias"):
         sizes = list(getattr(call, name).shape[:-2])
         assert facts[f"sizes of {name}, rows and columns aside"] == sizes
+    for name in ("queries", "keys", "values"):
+        *axes, _, width = getattr(call, name).shape
+        assert facts[f"sizes of {name} but for the length"] == [*axes, width]
 
 
-def test_numbers_of_documents_are_a_tensor(as_importer):
-    with pytest.raises(TypeError, match=said("documents", "Tensor", "got", "list")):
-        check_documents([0] * 7, (3, 7, 7))
+@pytest.mark.parametrize("name", ["mask", "bias", "documents"])
+def test_what_is_no_tensor_is_not_fitted(name, as_importer):
+    options = {"causal": False, "scale": None, "window": None}
+    tables = dict.fromkeys(["mask", "bias", "documents"]) | {name: [True] * 7}
+    with pytest.raises(TypeError, match=said(name, "Tensor", "got", "list")):
+        fit_call(*torch.randn(3, 2, 3, 7, 11), **tables, **options)
 
 
 def test_random_programs_of_exchanges_end():
