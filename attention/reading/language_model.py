@@ -599,11 +599,25 @@ def generate(
     ids, stop, draws = _row(ids), _ends(stop), _draws(seed)
     choice = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     options = {}
+    if not isinstance(model, nn.Module):
+        must = "a module that maps ids to logits"
+        raise expected("model", must, type(model).__name__)
     if make_cache is not None:
-        if not callable(make_cache):
-            raise expected("make_cache", "what makes a cache", repr(make_cache))
-        options["caches"] = [make_cache() for _ in model.blocks]
+        options["caches"] = _made(make_cache, getattr(model, "blocks", ()))
     return _generate(model, ids, num_tokens, stop, choice, options, draws)
+
+
+def _made(make_cache: Callable[[], Cache], blocks: Iterable[nn.Module]) -> list[Cache]:
+    """A cache for each block; ValueError for what would hold nothing."""
+    if not callable(make_cache):
+        raise expected("make_cache", "what makes a cache", repr(make_cache))
+    caches = [make_cache() for _ in blocks]
+    for cache in caches:
+        if not hasattr(cache, "extend"):
+            raise expected("make_cache", "what makes a cache", f"{cache!r} from it")
+    if not caches:
+        raise expected("model", "one with `blocks`, each with a cache", "none")
+    return caches
 
 
 def _generate(model, ids, num_tokens, stop, choice, options, draws) -> Iterator[int]:
