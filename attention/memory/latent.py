@@ -34,8 +34,9 @@ from attention.tools.checks import (
     check_sizes,
     check_slots,
     dropout_now,
+    is_number,
 )
-from attention.tools.workbench import expected
+from attention.tools.workbench import check_tensor, expected
 
 __all__ = [
     "LatentAttention",
@@ -57,12 +58,17 @@ class RMSNorm(nn.Module):
     def __init__(self, width: int, *, eps: float = 1e-6) -> None:
         super().__init__()
         check_sizes(width=width)
+        if not is_number(eps) or eps < 0:
+            raise expected("eps", "a number of at least 0", eps)
         self.weight, self.eps = nn.Parameter(torch.ones(width)), eps
 
     def forward(self, x: Float[Tensor, "*axes width"]) -> Float[Tensor, "*axes width"]:
         """The vectors, normalised."""
-        if x.shape[-1:] != self.weight.shape:
-            raise expected("x", f"vectors of {len(self.weight)} numbers", x)
+        check_tensor(x=x)
+        (width,), device = self.weight.shape, self.weight.device
+        fits = x.shape[-1:] == (width,) and x.device == device
+        if not fits or not x.is_floating_point():
+            raise expected("x", f"floats (..., {width}) on {device}", x)
         return normalised(x, self.weight, self.eps)
 
 
@@ -307,9 +313,11 @@ def cache_bytes(config: Mapping[str, object], *, itemsize: int = 2) -> int:
 
     `config` has the names of its configuration file; a number takes `itemsize` bytes, 2
     in bfloat16. Layers with a window count like the others. ValueError for a size that
-    is missing.
+    is missing, and for a width that the heads cannot share.
     """
     check_sizes(itemsize=itemsize)
+    if not isinstance(config, Mapping):
+        raise expected("config", "sizes by name", type(config).__name__)
     given = {name: size for name, size in config.items() if size is not None}
     size = partial(_size, given)
     layers, heads = size("num_hidden_layers"), size("num_attention_heads")
@@ -317,6 +325,9 @@ def cache_bytes(config: Mapping[str, object], *, itemsize: int = 2) -> int:
         numbers = size("kv_lora_rank") + size("qk_rope_head_dim")
     else:
         groups = size("num_key_value_heads", heads)
+        if "head_dim" not in given and size("hidden_size") % heads:
+            must = f"a multiple of num_attention_heads={heads}, or a head_dim beside it"
+            raise expected("hidden_size", must, size("hidden_size"))
         wide = "head_dim" in given
         width = size("head_dim") if wide else size("hidden_size") // heads
         numbers = 2 * groups * width

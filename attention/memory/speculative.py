@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from attention.memory.bounded import check_counts
-from attention.tools.checks import are_whole, is_number
+from attention.tools.checks import are_whole, is_number, readable
 from attention.tools.workbench import check_tensor, expected
 
 __all__ = [
@@ -48,9 +48,11 @@ def acceptance_rate(
 ) -> Float[Tensor, "*batch"]:
     """How probable it is that a drafted token is accepted.
 
-    Leviathan et al. 2023, theorem 3.5.
+    Leviathan et al. 2023, theorem 3.5. ValueError for what are no probabilities.
     """
     _check_alike(target, draft)
+    if readable(target):
+        check_probabilities(target=target, draft=draft)
     return torch.minimum(target, draft).sum(dim=-1)
 
 
