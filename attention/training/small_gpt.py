@@ -36,8 +36,8 @@ from attention.reading.language_model import (
     through,
     weights_through,
 )
-from attention.tools.checks import check_heads, check_sizes
-from attention.tools.workbench import expected
+from attention.tools.checks import are_whole, check_heads, check_sizes, readable
+from attention.tools.workbench import check_tensor, expected
 
 __all__ = [
     "GPT",
@@ -100,7 +100,8 @@ class Characters:
         """The characters of these numbers; ValueError for one that has none."""
         ids = ids.tolist() if isinstance(ids, Tensor) else list(ids)
         for number in ids:
-            if not isinstance(number, int) or not 0 <= number < len(self):
+            whole = isinstance(number, int) and not isinstance(number, bool)
+            if not whole or not 0 <= number < len(self):
                 must = f"whole numbers from 0 to {len(self) - 1}"
                 raise expected("ids", must, repr(number))
         return "".join(self.characters[number] for number in ids)
@@ -108,8 +109,18 @@ class Characters:
 
 def learnt_and_held_out(ids: Int[Tensor, " all"]) -> tuple[Tensor, Tensor]:
     """The first nine tenths, to learn from, and the last tenth, which is held out."""
+    _check_text(ids)
     cut = 9 * len(ids) // 10
     return ids[:cut], ids[cut:]
+
+
+def _check_text(ids: Tensor, least: int = 0) -> None:
+    """ValueError unless this is one text of so many tokens, or more."""
+    check_tensor(ids=ids)
+    if ids.ndim != 1 or not are_whole(ids):
+        raise expected("ids", "whole numbers (length,), one text", ids)
+    if len(ids) < least:
+        raise expected("ids", f"at least {least} tokens", len(ids))
 
 
 def batch_at(
@@ -122,9 +133,8 @@ def batch_at(
     too short for one batch.
     """
     check_sizes(count=count, length=length)
+    _check_text(ids, (count + 1) * length)
     in_a_round = (len(ids) - length) // length // count
-    if in_a_round < 1:
-        raise expected("ids", f"at least {(count + 1) * length} tokens", len(ids))
     rounds, turn = divmod(step, in_a_round)
     random = torch.Generator().manual_seed(1_000_003 * seed + rounds)
     drawn = {"generator": random, "device": "cpu"}
@@ -247,17 +257,35 @@ class GPT(nn.Module):
 
 
 def text_loss(model: nn.Module, inputs: Tensor, targets: Tensor) -> Float[Tensor, ""]:
-    """The mean of −log of the probability that each target was given."""
-    return F.cross_entropy(model(inputs).flatten(0, -2), targets.flatten())
+    """The mean of −log of the probability that each target was given.
+
+    ValueError unless there is a target, a token, for each place of the inputs.
+    """
+    logits = model(inputs)
+    _check_targets(targets, logits)
+    return F.cross_entropy(logits.flatten(0, -2), targets.long().flatten())
+
+
+def _check_targets(targets: Tensor, logits: Tensor) -> None:
+    check_tensor(targets=targets, **{"model(inputs)": logits})
+    if logits.ndim < 2 or not logits.is_floating_point():
+        raise expected("model(inputs)", "floats (..., length, vocabulary)", logits)
+    (*places, vocabulary), device = logits.shape, logits.device
+    alike = (*targets.shape,) == (*places,) and targets.device == device
+    if not alike or not targets.numel() or not are_whole(targets):
+        must = f"whole numbers {(*places,)} on {device}, one at least"
+        raise expected("targets", must, targets)
+    if readable(targets) and not 0 <= targets.min() <= targets.max() < vocabulary:
+        got = f"{targets.min()} to {targets.max()}"
+        raise expected("targets", f"from 0 to {vocabulary - 1}", got)
 
 
 @torch.no_grad()
 def held_out_loss(model: nn.Module, ids: Int[Tensor, " all"], length: int) -> float:
     """The loss of a whole text, read in pieces of `length`, each without a past."""
     check_sizes(length=length)
+    _check_text(ids, length + 1)
     whole = (len(ids) - 1) // length * length
-    if not whole:
-        raise expected("ids", f"at least {length + 1} tokens", len(ids))
     inputs, targets = (ids[at : at + whole].view(-1, length) for at in (0, 1))
     batches = zip(inputs.split(32), targets.split(32), strict=True)
     losses = [len(batch[0]) * text_loss(model, *batch) for batch in batches]
@@ -294,13 +322,26 @@ class Muon(torch.optim.Optimizer):
     def __init__(self, matrices: Sequence[Tensor], weight_decay: float = 0.1) -> None:
         super().__init__(matrices, {"lr": 0.02, "weight_decay": weight_decay})
 
+    def add_param_group(self, group: dict) -> None:
+        """More matrices; ValueError for what is none."""
+        super().add_param_group(group)
+        for matrix in group["params"]:
+            if matrix.ndim != 2:
+                self.param_groups.pop()
+                raise expected("matrices", "floats of two axes", matrix)
+
     @torch.no_grad()
     def step(self) -> None:
-        """One step, by the gradients that the matrices hold."""
+        """One step, by the gradients that the matrices hold; one without any stays."""
+        for group in self.param_groups:
+            self._step(group)
+
+    def _step(self, group: dict) -> None:
         alike: dict[tuple, list[Tensor]] = {}
-        for matrix in self.param_groups[0]["params"]:
-            alike.setdefault(tuple(matrix.shape), []).append(matrix)
-        rate, decay = (self.param_groups[0][name] for name in ("lr", "weight_decay"))
+        for matrix in group["params"]:
+            if matrix.grad is not None:
+                alike.setdefault(tuple(matrix.shape), []).append(matrix)
+        rate, decay = group["lr"], group["weight_decay"]
         for (rows, columns), matrices in alike.items():
             means = torch.stack([self._mean(matrix) for matrix in matrices])
             size = rate * max(1.0, rows / columns) ** 0.5

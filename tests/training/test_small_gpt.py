@@ -350,6 +350,25 @@ def test_muon_goes_against_the_gradient_and_weights_shrink():
     assert_close(still.detach(), torch.eye(5) * (1 - 0.02 * 0.5))
 
 
+def test_muon_moves_all_its_groups_and_leaves_what_has_no_gradient():
+    first, second, idle = (torch.nn.Parameter(torch.zeros(5, 7)) for _ in range(3))
+    optimiser = Muon([first, idle])
+    optimiser.add_param_group({"params": [second], "lr": 0.2})
+    for matrix in first, second:
+        matrix.grad = torch.eye(5, 7)
+    optimiser.step()
+    assert_close(second.detach(), 10 * first.detach())
+    assert first.detach().any()
+    assert not idle.detach().any()
+
+
+def test_what_is_no_matrix_leaves_muon_as_it_was():
+    optimiser = Muon([torch.nn.Parameter(torch.zeros(5, 7))])
+    with pytest.raises(ValueError, match=said("matrices", "two axes", "got", "(3,)")):
+        optimiser.add_param_group({"params": [torch.nn.Parameter(torch.zeros(3))]})
+    assert len(optimiser.param_groups) == 1
+
+
 # Training
 
 
