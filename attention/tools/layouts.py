@@ -217,7 +217,7 @@ def convert_state_dict(
     and kdim of nn.MultiheadAttention; and where the target cannot hold the layer.
     """
     for name in (source, target):
-        if name not in _LAYOUTS:
+        if not isinstance(name, str) or name not in _LAYOUTS:
             raise expected("layout", f"one of {[*_LAYOUTS]}", repr(name))
     if context_length is not None and not _LAYOUTS[target].masked:
         must = f"None, since layout {target!r} stores no mask"
@@ -242,6 +242,8 @@ def _state_of(source):
     if not isinstance(state, Mapping):
         got = type(state).__name__
         raise TypeError(f"state: expected tensors by name, or a module, got {got}")
+    if other := [name for name in state if not isinstance(name, str)]:
+        raise expected("state", "names of tensors", repr(other[0]))
     return state
 
 
@@ -272,6 +274,7 @@ def _future(state, packed, context_length):
     """The companion's mask: ones in the future, as long as asked for or as stored."""
     stored = state.get("mask")
     if context_length is None and stored is not None:
+        check_tensor(mask=stored)
         if stored.ndim != 2 or stored.shape[0] != stored.shape[1]:
             raise expected("mask", "(context_length, context_length)", stored)
         context_length = len(stored)
@@ -316,8 +319,11 @@ def load_weights(
     `CrossAttention`, `StackedHeads`, or `SelfAttention` and `CausalAttention`, which
     have no `out_proj`. Numbers are cast to its dtype and moved to its device. `state`
     may be a module, too. ValueError for what `convert_state_dict` refuses; for a module
-    of other sizes; and for a tensor on the meta device. The module is then as it was.
+    of other sizes; for a number too large for its dtype; and for a tensor on the meta
+    device. The module is then as it was.
     """
+    if not isinstance(module, nn.Module):
+        raise expected("module", "an nn.Module", type(module).__name__)
     heads = [getattr(one, "num_heads", None) for one in (state, module)]
     if None not in heads and heads[0] != heads[1]:
         raise expected("num_heads", f"{heads[1]}, as the module has", heads[0])
@@ -326,4 +332,16 @@ def load_weights(
     check_tensors("the module", shapes, state)
     if empty := [name for name in own if own[name].is_meta or state[name].is_meta]:
         raise expected(f"{empty}", "numbers", "tensors on the meta device")
+    for name, tensor in state.items():
+        _check_range(name, tensor, own[name].dtype)
     module.load_state_dict(state)
+
+
+def _check_range(name, tensor, dtype):
+    """ValueError if a number becomes infinite in another dtype."""
+    if tensor.dtype == dtype:
+        return
+    lost = tensor.isfinite() & ~tensor.to(dtype).isfinite()
+    if lost.any():
+        got = f"{tensor[lost][0].item():.3g} among them"
+        raise expected(name, f"numbers that {dtype} can hold", got)
