@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from attention.core.cross import CrossAttention
 from attention.core.scaled_dot_product import Attend, attend
-from attention.tools.checks import check_sizes, readable
+from attention.tools.checks import autocast_on, check_sizes, readable
 from attention.tools.layouts import check_tensors
 from attention.tools.workbench import check_tensor, expected
 
@@ -79,11 +79,13 @@ class SimplerSimpleRecurrentUnit(nn.Module):
     ) -> Float[Tensor, "*batch length d"]:
         """What is remembered at each step, that step included."""
         check_tensor(x=x)
-        d, device = self.d, [*self.parameters(), x][0].device
+        d, like = self.d, [*self.parameters(), x][0]
         fits = x.ndim > 1 and x.shape[-2] > 0 and x.shape[-1] == d
-        if not fits or not x.is_floating_point() or x.device != device:
-            must = f"floats (..., length, {d=}) on {device}, of at least one step"
+        if not fits or not x.is_floating_point() or x.device != like.device:
+            must = f"floats (..., length, {d=}) on {like.device}, of at least one step"
             raise expected("x", must, x)
+        if x.dtype != like.dtype and not autocast_on(x):
+            raise expected("x", f"{like.dtype}, like the weights", x)
         state, states = torch.zeros_like(x[..., 0, :]), []
         news, keeps = self.new(x), self.keep(x).sigmoid()
         for new, keep in zip(news.unbind(-2), keeps.unbind(-2), strict=True):
@@ -106,6 +108,7 @@ class _Layer(nn.Module):
         self, d: int, d_hidden: int, num_heads: int, *, attend: Attend = attend
     ) -> None:
         super().__init__()
+        check_sizes(d=d, d_hidden=d_hidden)
         self.attention = CrossAttention(d, d, num_heads, qkv_bias=True, attend=attend)
         self.attention_norm = nn.LayerNorm(d, eps=1e-6)
         layers = nn.Linear(d, d_hidden), nn.ReLU(), nn.Linear(d_hidden, d)
@@ -182,6 +185,13 @@ def _check_ids(name, ids, embedding):
         raise expected(name, f"pieces from 0 to {number - 1}", got)
 
 
+def _check_sentence(name, ids, embedding):
+    """ValueError unless `ids` are the pieces of one sentence."""
+    _check_ids(name, ids, embedding)
+    if ids.ndim != 1:
+        raise expected(name, "one sentence, (length,)", ids)
+
+
 class Translator(nn.Module):
     """An encoder that reads the pieces of a sentence, a decoder that writes another.
 
@@ -226,6 +236,7 @@ class Translator(nn.Module):
 
     def pieces(self, ids: Int[Tensor, " length"]) -> list[str]:
         """The pieces as they are written; one that starts a word starts with ▁."""
+        _check_sentence("ids", ids, self.embedding)
         return [self.vocabulary.id_to_piece(number) for number in ids.tolist()]
 
     def translate(self, text: str) -> str:
@@ -236,10 +247,9 @@ class Translator(nn.Module):
         self, source: Int[Tensor, " length"], limit: int | None = None
     ) -> Int[Tensor, " target_length"]:
         """The best piece at each step, to the end or to `limit` (2.5 x length)."""
+        _check_sentence("source", source, self.embedding)
         limit = int(2.5 * source.numel()) if limit is None else limit
         check_sizes(limit=limit)
-        if source.ndim != 1:
-            raise expected("source", "one sentence, (length,)", source)
         encoded, target = self.encode(source), source[:0]
         while len(target) < limit:
             x = self.decode(F.pad(target, (0, 1)), encoded)
@@ -273,7 +283,13 @@ class Translator(nn.Module):
 
     def score(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch num_pieces"]:
         """The logits: how well each piece of the vocabulary fits what `decode` gave."""
-        return F.linear(x, self.embedding.weight, self.bias)
+        check_tensor(x=x)
+        weight = self.embedding.weight
+        kind = x.shape[-1:], x.dtype, x.device
+        if kind != ((self.d,), weight.dtype, weight.device) and not autocast_on(x):
+            must = f"{weight.dtype} (..., d={self.d}) on {weight.device}"
+            raise expected("x", must, x)
+        return F.linear(x, weight, self.bias)
 
     def attention_weights(
         self, source: _Source, target: _Target, mask: _Mask = None
@@ -311,9 +327,13 @@ def share(
     that where values cannot be looked at (`readable` of the page on checks).
     """
     check_tensor(weights=weights, where=where)
-    if where.dtype != torch.bool or where.shape != weights.shape[-2:]:
-        must = f"booleans {tuple(weights.shape[-2:])}, like the weights"
-        raise expected("where", must, where)
+    if weights.ndim < 2:
+        raise expected("weights", "(..., queries, keys)", weights)
+    shape, device = tuple(weights.shape[-2:]), weights.device
+    if (where.dtype, where.shape, where.device) != (torch.bool, shape, device):
+        raise expected(
+            "where", f"booleans {shape} on {device}, like the weights", where
+        )
     if readable(where) and not where.any():
         raise expected("where", "True somewhere", "False everywhere")
     rows = where.any(dim=-1)
