@@ -16,6 +16,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from attention.memory.bounded import check_counts
 from attention.reading.translator import share
 from attention.tools.checks import are_whole, check_sizes
 from attention.tools.workbench import check_tensor, expected
@@ -47,8 +48,10 @@ def where_heads_look(ids: Int[Tensor, " length"], *, skip: int = 4) -> HeadScore
     unless `ids` is one text.
     """
     check_tensor(ids=ids)
+    check_counts(skip=skip)
     if ids.ndim != 1 or not are_whole(ids):
         raise expected("ids", "whole numbers (length,), one text", ids)
+    ids = ids.long()
     places = torch.arange(len(ids), device=ids.device)
     before, queries = F.pad(ids[:-1], (1, 0)), places[:, None]
     previous = places == queries - 1
@@ -168,6 +171,8 @@ def _means(model, attentions, chosen, ids) -> dict[int, Tensor]:
 def _by_layer(attentions, heads) -> dict[int, list[int]]:
     """The heads of each layer; what its out_proj is made of does not matter."""
     found: dict[int, list[int]] = {}
+    if not isinstance(heads, Iterable):
+        raise expected("heads", "pairs (layer, head)", type(heads).__name__)
     for pair in list(heads):
         layer, head = check_head(pair, attentions)
         found.setdefault(layer, []).append(head)

@@ -37,6 +37,9 @@ def as_interface(
     queries and keys.
     """
 
+    if not callable(form):
+        raise expected("form", "a form of attention (`Attend`)", repr(form))
+
     def interface(
         module: nn.Module,
         query: Tensor,
@@ -52,6 +55,8 @@ def as_interface(
         **others: object,
     ) -> tuple[Tensor, Tensor | None]:
         _refuse(others)
+        if position_bias is not None:
+            check_tensor(position_bias=position_bias)
         if is_causal is None:
             is_causal = getattr(module, "is_causal", True)
         mask, bias = _split(attention_mask)
@@ -79,11 +84,12 @@ def _from_the_start(query, key, value, size, position_bias):
     if queries > 1:
         key, value = key[..., :queries, :], value[..., :queries, :]
         keys = queries
-        if position_bias is not None:
+        if position_bias is not None and position_bias.ndim:
             position_bias = position_bias[..., :queries]
-    if size is not None and keys > size:
+    seen = None if size is None else window(size)
+    if seen is not None and keys > size:
         places = torch.arange(keys, device=query.device)
-        mask = window(size)(places[keys - queries :], places)
+        mask = seen(places[keys - queries :], places)
     return key, value, mask, position_bias
 
 

@@ -99,7 +99,8 @@ def axis_names(sizes: Sequence[int], axes: Sequence[str] | None = None) -> tuple
     """
     if axes is None and (len(sizes) < 2 or sizes[0] == 1):
         return ("", "head")[2 - len(sizes) :]
-    names = [] if axes is None or isinstance(axes, str) else list(axes)
+    several = isinstance(axes, Sequence) and not isinstance(axes, str)
+    names = list(axes) if several else [axes]
     words = {name for name in names if isinstance(name, str) and name.strip()}
     if not len(words) == len(names) == len(sizes):
         such = 'as in ("layer", "head"), ("sentence", "head")'
