@@ -464,10 +464,7 @@ def caches_of(caches: Sequence[Cache] | None, num_blocks: int) -> list[Cache | N
 
 
 def check_ids(
-    ids: Tensor,
-    vocabulary: int | None = None,
-    *,
-    device: torch.device | None = None,
+    ids: Tensor, vocabulary: int | None = None, device: torch.device | None = None
 ) -> None:
     """ValueError unless these are numbers of tokens, at least one, on this device."""
     check_tensor(ids=ids)
