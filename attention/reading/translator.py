@@ -382,7 +382,8 @@ def _tensor(name, kind, shape, data):
         raise ValueError(f"{name} of the unknown kind {kind:#x}")
     number = math.prod(shape)
     need = 4 * number if kind == _FLOAT else number + 4
-    if min(shape, default=0) < 1 or need > len(data):
+    odd = kind == _BYTE and len(shape) != 2
+    if odd or min(shape, default=0) < 1 or need > len(data):
         raise ValueError(f"{name} of shape {shape} in {len(data)} bytes")
     dtype = torch.float32 if kind == _FLOAT else torch.int8
     flat = torch.frombuffer(bytearray(data), dtype=dtype, count=number)
@@ -457,6 +458,8 @@ def assemble(
     for name, tensor in tensors.items():
         if name.endswith("QuantMultA"):
             continue  # scales of 8-bit activations; ours are floats
+        if tensor.ndim != 2:
+            raise expected(name, "two axes", tuple(tensor.shape))
         transposed = tensor[0] if len(tensor) == 1 else tensor.T
         ours = tensor if name == "Wemb" else transposed
         state[_our_name(name)] = ours.clone(memory_format=torch.contiguous_format)

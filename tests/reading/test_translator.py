@@ -633,9 +633,10 @@ def test_a_file_cut_short_anywhere_is_refused(tmp_path):
         (("a", FLOAT, (-2, -3), bytes(24)), {}, r"a of shape \(-2, -3\) in 24 bytes"),
         (("a", FLOAT, (), bytes(4)), {}, r"a of shape \(\) in 4 bytes"),
         (("a", BYTE, (1, 1), bytes(5)), {}, "a with the scale 0.0"),
+        (("a", BYTE, (1, 2, 3), bytes(10)), {}, r"a of shape \(1, 2, 3\) in 10 bytes"),
         (eight_bits("a", 1, 1, scale=math.inf)[1], {}, "a with the scale inf"),
     ],
-    ids=["version", "kind", "floats", "bytes", "negative", "no-axis", "0", "inf"],
+    ids=["version", "kind", "floats", "bytes", "negative", "no-axis", "0", "3", "inf"],
 )
 def test_another_file_is_refused(tmp_path, entry, options, came):
     path = write(tmp_path / "model.bin", entry, **options)
@@ -731,8 +732,9 @@ def test_loading_draws_no_random_numbers():
             {"encoder_l1_ffn_W1": (17, 22)},
             "expected (17, 22) in the translator, got (22",
         ),
+        ({"encoder_l1_self_Wq": (2, 11, 22)}, "Wq: expected two axes, got (2, 11, 22)"),
     ],
-    ids=["embedding", "missing", "layer", "unknown", "vocabulary", "turned"],
+    ids=["embedding", "missing", "layer", "unknown", "vocabulary", "turned", "axes"],
 )
 def test_a_file_that_does_not_fit_is_refused(change, message):
     with pytest.raises(ValueError, match=re.escape(message)):
