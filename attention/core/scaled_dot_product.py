@@ -210,7 +210,12 @@ def _as_it_is(queries: Tensor, keys: Tensor, values: Tensor, causal: bool) -> bo
     one_kind = queries.dtype == keys.dtype == values.dtype
     one_place = queries.device == keys.device == values.device
     alike = one_kind and one_place and queries.is_floating_point()
-    if not alike or autocast_on(queries) or (causal and i not in (1, j)):
+    if (
+        not alike
+        or queries.itemsize < 2
+        or autocast_on(queries)
+        or (causal and i not in (1, j))
+    ):
         return False
     return not _few(j) or all_finite(queries, keys)
 

@@ -58,6 +58,8 @@ def check_kind(name: str, tensor: Tensor, queries: Tensor) -> None:
     """ValueError if `tensor` is not floats with length and width, like `queries`."""
     if tensor.ndim < 2 or not tensor.is_floating_point():
         raise expected(name, "floats (..., length, width)", tensor)
+    if tensor.itemsize < 2:  # PyTorch can store them, and compute little with them
+        raise expected(name, "floats of 16 bits or more", tensor)
     if (tensor.dtype, tensor.device) != (queries.dtype, queries.device):
         must = f"{queries.dtype} on {queries.device}, like the queries"
         raise expected(name, must, tensor)
