@@ -37,6 +37,7 @@ from attention.reading.language_model import (
     weights_through,
 )
 from attention.tools.checks import are_whole, check_heads, check_sizes, readable
+from attention.tools.layouts import check_tensors
 from attention.tools.workbench import check_tensor, expected
 
 __all__ = [
@@ -471,10 +472,14 @@ def state_of(training: Training) -> dict[str, Any]:
 
 
 def put_back(training: Training, state: dict[str, Any]) -> None:
-    """Go on from this state; ValueError if it comes from another recipe."""
+    """Go on from this state; ValueError if it comes from another recipe or text."""
+    recipe = state.get("recipe", {})
     for name, mine in asdict(training.recipe).items():
-        if mine != state["recipe"].get(name):
-            raise expected(f"recipe.{name}", mine, state["recipe"].get(name))
+        if mine != recipe.get(name):
+            raise expected(f"recipe.{name}", mine, recipe.get(name))
+    own = training.model.state_dict()
+    shapes = {name: tuple(tensor.shape) for name, tensor in own.items()}
+    check_tensors("a model of this text", shapes, state["model"])
     for name in _KEPT:
         getattr(training, name).load_state_dict(state[name])
     training.losses, training.seconds = list(state["losses"]), state["seconds"]
@@ -486,16 +491,22 @@ def keep(training: Training, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     state, (step, loss, _) = state_of(training), training.looks[-1]
     save_checkpoint(folder / f"step-{step:06}.checkpoint", state)
-    for old in sorted(folder.glob("step-*.checkpoint"))[:-2]:
+    for old in _checkpoints(folder)[:-2]:
         old.unlink()
     if loss == min(each[1] for each in training.looks):
         save_checkpoint(folder / "best.checkpoint", state)
 
 
+def _checkpoints(folder: Path) -> list[Path]:
+    """Those in a folder, the oldest first: of two numbers, the longer is the larger."""
+    found = folder.glob("step-*.checkpoint")
+    return sorted(found, key=lambda path: (len(path.name), path.name))
+
+
 def resume(training: Training, folder: Path) -> list[str]:
     """Go on from the newest checkpoint that is whole; a sentence for each refused."""
     refused = []
-    for path in sorted(folder.glob("step-*.checkpoint"), reverse=True):
+    for path in reversed(_checkpoints(folder)):
         try:
             state = read_checkpoint(path)
         except ValueError as error:

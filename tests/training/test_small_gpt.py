@@ -544,6 +544,33 @@ def test_a_state_of_another_recipe_is_refused(tmp_path):
         resume(other, tmp_path)
 
 
+def test_a_state_of_another_text_is_refused_and_changes_nothing(tmp_path):
+    longer = Training(TEXT + "∀∃", RECIPE)
+    longer.step()
+    longer.look()
+    keep(longer, tmp_path)
+    training = Training(TEXT, RECIPE)
+    before = deepcopy(training.model.state_dict())
+    with pytest.raises(ValueError, match=said("embedding.weight", "text", "got")):
+        resume(training, tmp_path)
+    assert training.losses == []
+    for name, tensor in training.model.state_dict().items():
+        assert torch.equal(tensor, before[name])
+
+
+def test_after_a_million_steps_the_newest_checkpoint_is_still_the_last(tmp_path):
+    training = Training(TEXT, RECIPE)
+    for step in 999_998, 999_999, 1_000_000:
+        training.losses = [float(step)]
+        training.looks = [(step, 1.0, 0.0)]
+        keep(training, tmp_path)
+    fresh = Training(TEXT, RECIPE)
+    assert resume(fresh, tmp_path) == []
+    assert fresh.losses == [1_000_000.0]
+    steps = {path.name for path in tmp_path.glob("step-*")}
+    assert steps == {"step-999999.checkpoint", "step-1000000.checkpoint"}
+
+
 def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "it.checkpoint"
     save_checkpoint(path, {"step": 1})
