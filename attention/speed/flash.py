@@ -143,31 +143,33 @@ _Strip = list[tuple[slice, slice]]  # for each band: its rows, the columns of on
 _FEW, _ENOUGH = 64, 1e-5  # keys, and what the heaviest of them must weigh
 
 
-def _attend_quickly(heads: _Heads, strip: _Strip) -> tuple[Tensor, Tensor] | None:
-    """Context and logsumexp of its rows; None if the first keys weigh too little."""
-    parts = []
+def _attend_quickly(heads: _Heads, strip: _Strip, context: Tensor, lse: Tensor) -> bool:
+    """Fill in the strip's rows; False if the first keys of one weigh too little."""
+    m_i, largest = (torch.empty_like(lse, dtype=context.dtype) for _ in range(2))
     for rows, columns in reversed(strip):
         scores, values = heads.scores(rows, columns), heads.values[:, columns]
         few = scores[..., :_FEW]
-        m_i = few.amax(dim=-1)
+        m_i[:, rows] = few.amax(dim=-1)
         torch.softmax(scores, dim=-1, out=scores)
-        largest = few.amax(dim=-1)  # they are weights by now
-        if not largest.min().item() > _ENOUGH:  # nan too
-            return None
-        parts.append((torch.bmm(scores.to(values.dtype), values), m_i, largest))
-    context, m_i, largest = _stacked(reversed(parts))
-    return context.to(m_i.dtype), m_i - largest.to(_exact(m_i)).log()
+        heaviest = few.amax(dim=-1)  # they are weights by now
+        if not heaviest.min().item() > _ENOUGH:  # nan too
+            return False
+        largest[:, rows] = heaviest
+        context[:, rows] = torch.bmm(scores.to(values.dtype), values)
+    rows = _rows(strip)
+    lse[:, rows] = m_i[:, rows] - largest[:, rows].to(lse.dtype).log()
+    return True
 
 
-def _attend_carefully(heads: _Heads, strip: _Strip) -> tuple[Tensor, Tensor]:
-    """Context and logsumexp of its rows, whatever the keys weigh."""
-    parts = (attend_tile(heads.scores(r, c), heads.values[:, c]) for r, c in strip)
-    return _stacked(parts)
+def _attend_carefully(heads: _Heads, strip: _Strip, context: Tensor, lse: Tensor):
+    """Fill in the strip's rows, whatever the keys weigh."""
+    for rows, columns in strip:
+        part = attend_tile(heads.scores(rows, columns), heads.values[:, columns])
+        context[:, rows], lse[:, rows] = part
 
 
-def _stacked(parts: Iterable[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-    """Tensors of each band as tensors of all bands, one below the other."""
-    return tuple(torch.cat(some, dim=1) for some in zip(*parts, strict=True))
+def _rows(strip: _Strip) -> slice:
+    return slice(strip[0][0].start, strip[-1][0].stop)
 
 
 def _count_in(context: Tensor, lse: Tensor, part: Tensor, part_lse: Tensor) -> None:
@@ -188,15 +190,22 @@ def _strips(bands: Iterable[tuple[slice, list[slice]]]) -> Iterator[_Strip]:
         yield [(rows, some[turn]) for rows, some in bands if turn < len(some)]
 
 
-def _forward(heads: _Heads, context: Tensor, lse: Tensor) -> None:
-    """Let all keys count in the context and logsumexp of some heads, strip by strip."""
+def _forward(heads: _Heads, context: Tensor, lse: Tensor, empty: bool) -> None:
+    """Let all keys count in the context and logsumexp of some heads, strip by strip.
+
+    `empty`: nothing has been counted so far.
+    """
     quick = context.device.type == "cpu"  # elsewhere it would have to wait
+    here = context, lse
     for strip in _strips(heads.tiles()):
-        part = _attend_quickly(heads, strip) if quick else None
-        quick = part is not None
-        rows = slice(strip[0][0].start, strip[-1][0].stop)
-        part = part or _attend_carefully(heads, strip)
-        _count_in(context[:, rows], lse[:, rows], *part)
+        part = here if empty else tuple(map(torch.empty_like, here))
+        quick = quick and _attend_quickly(heads, strip, *part)
+        if not quick:
+            _attend_carefully(heads, strip, *part)
+        if not empty:
+            rows = _rows(strip)
+            _count_in(*(t[:, rows] for t in here), *(t[:, rows] for t in part))
+        empty = False
 
 
 def _forward_in_bands(heads: _Heads, context: Tensor) -> None:
@@ -361,11 +370,11 @@ class _Flash(NamedTuple):
         context, lse = self.count_in(*_nothing(queries, values), *tensors)
         return context.to(queries.dtype), lse
 
-    def count_in(self, context, lse, *tensors):
+    def count_in(self, context, lse, *tensors, empty=True):
         """Context and logsumexp, overwritten: these keys added to those so far."""
         with as_given(context):
             for here, heads in _groups(tensors, self):
-                _forward(heads, context[here], lse[here])
+                _forward(heads, context[here], lse[here], empty)
         return context, lse
 
     def backward(self, do, dlse, context, lse, *tensors, needed):
@@ -487,8 +496,9 @@ def flash_state(
     values. Nothing is checked, and there is no gradient: see `flash_gradients`.
     """
     form = _Flash(scale, causal, window, tile, keep=True)
-    state = _nothing(queries, values) if state is None else state
-    return form.count_in(*state, *_spread_out(queries, keys, values, bias, mask))
+    tensors, empty = _spread_out(queries, keys, values, bias, mask), state is None
+    state = _nothing(queries, values) if empty else state
+    return form.count_in(*state, *tensors, empty=empty)
 
 
 def flash_gradients(

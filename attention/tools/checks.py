@@ -420,6 +420,16 @@ def check_slots(masks: Sequence[Callable], **slots: Callable | None) -> None:
         raise expected("masks", must, masks)
 
 
+def _choose_versions() -> None:
+    """Call each function for the first time from one thread, for MKL's sake."""
+    for name in ("exp", "log", "log2", "sin", "cos", "tanh", "sqrt"):
+        for dtype in (torch.float32, torch.float64):
+            getattr(torch, name)(torch.ones(1, dtype=dtype, device="cpu"))
+
+
+_choose_versions()
+
+
 class _Refused(torch.autograd.Function):
     """The same gradients, which cannot be differentiated again."""
 

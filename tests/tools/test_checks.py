@@ -1,10 +1,16 @@
 """Checks: what does not fit is refused in words, and what fits is left alone."""
 
+import re
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from examples import said
 from torch import nn
 
+import attention
 from attention import MultiHeadAttention, SelfAttention, attend
 from attention.tools.checks import (
     are_groups,
@@ -183,3 +189,37 @@ def test_the_flag_of_the_dropout_layer_decides():
     assert dropout_now(module) == 0.25
     module.dropout = nn.Identity()
     assert dropout_now(module.train()) == 0.0
+
+
+# The first call
+
+MKLS = r"\.(exp|expm1|log|log10|log1p|log2|sin|cos|tan|tanh|sqrt|erf|erfc|asin|acos|atan)"
+FIRST_CALLS = """
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+class First(TorchDispatchMode):
+    numbers = {}
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if args and isinstance(args[0], torch.Tensor):
+            call = f"{function.overloadpacket.__name__} {args[0].dtype}"
+            self.numbers.setdefault(call, args[0].numel())
+        return function(*args, **kwargs or {})
+
+with First() as first:
+    import attention
+print(*(call for call, numbers in first.numbers.items() if numbers == 1), sep=",")
+"""
+
+
+def test_each_function_of_mkl_is_first_called_with_one_number():
+    """Several threads at once could be given a version with half of the digits."""
+    files = Path(attention.__file__).parent.rglob("*.py")
+    source = "".join(file.read_text("utf-8") for file in files)
+    used = set(re.findall(rf"{MKLS}_?\(", source))
+    code = [sys.executable, "-c", FIRST_CALLS]
+    run = subprocess.run(code, capture_output=True, text=True, check=True)
+    dtypes = "torch.float32", "torch.float64"
+    wanted = {f"{name} {dtype}" for name in used for dtype in dtypes}
+    assert used and wanted <= set(run.stdout.strip().split(","))
