@@ -193,7 +193,7 @@ def test_the_flag_of_the_dropout_layer_decides():
 
 # The first call
 
-MKLS = r"\.(exp|expm1|log|log10|log1p|log2|sin|cos|tan|tanh|sqrt|erf|erfc|asin|acos|atan)"
+MKLS = r"\.(exp|expm1|log|log10|log1p|log2|sin|cos|tan|tanh|sqrt|erf|asin|acos|atan)"
 FIRST_CALLS = """
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -222,4 +222,5 @@ def test_each_function_of_mkl_is_first_called_with_one_number():
     run = subprocess.run(code, capture_output=True, text=True, check=True)
     dtypes = "torch.float32", "torch.float64"
     wanted = {f"{name} {dtype}" for name in used for dtype in dtypes}
-    assert used and wanted <= set(run.stdout.strip().split(","))
+    assert used
+    assert wanted <= set(run.stdout.strip().split(","))
