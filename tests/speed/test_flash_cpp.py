@@ -380,7 +380,7 @@ def test_what_it_cannot_do_is_refused_in_words(options, a, b, as_importer):
 
 def test_a_dtype_that_it_does_not_know_is_named():
     tensors = [t.detach().to(torch.float8_e4m3fn) for t in draw()]
-    with pytest.raises(ValueError, match=said("float32", "got", "float8_e4m3fn")):
+    with pytest.raises(ValueError, match=said("16 bits", "got", "float8_e4m3fn")):
         cpp_attend(*tensors)
 
 
