@@ -195,7 +195,9 @@ def labels() -> tuple[str, ...]:
 
 def docstrings(file: Path) -> list[str]:
     kinds = ast.Module, ast.ClassDef, ast.FunctionDef
-    nodes = [n for n in ast.walk(ast.parse(file.read_text())) if isinstance(n, kinds)]
+    nodes = [
+        n for n in ast.walk(ast.parse(file.read_text("utf-8"))) if isinstance(n, kinds)
+    ]
     return [" ".join((ast.get_docstring(node) or "").split()) for node in nodes]
 
 
