@@ -67,6 +67,15 @@ def test_the_report_is_what_its_numbers_say(script):
     assert script.report(rows, {"cpu": described}, rounds) == text
 
 
+def test_the_goals_are_those_of_the_machine_that_was_measured(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: 1 / 0)
+    rows = [row | {"kind": "full"} for row in some_rows(flash_cpp)]
+    rows = [row | {"dtype": "bfloat16"} for row in rows]
+    for machine, goal in ("Intel, amx_bf16", "1.25"), ("AMD, avx512_bf16", "2.00"):
+        text = flash_cpp.report(rows, {"cpu": machine}, rounds=3)
+        assert f"bfloat16 forward: the goal of {goal} ×" in text
+
+
 @pytest.mark.parametrize("direction", common.PASSES)
 def test_a_layer_without_slots_is_timed_on_what_the_older_one_computes(direction):
     steps = layer.prepare(multi_head.Cell("cpu", "float32", direction, 5))
