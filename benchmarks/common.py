@@ -45,6 +45,9 @@ def arguments(doc: str) -> argparse.Namespace:
     parser.add_argument(
         "--rounds", type=int, help="samples of each contender (default: 9, quick 3)"
     )
+    parser.add_argument(
+        "--label", help="a word for the files' names: amd writes them as NAME-amd.md"
+    )
     options = parser.parse_args()
     if options.rounds is None:
         options.rounds = 3 if options.quick else 9
@@ -78,12 +81,20 @@ def finish(
     say(f"\n{text}")
     if options.quick:
         return
+    if options.label:  # beside the results of another machine
+        text = labelled(text, name, options.label)
+        name = f"{name}-{options.label}"
     (HERE / f"{name}.md").write_text(text, encoding="utf-8")
     write_csv(HERE / f"{name}.csv", rows)
     for device in options.devices:
         times, _ = results_of(rows, device)
         draw_times(HERE / f"{name}-{device}.svg", times, ours)
     say(f"Written: {name}.md, .csv and .svg in benchmarks/")
+
+
+def labelled(text: str, name: str, label: str) -> str:
+    """The report, with the pictures that belong to it."""
+    return text.replace(f"]({name}-", f"]({name}-{label}-")
 
 
 def first_line(error: Exception) -> str:

@@ -123,6 +123,18 @@ def test_an_option_that_cannot_be_is_refused(wrong, monkeypatch, capsys):
     assert wrong[0] in capsys.readouterr().err
 
 
+def test_a_label_keeps_the_results_of_two_machines_apart(tmp_path, monkeypatch):
+    monkeypatch.setattr(common, "HERE", tmp_path)
+    argv = ["bench.py", "--device", "cpu", "--label", "amd"]
+    monkeypatch.setattr(sys, "argv", argv)
+    options = common.arguments("Time it.")
+    text = common.picture("bench", "cpu", multi_head.OURS)
+    common.finish("bench", multi_head.OURS, text, some_rows(multi_head), options)
+    files = {path.name for path in tmp_path.iterdir()}
+    assert files == {"bench-amd.md", "bench-amd.csv", "bench-amd-cpu.svg"}
+    assert "](bench-amd-cpu.svg)" in (tmp_path / "bench-amd.md").read_text()
+
+
 def test_lengths_that_might_not_fit_are_left_out(monkeypatch, capsys):
     monkeypatch.setattr(common, "free_memory", lambda device: 12 * 2**20)
     monkeypatch.setattr(common, "peak_growth", lambda call, device: call() * 2**20)
