@@ -120,6 +120,9 @@ class Client(NotebookClient):
             extra_arguments=["--log-level=CRITICAL"],  # what failed is told below
             on_cell_start=self.started,
             on_cell_executed=self.executed,
+            # All is stored by then, and a kernel that ends by itself may write of it:
+            # a busy one a traceback, and any of them, rarely, a complaint of its sockets.
+            shutdown_kernel="immediate",
         )
         self.file, self.folder, self.held = file, folder, holdings(folder)
         self.here, self.deeds = str(file), []
@@ -137,8 +140,6 @@ class Client(NotebookClient):
     def executed(self, cell, cell_index: int, execute_reply: dict) -> None:
         reply = execute_reply["content"]
         if reply["status"] == "error":  # which nbclient raises next
-            # A busy kernel that is asked to end may write a traceback of its own.
-            self.shutdown_kernel = "immediate"
             return
         if any(each["source"] == "ask_exit" for each in reply.get("payload", [])):
             self.deeds.append("end the kernel")

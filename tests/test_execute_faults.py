@@ -98,13 +98,21 @@ def test_two_runs_at_once_give_what_one_gives(book):
     source = "import time\n\nfor i in range(5):\n    time.sleep(0.1)\n    print(i)"
     book.late.write_text(notebook(cell(source, "slow")))
     both = [start(book.root, ["one/early", "one/late"]) for _ in range(2)]
-    for status, out, err in map(end, both):
+    for status, out, err in [end(each) for each in both]:
         assert (status, err) == (0, "")
         assert len(out.splitlines()) == 2
     together = book.files()
     assert end(start(book.root, []))[0] == 0
     assert book.files() == together
     assert "".join(book.outputs(book.late)[1][0]["text"]) == "0\n1\n2\n3\n4\n"
+
+
+def test_nothing_is_heard_of_the_kernel_when_it_ends(book):
+    late = "import atexit, os\n\n_ = atexit.register(os.write, 2, b'Assertion failed')"
+    book.late.write_text(notebook(cell(late, "late"), cell("print(1)", "one")))
+    status, out, err = end(start(book.root))
+    assert (status, err) == (0, "")
+    assert out.startswith("book/one/late.ipynb: ")
 
 
 # A disk that cannot be written
