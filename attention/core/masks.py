@@ -27,7 +27,7 @@ def padding_mask(
     """
     check_tensor(lengths=lengths)
     if lengths.ndim != 1 or not are_whole(lengths):
-        raise expected("lengths", "whole numbers, one a sentence", lengths)
+        raise expected("lengths", "whole numbers, one per sentence", lengths)
     if not is_size(max_length):
         raise expected("max_length", "a whole number of at least 0", repr(max_length))
     if readable(lengths) and not all(0 <= n <= max_length for n in lengths.tolist()):

@@ -297,7 +297,7 @@ def attend(
     fused kernel; ValueError for a misfit.
     """
     if not 0 <= dropout_p <= 1:
-        raise expected("dropout_p", "a share from 0 to 1", dropout_p)
+        raise expected("dropout_p", "a probability from 0 to 1", dropout_p)
     check_tensor(queries=queries, keys=keys, values=values)
     plain = mask is bias is window is scale is None and dropout_p == 0
     if plain and _as_it_is(queries, keys, values, causal):  # nearly always, at once

@@ -90,7 +90,7 @@ def _check_mask(mask, shape, free, device) -> None:
     try:
         mask.expand(torch.broadcast_shapes(shape, (*free, 1, 1)))
     except RuntimeError:
-        raise expected("mask", f"what broadcasts to {shape}", mask) from None
+        raise expected("mask", f"a shape that broadcasts to {shape}", mask) from None
 
 
 class AdditiveAttention(nn.Module):

@@ -99,7 +99,7 @@ class RollingCache:
     def undo(self) -> None:
         """Take back the last `extend`, with what it dropped; ValueError before any."""
         if self._last is None:
-            raise expected("undo", "an extend before it, not taken back yet", "none")
+            raise expected("undo", "a call of extend that is not yet undone", "none")
         self.length, self._oldest, self._memory, runs, replaced = self._last
         if self._memory and frozen(self._memory[0]):
             self._memory = tuple(memory.clone() for memory in self._memory)
@@ -170,7 +170,7 @@ class RollingCache:
             must = f"{first.tolist()} for the first tokens, which are kept as sinks"
             raise expected("positions", must, given.tolist())
         if looked and (behind < self.sinks).any():
-            must = f"at least {self.sinks} behind the sinks, which are no padding"
+            must = f"at least {self.sinks} after the sinks, which are never padding"
             raise expected("positions", must, behind.tolist())
         full = self.sinks + self.window
         if self.inside and self.sinks and new > 1 and begin + new > full:

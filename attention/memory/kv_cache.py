@@ -96,7 +96,7 @@ def check_rollback(length: int, held: int, oldest: int = 0) -> None:
     """
     whole = isinstance(length, int) and not isinstance(length, bool)
     if not whole or not oldest <= length <= held:
-        must = f"a whole number from {oldest} to {held}, all of which is still held"
+        must = f"a whole number from {oldest} to {held}, those still held"
         raise expected("length", must, repr(length))
 
 

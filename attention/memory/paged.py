@@ -145,7 +145,7 @@ class BlockPool:
         """Count one user fewer of each; the last blocks of a text are free first."""
         known, times = range(len(self.users)), Counter(blocks)
         if not all(b in known and self.users[b] >= n for b, n in times.items()):
-            raise expected("blocks", "blocks that somebody holds", blocks)
+            raise expected("blocks", "blocks in use", blocks)
         for block in reversed(blocks):
             self.users[block] -= 1
             if self.users[block] == 0:
@@ -224,7 +224,7 @@ class PagedCache:
         if pool is None:
             pool = BlockPool(block_size, num_blocks)
         elif num_blocks is not None:
-            raise expected("num_blocks", "none beside a pool", num_blocks)
+            raise expected("num_blocks", "None when a pool is given", num_blocks)
         elif pool.block_size != block_size:
             raise expected("pool", f"blocks of {block_size=}", pool.block_size)
         self.pool, self.block_size = pool, block_size
@@ -398,7 +398,7 @@ def stack_tables(
     """Block tables of caches of one pool, and lengths; 0 where a row has ended."""
     pools = {id(cache.pool) for cache in caches}
     if len(pools) != 1 or not all(cache.length for cache in caches):
-        must = "caches of one pool, each with a token at least"
+        must = "caches of one pool, each with at least one token"
         got = f"{len(pools)} pools and lengths {[cache.length for cache in caches]}"
         raise expected("caches", must, got)
     rows = [row for cache in caches for row in cache.rows]

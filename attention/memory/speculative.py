@@ -130,7 +130,7 @@ def check_probabilities(**rows: Tensor) -> None:
     """ValueError unless the last axis holds probabilities, up to rounding."""
     for name, tensor in rows.items():
         if not tensor.is_floating_point() or tensor.shape[-1] == 0:
-            raise expected(name, "floats (..., vocabulary), one token at least", tensor)
+            raise expected(name, "floats (..., vocabulary), at least one token", tensor)
         wrong = tensor[~(tensor >= 0)]
         if wrong.numel():
             raise expected(name, "probabilities of at least 0", wrong[0].item())
@@ -145,7 +145,7 @@ def _check_alike(target: Tensor, draft: Tensor) -> None:
     """ValueError unless both hold a number for each token, at the same places."""
     check_tensor(target=target, draft=draft)
     if not target.is_floating_point() or target.shape[-1:] in ((), (0,)):
-        must = "floats (..., vocabulary), one token at least"
+        must = "floats (..., vocabulary), at least one token"
         raise expected("target", must, target)
     like = draft.shape == target.shape and draft.device == target.device
     if not draft.is_floating_point() or not like:

@@ -252,7 +252,7 @@ class MultimodalRotary(nn.Module):
         check_tensor(places=places)
         check_sizes(**{f"sections[{n}]": size for n, size in enumerate(sections)})
         if 2 * sum(sections) != head_dim:
-            must = f"pairs of which there are {head_dim // 2}"
+            must = f"a sum of {head_dim // 2} pairs"
             raise expected("sections", must, tuple(sections))
         fits = places.ndim > 1 and places.shape[-1] == len(sections)
         if not are_whole(places) or not fits or not places.numel():

@@ -157,7 +157,7 @@ class Rotary(nn.Module):
         if rotary_dim > head_dim:
             raise expected("rotary_dim", f"at most {head_dim=}", rotary_dim)
         if scaling is not None and not callable(scaling):
-            raise expected("scaling", "None, or what can be called", scaling)
+            raise expected("scaling", "None, or a callable", scaling)
         self.head_dim, self.base, self.rotary_dim = head_dim, base, rotary_dim
         self.interleaved, self.scaling = interleaved, scaling
 

@@ -124,7 +124,7 @@ def _refuse(others: dict) -> None:
     """ValueError for what changes the weights and is unknown to our forms."""
     for name in ("softcap", "s_aux"):
         if others.get(name) is not None:
-            must = f"None: these forms know no {name}; use attn_implementation='eager'"
+            must = f"None; {name} needs attn_implementation='eager'"
             raise expected(name, must, type(others[name]).__name__)
 
 

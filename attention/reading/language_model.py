@@ -232,13 +232,13 @@ def check_vocabulary(
     """ValueError unless the merges join these tokens, and lead to no others."""
     if len(ids) < len(tokens):
         twice = next(token for place, token in enumerate(tokens) if ids[token] > place)
-        raise expected("tokens", "no piece twice", repr(twice[:40]))
+        raise expected("tokens", "no piece more than once", repr(twice[:40]))
     for token in special:
         if token not in ids or not token:
             raise expected("special", "pieces of the vocabulary", repr(token[:40]))
     for pair in pairs:
         if len(pair) != 2 or "" in pair or not ids.keys() >= {*pair, "".join(pair)}:
-            must = "two pieces and a space between them, that join to a piece"
+            must = "two pieces with a space between them, which join to a piece"
             raise expected("merges", must, repr(" ".join(pair)[:40]))
 
 
@@ -459,7 +459,7 @@ def caches_of(caches: Sequence[Cache] | None, num_blocks: int) -> list[Cache | N
         raise expected("caches", "one of its own for each block", "the same one twice")
     lengths = [getattr(cache, "length", 0) for cache in caches]
     if len(set(lengths)) > 1:
-        raise expected("caches", "as many tokens in each", lengths)
+        raise expected("caches", "the same number of tokens in each", lengths)
     return caches
 
 
@@ -514,7 +514,7 @@ def _scores(logits: Tensor) -> Tensor:
     """In 32 bits at least; ValueError unless there is a number for each token."""
     check_tensor(logits=logits)
     if not logits.is_floating_point() or logits.shape[-1:] in ((), (0,)):
-        must = "floats (..., vocabulary), one token at least"
+        must = "floats (..., vocabulary), at least one token"
         raise expected("logits", must, logits)
     return logits.to(precise(logits))
 
@@ -606,12 +606,13 @@ def generate(
 
 def _made(make_cache: Callable[[], Cache], blocks: Iterable[nn.Module]) -> list[Cache]:
     """A cache for each block; ValueError for what would hold nothing."""
+    must = "a callable that returns a cache"
     if not callable(make_cache):
-        raise expected("make_cache", "what makes a cache", repr(make_cache))
+        raise expected("make_cache", must, repr(make_cache))
     caches = [make_cache() for _ in blocks]
     for cache in caches:
         if not hasattr(cache, "extend"):
-            raise expected("make_cache", "what makes a cache", f"{cache!r} from it")
+            raise expected("make_cache", must, f"{cache!r} from it")
     if not caches:
         raise expected("model", "one with `blocks`, each with a cache", "none")
     return caches

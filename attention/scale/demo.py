@@ -109,7 +109,7 @@ def _checked(arguments: list[str] | None, ranks: int) -> argparse.Namespace:
     here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     if asked.device == "cuda" and (there := torch.cuda.device_count()) < here:
         must = f"{here}, one for each rank of this machine"
-        raise expected("devices of CUDA", must, there)
+        raise expected("CUDA devices", must, there)
     return asked
 
 

@@ -203,7 +203,7 @@ def check_scale(scale: float | Tensor, queries: Tensor) -> None:
     except RuntimeError:
         fits = False
     if not fits or scale.device.type not in (queries.device.type, "cpu"):
-        must = f"a number, or what broadcasts to {(*queries.shape[:-1], 1)}"
+        must = f"a number, or a tensor that broadcasts to {(*queries.shape[:-1], 1)}"
         raise expected("scale", must, scale)
 
 
@@ -240,7 +240,7 @@ def check_sizes(**sizes: int) -> None:
         if not isinstance(size, int) or isinstance(size, bool) or size < 1:
             raise expected(name, "a whole number of at least 1", repr(size))
         if size >= 2**63:
-            raise expected(name, "a whole number of 64 bits", size)
+            raise expected(name, "a whole number within 64 bits", size)
 
 
 def is_size(number: object) -> bool:
@@ -411,7 +411,7 @@ def check_slots(masks: Sequence[Callable], **slots: Callable | None) -> None:
     """ValueError for what cannot be called."""
     for name, slot in slots.items():
         if slot is not None and not callable(slot):
-            raise expected(name, "a function, or what can be called", slot)
+            raise expected(name, "a function, or another callable", slot)
     if slots["attend"] is None:
         raise expected("attend", "a form of attention (`Attend`)", None)
     several = isinstance(masks, tuple | list | nn.ModuleList)

@@ -382,7 +382,7 @@ def explore(
     place = tuple(place) or (0,) * len(sizes)
     whole = all(isinstance(n, Integral) and not isinstance(n, bool) for n in place)
     if not whole or place not in product(*map(range, sizes)):
-        raise expected("show", f"a place in {sizes}", show)
+        raise expected("show", f"an index into {sizes}", show)
     if not isinstance(caption, str):
         raise expected("caption", "a str", type(caption).__name__)
     words = describe_weights(weights, queries, keys, mask=mask, axes=axes)

@@ -63,7 +63,7 @@ def run_ranks(
     """
     check_sizes(ranks=ranks)
     if not callable(function):
-        raise expected("function", "what can be called", repr(function))
+        raise expected("function", "a callable", repr(function))
     safe = sys.platform == "linux" and not torch.cuda.is_initialized()
     context, team = multiprocessing.get_context("fork" if safe else "spawn"), []
     with tempfile.TemporaryDirectory() as folder:

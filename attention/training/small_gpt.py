@@ -94,7 +94,7 @@ class Characters:
     def encode(self, text: str) -> list[int]:
         """The number of each character; ValueError for one that has none."""
         if unknown := sorted(set(text) - set(self.characters)):
-            raise expected("text", f"of {self.characters!r}", repr(unknown[0]))
+            raise expected("text", f"only {self.characters!r}", repr(unknown[0]))
         return [self._numbers[letter] for letter in text]
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -274,7 +274,7 @@ def _check_targets(targets: Tensor, logits: Tensor) -> None:
     (*places, vocabulary), device = logits.shape, logits.device
     alike = (*targets.shape,) == (*places,) and targets.device == device
     if not alike or not targets.numel() or not are_whole(targets):
-        must = f"whole numbers {(*places,)} on {device}, one at least"
+        must = f"whole numbers {(*places,)} on {device}, at least one"
         raise expected("targets", must, targets)
     if readable(targets) and not 0 <= targets.min() <= targets.max() < vocabulary:
         got = f"{targets.min()} to {targets.max()}"

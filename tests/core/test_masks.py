@@ -121,7 +121,10 @@ def test_masks_fit_single_heads_without_the_head_axis():
             lambda: padding_mask(torch.tensor([2j]), 5),
             ("lengths", "whole", "complex64"),
         ),
-        (lambda: padding_mask(torch.tensor([[2]]), 5), ("lengths", "one a", "(1, 1)")),
+        (
+            lambda: padding_mask(torch.tensor([[2]]), 5),
+            ("lengths", "one per sentence", "(1, 1)"),
+        ),
         (lambda: padding_mask(torch.tensor([True]), 5), ("lengths", "whole", "bool")),
         (lambda: padding_mask(torch.tensor([2]), "5"), ("max_length", "whole", "'5'")),
         (

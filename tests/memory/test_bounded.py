@@ -310,7 +310,7 @@ def test_the_last_call_can_be_undone_whatever_it_dropped(new, recorded, as_impor
         cache.undo()
         assert state(cache)[:2] == before[:2]
         equal(list(cache._memory), before[2])
-        with pytest.raises(ValueError, match="undo: expected an extend before it"):
+        with pytest.raises(ValueError, match="undo: expected a call of extend"):
             cache.undo()
 
 
@@ -339,7 +339,7 @@ def test_only_a_call_that_is_the_last_can_be_undone(as_importer):
     twin = copy.copy(cache)
     cache.truncate(4)
     for each in (RollingCache(3), twin, cache):
-        with pytest.raises(ValueError, match="undo: expected an extend before it"):
+        with pytest.raises(ValueError, match="undo: expected a call of extend"):
             each.undo()
 
 

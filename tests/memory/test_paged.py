@@ -142,7 +142,7 @@ def test_a_block_that_nobody_holds_cannot_be_given_back(as_importer):
     pool = BlockPool(4, 2)
     blocks = pool.take(2)
     pool.release(blocks[:1])
-    with pytest.raises(ValueError, match=said("blocks", "holds", "got [0, 1]")):
+    with pytest.raises(ValueError, match=said("blocks", "in use", "got [0, 1]")):
         pool.release(blocks)
     assert pool.users == [0, 1]
 
@@ -150,7 +150,7 @@ def test_a_block_that_nobody_holds_cannot_be_given_back(as_importer):
 def test_a_block_with_one_user_cannot_be_given_back_twice_at_once(as_importer):
     pool = BlockPool(4, 2)
     blocks = pool.take(2)
-    with pytest.raises(ValueError, match=said("blocks", "holds", "got [0, 0]")):
+    with pytest.raises(ValueError, match=said("blocks", "in use", "got [0, 0]")):
         pool.release([blocks[0]] * 2)
     pool.hold(blocks[:1])
     pool.release([blocks[0]] * 2)

@@ -108,7 +108,7 @@ def test_each_rank_of_a_machine_wants_a_device(there, here, monkeypatch, capsys)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: there)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(here))
     assert demo.main([*SMALL, "--device", "cuda"]) == 2
-    told = said("devices of CUDA", f"{here}, one for each rank", f"got {there}")
+    told = said("CUDA devices", f"{here}, one for each rank", f"got {there}")
     assert re.search(told, capsys.readouterr().err)
 
 

@@ -169,7 +169,7 @@ def test_a_number_of_ranks_that_is_none_is_refused(ranks, as_importer):
 
 
 def test_what_cannot_be_called_is_refused(as_importer):
-    with pytest.raises(ValueError, match=said("function", "called", "got")):
+    with pytest.raises(ValueError, match=said("function", "callable", "got")):
         run_ranks("own_rank", 2)
 
 
