@@ -261,7 +261,7 @@ def rank_rows(**shares: float) -> list[common.Row]:
             times = {"milliseconds": 200.0, "spread": 50.0, "rounds": 3, "disturbed": 1}
             share = {"share": shares.get(name.split(", ")[-1], 0.5)}
             rows.append(cell | {"contender": name} | times | share)
-            for rank in range(context_parallel.ranks_of(name)):
+            for rank in range(context_parallel.shared_by(name)):
                 place = {"contender": name, "rank": f"rank {rank}", "peak_mib": 7.0}
                 rows.append(cell | place)
     return rows
@@ -274,10 +274,11 @@ def test_a_report_of_ranks_says_what_was_met_and_has_each_ranks_memory():
     columns = head.strip("| ").split(" | ")[3:]
     assert columns == [*context_parallel.CONTENDERS, "spread"]
     assert "| 200 (0.94) |" in text
-    assert "ring, zigzag, forward, meets its goal: 0.94, the goal is 0.93." in text
+    assert "ring, zigzag, forward, meets its goal: 0.94, the goal is 0.93;" in text
+    assert "it has 1.88 of the speed of each by itself." in text
     assert "Ulysses, forward+backward, misses its goal: 0.50" in text
     assert "contiguous order has 0.66; its bound is 0.67." in text
-    assert "disturbed 10 of 30 samples" in text
+    assert "disturbed 12 of 36 samples" in text
     assert "| forward | Ulysses | rank 1 | 7 |" in text
     assert "rank 1" not in text.split("| one device |")[1].split("\n")[0]
 
@@ -295,6 +296,9 @@ def test_the_report_of_ranks_is_what_its_numbers_say():
 def ranks_compared():
     steps = {n: context_parallel.Step(n, 53, True) for n in context_parallel.CONTENDERS}
     context_parallel.compare(steps)
+    for name in ("one device", "each by itself"):
+        assert context_parallel.shared_by(name) == 1
+        assert steps[name].inputs[0].shape[-2] == 53, f"{name} has the whole text"
     steps["Ulysses"].inputs[2] = 1.1 * steps["Ulysses"].inputs[2]
     with pytest.raises(AssertionError, match="Ulysses must give"):
         context_parallel.compare(steps)
