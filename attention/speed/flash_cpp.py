@@ -167,10 +167,10 @@ _WHOLE, _LEAST_SCALE = 32, 1e-20
 
 
 def _factor(tensor: Tensor, bias: Tensor | None) -> torch.dtype:
-    """The type that is multiplied: bfloat16 itself where the CPU has tiles for it."""
+    """The type that is multiplied: bfloat16 itself where the CPU can."""
     vectors = torch.backends.cpu.get_cpu_capability()  # less, if torch is told so
-    tiles = vectors == "AVX512" and torch.cpu._is_amx_tile_supported()
-    direct = tiles and bias is None and tensor.dtype == torch.bfloat16
+    native = vectors == "AVX512" and torch.cpu._is_avx512_bf16_supported()
+    direct = native and bias is None and tensor.dtype == torch.bfloat16
     return tensor.dtype if direct else precise(tensor)
 
 

@@ -146,6 +146,19 @@ def random_call(seed, most=260):
     return tensors, options
 
 
+@pytest.mark.parametrize("vectors", ["AVX512", "AVX2", "DEFAULT"])
+@pytest.mark.parametrize("pairs", [True, False], ids=["can", "cannot"])
+def test_bfloat16_is_multiplied_as_it_is_where_the_cpu_can(monkeypatch, vectors, pairs):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: vectors)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: pairs)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    one = torch.ones(1, dtype=torch.bfloat16)
+    native = pairs and vectors == "AVX512"  # and no less, if torch is told so
+    assert flash_cpp._factor(one, None) == (torch.bfloat16 if native else torch.float32)
+    assert flash_cpp._factor(one, one) == torch.float32, "a bias is added in 32 bits"
+    assert flash_cpp._factor(one.half(), None) == torch.float32
+
+
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("name", ["bfloat16", "float16"])
 def test_in_16_bits_it_errs_no_more_than_the_fused_call(name, causal):
