@@ -58,13 +58,19 @@ def some_rows(script) -> list[common.Row]:
     return rows
 
 
-@pytest.mark.parametrize("script", [multi_head, layer, flash_cpp])
-def test_the_report_is_what_its_numbers_say(script):
-    text = (BENCHMARKS / f"{script.__name__}.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize(
+    ("script", "label"),
+    [(multi_head, ""), (layer, ""), (flash_cpp, ""), (flash_cpp, "amd")],
+)
+def test_the_report_is_what_its_numbers_say(script, label):
+    name = "-".join(filter(None, [script.__name__, label]))
+    text = (BENCHMARKS / f"{name}.md").read_text(encoding="utf-8")
     rounds = int(re.search(r"the median of (\d+) rounds", text)[1])
     (described,) = re.findall(r"(?m)^.*The fused call picks.*$", text)
-    rows = rows_of(script.__name__)
-    assert script.report(rows, {"cpu": described}, rounds) == text
+    report = script.report(rows_of(name), {"cpu": described}, rounds)
+    if label:
+        report = common.labelled(report, script.__name__, label)
+    assert report == text
 
 
 def test_the_goals_are_those_of_the_machine_that_was_measured(monkeypatch):
