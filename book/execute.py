@@ -121,7 +121,7 @@ class Client(NotebookClient):
             on_cell_start=self.started,
             on_cell_executed=self.executed,
             # All is stored by then, and a kernel that ends by itself may write of it:
-            # a busy one a traceback, and any of them, rarely, what its sockets lack.
+            # a busy one a traceback, any of them, rarely, an error of its sockets.
             shutdown_kernel="immediate",
         )
         self.file, self.folder, self.held = file, folder, holdings(folder)
