@@ -375,8 +375,7 @@ struct Attention {
     for (Int j = from; j < to; j += n, k += n * k_row, v += n * v_row) {
       Int real = std::min(n, to - j);
       for (Int i = 0; i < real; i += L) {
-        for (Int x = i; x < i + L; ++x)
-          fetch(k + (x + n) * k_row, D), fetch(v + x * v_row, E);
+        for (Int x = i; x < i + L; ++x) fetch(v + x * v_row, E);
         dots(band.rows, k + i * k_row, std::min(L, real - i), q, tile, lines + i);
       }
       for (Int r = 0; r < band.rows; ++r) {
@@ -385,10 +384,11 @@ struct Attention {
         hide(band, r, j, real, line);
         soften(band, r, n, line, acc + r * E);
       }
+      const T* next = k + n * k_row;
       Int r = 0;
-      for (; r + 8 <= band.rows; r += 8) add<8>(lines + r * n, real, v, acc + r * E);
-      for (; r + 4 <= band.rows; r += 4) add<4>(lines + r * n, real, v, acc + r * E);
-      for (; r < band.rows; ++r) add<1>(lines + r * n, real, v, acc + r * E);
+      for (; r + 8 <= band.rows; r += 8) add<8>(r, lines, real, v, next, acc);
+      for (; r + 4 <= band.rows; r += 4) add<4>(r, lines, real, v, next, acc);
+      for (; r < band.rows; ++r) add<1>(r, lines, real, v, next, acc);
     }
   }
   // A row will be needed soon; no fault if it is not there
@@ -409,12 +409,15 @@ struct Attention {
       totals(sum).store(lines + r * AT_ONCE);
     }
   }
-  // Weighted values, for N queries at once
-  template <Int N> void add(const R* weights, Int n, const T* v, R* acc) const {
+  // Weighted values, for N queries from row on, while the next keys are fetched
+  template <Int N>
+  void add(Int row, const R* weights, Int n, const T* v, const T* next, R* acc) const {
+    weights += row * AT_ONCE, acc += row * E;
     for (Int e = 0; e < E; e += 2 * L) {
       V a[N], b[N];  // sums of this block alone: a long sum loses small terms
       for (Int r = 0; r < N; ++r) a[r] = b[r] = V(0);
       for (Int i = 0; i < n; ++i) {
+        fetch(next + i * call.k.row + e, 2 * L);
         V x = get(v + i * call.v.row + e), y = get(v + i * call.v.row + e + L);
         for (Int r = 0; r < N; ++r) {
           V weight(weights[r * AT_ONCE + i]);
