@@ -171,6 +171,17 @@ def test_what_is_no_tensor_is_told_so(form, place, other, as_importer):
         form(*inputs)
 
 
+@pytest.mark.parametrize("form", EVERY_FORM)
+@pytest.mark.parametrize("place", range(3))
+def test_a_sparse_tensor_is_told_so(form, place, as_importer):
+    inputs = some(2, 3, 7)
+    inputs[place] = inputs[place].to_sparse()
+    if form is weights_by_hand and place == 2:
+        return  # which takes no values
+    with pytest.raises(TypeError, match=said("a dense tensor", "got torch.sparse_coo")):
+        form(*inputs)
+
+
 # A scale that is zero or negative
 
 

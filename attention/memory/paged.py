@@ -28,6 +28,7 @@ from attention.tools.checks import (
     are_whole,
     check_fit,
     check_sizes,
+    is_size,
     precise,
     readable,
     wants_gradient,
@@ -120,6 +121,8 @@ class BlockPool:
 
     def take(self, count: int) -> list[int]:
         """That many free blocks, each for one user; ValueError if there are too few."""
+        if not is_size(count):
+            raise expected("count", "a whole number of at least 0", repr(count))
         missing = count - len(self.free)
         if missing > 0 and self.num_blocks is not None:
             got = f"{len(self.free)} of {self.num_blocks}"

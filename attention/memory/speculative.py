@@ -131,6 +131,8 @@ def check_probabilities(**rows: Tensor) -> None:
     for name, tensor in rows.items():
         if not tensor.is_floating_point() or tensor.shape[-1] == 0:
             raise expected(name, "floats (..., vocabulary), at least one token", tensor)
+        if tensor.is_meta:
+            raise expected(name, "a device that holds numbers", tensor)
         wrong = tensor[~(tensor >= 0)]
         if wrong.numel():
             raise expected(name, "probabilities of at least 0", wrong[0].item())

@@ -277,10 +277,12 @@ def told(thing: object) -> str:
 
 
 def check_tensor(**arguments: object) -> None:
-    """TypeError unless these are tensors; it says how lists and arrays become one."""
+    """TypeError unless these are dense tensors; it says how a list becomes one."""
     for name, thing in arguments.items():
         if not isinstance(thing, torch.Tensor):
             came = f"expected a torch.Tensor, got {type(thing).__name__}"
             can = isinstance(thing, list | tuple) or hasattr(thing, "__array__")
             how = f"; torch.as_tensor({name}) makes one" if can else ""
             raise TypeError(f"{name}: {came}{how}")
+        if thing.layout != torch.strided:
+            raise TypeError(f"{name}: expected a dense tensor, got {thing.layout}")
