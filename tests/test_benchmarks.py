@@ -188,11 +188,14 @@ def test_short_calls_are_measured_behind_one_that_is_not_counted(repeats, calls)
 # A step with a cache
 
 
-def test_the_report_of_a_step_is_what_its_numbers_say():
-    text = (BENCHMARKS / "decode.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize("label", ["", "amd"])
+def test_the_report_of_a_step_is_what_its_numbers_say(label):
+    name = "-".join(filter(None, ["decode", label]))
+    text = (BENCHMARKS / f"{name}.md").read_text(encoding="utf-8")
     rounds = int(re.search(r"the median of (\d+) rounds", text)[1])
     (described,) = re.findall(r"(?m)^(.*, torch .*)\.$", text)
-    assert decode.report(rows_of("decode"), {"cpu": described}, rounds) == text
+    report = decode.report(rows_of(name), {"cpu": described}, rounds)
+    assert (common.labelled(report, "decode", label) if label else report) == text
 
 
 def step_rows(**shares: float) -> list[common.Row]:
