@@ -53,6 +53,7 @@ def as_maps(
     from 0 to 1 (with `signed=True`: are finite); the mask is boolean and broadcasts to
     them; and the tokens are strings. TypeError for what is not a tensor.
     """
+    weights = _dense(weights)
     check_tensor(weights=weights)
     check_tokens(queries=queries, keys=keys)
     sides, shape = (len(queries), len(keys)), tuple(weights.shape)
@@ -61,7 +62,7 @@ def as_maps(
     if not fits or weights.is_complex() or weights.is_meta:
         raise expected("weights", must, weights)
     axis_names(shape[:-2], axes)
-    maps = weights.detach().to_dense().to("cpu", torch.float64).reshape(-1, *sides)
+    maps = weights.detach().to("cpu", torch.float64).reshape(-1, *sides)
     allowed = _as_masks(mask, shape)
     maps = maps.masked_fill(~allowed, 0.0)
     low, high = maps.min().item(), maps.max().item()
@@ -78,15 +79,21 @@ def _number(value: float | Tensor) -> str:
     return f"{value:.2f}" if abs(value) < 1e5 else f"{value:.2e}"
 
 
+def _dense(thing: object) -> object:
+    """A sparse tensor as a dense one; all else as it is."""
+    return thing.to_dense() if isinstance(thing, Tensor) else thing
+
+
 def _as_masks(mask: Tensor | None, shape: tuple) -> Tensor:
     """The mask of each map: True where a query may see a key."""
     must = shape if len(shape) > 2 else (1, *shape)
     mask = torch.ones((), dtype=torch.bool, device="cpu") if mask is None else mask
+    mask = _dense(mask)
     check_tensor(mask=mask)
     if mask.dtype != torch.bool or mask.is_meta:
         raise expected("mask", "booleans (True: may see)", mask)
     try:
-        return mask.cpu().to_dense().expand(must).reshape(-1, *shape[-2:])
+        return mask.cpu().expand(must).reshape(-1, *shape[-2:])
     except RuntimeError:
         raise expected("mask", f"a shape that broadcasts to {must}", mask) from None
 

@@ -513,6 +513,16 @@ def test_weights_of_every_kind_of_real_number_are_shown(as_importer, kind):
     assert got == want
 
 
+def test_a_sparse_mask_is_that_of_its_dense_form(as_importer):
+    mask = torch.ones(3, 5, dtype=torch.bool).tril(2)
+    weights = mask / mask.sum(dim=-1, keepdim=True)
+    want, got = (
+        show_weights(weights, QUERIES, KEYS, mask=each)._repr_mimebundle_()[0]
+        for each in (mask, mask.to_sparse())
+    )
+    assert got == want
+
+
 # Two axes before the queries
 
 
