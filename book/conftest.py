@@ -15,6 +15,7 @@ from importlib.util import find_spec
 from itertools import zip_longest
 from pathlib import Path
 
+import nbval.kernel
 import pytest
 from jupyter_client.provisioning import local_provisioner
 from nbval.plugin import IPyNbCell
@@ -64,6 +65,21 @@ def pytest_configure() -> None:
         import warm
 
         local_provisioner.launch_kernel = warm.launch
+    nbval.kernel.start_new_kernel = start_new_kernel
+
+
+START = nbval.kernel.start_new_kernel
+
+
+def start_new_kernel(*args, **options) -> tuple:
+    """Takes the place of nbval's: if the kernel dies at once, it starts another.
+
+    Ports are chosen before a kernel opens them, so another process may be quicker.
+    """
+    try:
+        return START(*args, **options)
+    except RuntimeError:
+        return START(*args, **options)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

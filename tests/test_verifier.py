@@ -258,6 +258,37 @@ def test_chapters_that_take_long_are_begun_first_and_the_others_keep_their_order
     assert begun == [*verifier.LONG[:2], "masks", "causal"]
 
 
+@pytest.mark.parametrize(("dies", "starts"), [(0, 1), (1, 2), (2, 2)])
+def test_a_kernel_that_dies_at_once_is_started_once_more(monkeypatch, dies, starts):
+    tried = []
+
+    def start(**options):
+        tried.append(options)
+        if len(tried) <= dies:
+            raise RuntimeError("Kernel died before replying to kernel_info")
+        return "manager", "client"
+
+    monkeypatch.setattr(verifier, "START", start)
+    if dies < 2:
+        assert verifier.start_new_kernel(cwd="here") == ("manager", "client")
+    else:
+        with pytest.raises(RuntimeError, match="Kernel died"):
+            verifier.start_new_kernel(cwd="here")
+    assert tried == [{"cwd": "here"}] * starts
+
+
+def test_a_kernel_that_has_ended_is_told_to_end_without_an_error(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "book")
+    import warm
+
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    kernel = warm.Kernel(ended.pid)
+    kernel.terminate()
+    kernel.kill()
+    assert kernel.poll() == kernel.wait() == 1
+
+
 def test_another_nbval_is_refused(monkeypatch):
     monkeypatch.setattr(verifier, "NBVAL", "0.10.0")
     with pytest.raises(pytest.UsageError, match=r"replaces how nbval 0\.10\.0"):
