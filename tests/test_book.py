@@ -394,6 +394,37 @@ def test_an_exercise_fails_until_it_is_solved(chapter):
         assert "hide-cell" in tangle.tags(cell), f"{chapter.at(cell)}: {must}"
 
 
+def bound_and_used(source: str) -> tuple[set[str], set[str]]:
+    """The names that a cell gives to something, and those that it reads."""
+    bound, used = set(), set()
+    for node in ast.walk(ast.parse(source)):
+        match node:
+            case ast.Name(id=name, ctx=ast.Load()):
+                used.add(name)
+            case ast.Name(id=name) | ast.arg(arg=name):
+                bound.add(name)
+            case ast.FunctionDef(name=name) | ast.ClassDef(name=name):
+                bound.add(name)
+            case ast.alias(name=name, asname=other):
+                bound.add(other or name.partition(".")[0])
+    return bound, used
+
+
+def test_an_exercise_can_be_done_without_those_before_it(chapter):
+    """A learner skips one, or comes back for the last alone."""
+    tags = {"exercise", "solution"}
+    text = [cell for cell in chapter.code if not tags & set(tangle.tags(cell))]
+    known = set().union(*(bound_and_used(cell["source"])[0] for cell in text))
+    earlier: set[str] = set()
+    both = chapter.tagged("exercise"), chapter.tagged("solution")
+    for exercise, solution in zip(*both, strict=True):
+        bound, used = bound_and_used(f"{exercise['source']}\n{solution['source']}")
+        lacks = sorted(earlier & used - bound - known)
+        must = "must import or define what it uses; an earlier exercise alone has"
+        assert not lacks, f"{chapter.at(exercise)}: {must} {lacks}"
+        earlier |= bound
+
+
 def test_each_solution_follows_its_exercise(chapter):
     kinds, expected = {"exercise", "solution"}, "exercise"
     for cell in chapter.code:
