@@ -124,6 +124,11 @@ class merge_all:
             context = (shares[..., None] * contexts).sum(dim=0)
             return context, logsumexps.logsumexp(dim=0)
 
+        def the_mean_for_no_keys(contexts, logsumexps):
+            finite = logsumexps.clamp(min=-1e30)  # all alike: they share evenly
+            context = torch.einsum("pi,pie->ie", finite.softmax(dim=0), contexts)
+            return context, logsumexps.logsumexp(dim=0)
+
         def zero_for_no_keys(contexts, logsumexps):
             shares = softmax(logsumexps.T)
             context = torch.einsum("ip,pie->ie", shares, contexts)
