@@ -257,8 +257,8 @@ def cpp_attend(
     """Context vectors by a kernel in C++, for a CPU; equals `attend`.
 
     Compiled at its first call, which takes some seconds, and kept for later processes
-    in TORCH_EXTENSIONS_DIR, or where torch keeps such files. Scores and sums of
-    16-bit inputs are in float32, and a bias in float32 is added there. Memory grows linearly
+    in TORCH_EXTENSIONS_DIR, or where torch keeps such files. Scores and sums of 16-bit
+    inputs are in float32, where a bias in float32 is added. Memory grows linearly
     with length, forward and backward, but for a mask or bias. Axis -3 counts heads:
     keys and values may have fewer, each then serving as many query heads in a row as
     needed, and are read once for all of them. `mask` is True where a query may see a
