@@ -168,7 +168,8 @@ struct Attention {
   const Int rows = group * call.queries, all = call.batch * call.groups;
   const Int bands = up(rows, BLOCK_M) / BLOCK_M,
             blocks = up(call.keys, BLOCK_N) / BLOCK_N;
-  const R factor = call.scale * LOG2_E;
+  const bool biased = call.bias.data;  // then scores are scaled before it is added
+  const R scale = biased ? 1 : call.scale, factor = scale * LOG2_E;
 
   template <class X> static X* place(const Matrix& m, Int batch, Int head, Int row) {
     return (X*)m.data + batch * m.batch + head * m.head + row * m.row;
@@ -233,7 +234,7 @@ struct Attention {
     }
     if (!seen) return false;
     product(n, BLOCK_M, D, keys, D, qt, s, false);
-    if (call.bias.data || hidden) add_given(band, j, n, real, s, given);
+    if (biased || hidden) add_given(band, j, n, real, s, given);
     R first[BLOCK_M], end[BLOCK_M];
     for (Int r = 0; r < BLOCK_M; ++r) {
       first[r] = std::clamp<Int>(band.first[r] - j, 0, n);
@@ -247,21 +248,21 @@ struct Attention {
       }
     return true;
   }
-  // The bias in units of q k, and -inf where the mask hides
+  // The bias, and -inf where the mask hides
   void add_given(const Band& band, Int j, Int n, Int real, R* s, R* given) const {
     std::fill_n(given, BLOCK_M * BLOCK_N, 0);
     for (Int r = 0; r < band.rows; ++r) {
       const R* bias = given_of<R>(call.bias, band, r, j);
       const char* mask = given_of<char>(call.mask, band, r, j);
       R* to = given + r * BLOCK_N;
-      for (Int c = 0; c < real && bias; ++c) to[c] = bias[c] / R(call.scale);
+      if (bias) std::copy_n(bias, real, to);
       for (Int c = 0; c < real && mask; ++c) to[c] = mask[c] ? to[c] : -INF;
     }
     transpose(given, BLOCK_N, BLOCK_M, n, given + BLOCK_M * BLOCK_N, BLOCK_M);
     for (Int c = 0; c < n * BLOCK_M; c += L) {
-      V more = get(
-          given + BLOCK_M * BLOCK_N + c);  // where it is -inf, a nan is hidden as well
-      V::blendv(get(s + c) + more, more, more == V(-INF)).store(s + c);
+      V more = get(given + BLOCK_M * BLOCK_N + c);
+      V score = biased ? get(s + c) * V(call.scale) : get(s + c);
+      V::blendv(score + more, more, more == V(-INF)).store(s + c);  // hides nan, too
     }
   }
 
@@ -330,7 +331,7 @@ struct Attention {
       T* to = of_query<T>(call.context, band, r);
       if (l == 0) std::fill_n(to, E, T(0));  // even if a value is nan
       else scaled(acc + r * E, E, 1 / l, to);
-      *of_query<R>(call.lse, band, r) = band.m[r] * R(call.scale) + std::log2(l) * LN_2;
+      *of_query<R>(call.lse, band, r) = band.m[r] * scale + std::log2(l) * LN_2;
     }
   }
 
@@ -447,7 +448,8 @@ struct Attention {
   void hide(const Band& band, Int r, Int j, Int n, R* line) const {
     const R* bias = given_of<R>(call.bias, band, r, j);
     const char* mask = given_of<char>(call.mask, band, r, j);
-    for (Int i = 0; i < n && bias; ++i) line[i] += bias[i] / R(call.scale);
+    for (Int i = 0; i < n && bias; ++i)
+      line[i] = bias[i] == -INF ? -INF : line[i] * R(call.scale) + bias[i];
     for (Int i = 0; i < n && mask; ++i) line[i] = mask[i] ? line[i] : -INF;
     std::fill_n(line, std::clamp<Int>(band.first[r] - j, 0, n), -INF);
     std::fill(line + std::clamp<Int>(band.end[r] - j, 0, n), line + n, -INF);
@@ -527,8 +529,8 @@ struct Attention {
       V sum(0);
       for (Int e = 0; e < E; e += L) sum = vec::fmadd(get(o + e), get(go + e), sum);
       to.delta[r] = total(sum) - *of_query<R>(call.d_lse, band, r);
-      R lse = *of_query<R>(call.lse, band, r) * LOG2_E;
-      if (lse != -INF) to.lse[r] = lse;
+      R lse = *of_query<R>(call.lse, band, r);
+      if (lse != -INF) to.lse[r] = lse / scale;  // in units of the scores
     }
   }
 
@@ -544,7 +546,7 @@ struct Attention {
           V w[2];
           for (int v = 0; v < 2; ++v) {
             Int x = at + v * L, y = c + v * L;
-            V power = vec::fmsub(get(to.s + x), V(factor), get(rows.lse + y));
+            V power = (get(to.s + x) - get(rows.lse + y)) * V(factor);
             w[v] =
                 exp2<PAIRS>(vec::clamp_max(power, V(0)));  // scores of 1e30 are rounded
             ds[k][v] = w[v] * (get(to.ds + x) - get(rows.delta + y));

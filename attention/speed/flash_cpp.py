@@ -160,7 +160,11 @@ def _four(tensor: Tensor) -> Tensor:
 
 
 def _matrix(tensor: Tensor) -> _Matrix:
-    return _Matrix(tensor.data_ptr(), *tensor.stride()[:3])
+    place = tensor.data_ptr()
+    if tensor.numel() and not place:  # DTensor keeps its numbers elsewhere
+        must = "tensors that lie in memory themselves"
+        raise expected("queries, keys and values", must, type(tensor).__name__)
+    return _Matrix(place, *tensor.stride()[:3])
 
 
 _WHOLE, _LEAST_SCALE = 32, 1e-20
@@ -185,7 +189,8 @@ class _Kernel(NamedTuple):
     def run(self, backward: bool, **tensors: Tensor | None) -> None:
         """Call the kernel, which writes its results into the output tensors."""
         computed = tensors["lse"].numel() and tensors["k"].numel()
-        if tensors["q"].is_meta or not computed:
+        real = tensors["q"].untyped_storage().device.type == "cpu"  # no stand-in
+        if not real or not computed:
             return
         four = {name: _four(t) for name, t in tensors.items() if t is not None}
         batch, heads, length, width = four["q"].shape
@@ -285,7 +290,7 @@ def cpp_attend(
     queries, scale = scale_queries(queries, scale)
     if scale < 0:  # the kernel wants it above 0, and this rounds nothing
         queries, scale = -queries, -scale
-    if not scale > _LEAST_SCALE:  # the kernel divides by it
+    if not scale > _LEAST_SCALE:  # the kernel multiplies -inf by it
         queries, scale = queries * scale, 1.0
     three = [_padded(each) for each in broadcast_heads(queries, keys, values, shape)]
     heads = three[0].shape[:-2]

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from examples import said
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils import cpp_extension
 
 from attention import (
@@ -24,6 +25,7 @@ from attention import (
     attention_weights,
     cpp_attend,
     document_mask,
+    flash_attend,
     merge_states,
 )
 from attention.speed import flash_cpp
@@ -295,6 +297,29 @@ def test_a_query_that_sees_nothing_gets_zeros_though_a_value_is_no_number(
     assert lse[:, :, 0].isneginf().all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
+@pytest.mark.parametrize("num_queries", [1, 4, 40])
+def test_a_row_whose_biases_are_all_the_least_number_has_even_weights(
+    num_queries, dtype
+):
+    """As in a mask of floats for padding on the left; only -inf hides."""
+    tensors = draw((2, 4, 2, num_queries, 53), dtype=dtype)
+    bias = torch.randn(4, num_queries, 53)
+    bias[:, 0] = bias[..., :2] = torch.finfo(torch.float32).min
+    bias = bias.to(torch.promote_types(dtype, torch.float32))
+    context, lse = cpp_attend(*tensors, bias=bias, return_lse=True)
+    _, must = flash_attend(*tensors, bias=bias, return_lse=True)
+    torch.testing.assert_close(lse, must)
+    near = {"rtol": 2e-3, "atol": 2e-3}
+    torch.testing.assert_close(context, by_hand(*tensors, bias=bias), **near)
+    do = torch.randn(context.shape)
+    do[..., 0, :] = 0  # as for padding: its logsumexp has lost the number of keys
+    wanted = results(by_hand, tensors, do, bias=bias)
+    torch.testing.assert_close(
+        results(cpp_attend, tensors, do, bias=bias), wanted, **near
+    )
+
+
 def test_very_large_scores_overflow_no_exponential():
     tensors = [t.detach() * 100 for t in draw((1, 1, 1, 5, 203), dtype=torch.float64)]
     wanted = by_hand(*tensors, causal=True)
@@ -322,6 +347,32 @@ def test_tensors_may_lie_in_any_order():
     torch.testing.assert_close(
         cpp_attend(turned, turned, turned), by_hand(turned, turned, turned)
     )
+
+
+def test_of_a_tensor_without_numbers_it_gives_the_shape():
+    with FakeTensorMode():
+        q, k, v = draw()
+        context, lse = cpp_attend(q, k, v, return_lse=True)
+        context.sum().backward()
+    assert (context.shape, lse.shape) == ((2, 4, 37, 16), (2, 4, 37))
+    assert isinstance(context, FakeTensor)
+    assert q.grad.shape == q.shape
+
+
+def test_a_tensor_whose_numbers_lie_elsewhere_is_refused():
+    """A wrapper, as DTensor is: its address is zero."""
+
+    class Wrapper(torch.Tensor):
+        @staticmethod
+        def __new__(cls):
+            return torch.Tensor._make_wrapper_subclass(cls, (1, 2, 5, 32))
+
+        @classmethod
+        def __torch_dispatch__(cls, function, types, inputs=(), options=None):
+            raise AssertionError(function)
+
+    with pytest.raises(ValueError, match="expected tensors that lie in memory"):
+        flash_cpp._matrix(Wrapper())
 
 
 def test_two_calls_give_the_same_bits():
