@@ -84,6 +84,12 @@ class blocks_in_use:
             own = blocks_for(written, block_size)
             return blocks_for(prompt, block_size) + answers * own
 
+        def a_block_more_at_an_edge(prompt, answers, written, block_size):
+            full, rest = divmod(prompt, block_size)
+            if not written:
+                return full + (rest > 0)
+            return full + answers * ((rest + written) // block_size + 1)
+
 
 class put_aside:
     class right:
