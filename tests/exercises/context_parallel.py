@@ -56,6 +56,16 @@ class owner:
             # order_ranges(length, ranks) tells the same
             return min(position, length - 1 - position) * 2 * ranks // length
 
+        def as_a_tensor(position, length, ranks):
+            piece = torch.tensor(position * 2 * ranks // length)
+            return torch.minimum(piece, 2 * ranks - 1 - piece)
+
+        def in_numpy(position, length, ranks):
+            from numpy import int64
+
+            piece = int64(position) * 2 * ranks // length
+            return min(piece, 2 * ranks - 1 - piece)
+
     class wrong:
         def contiguous(position, length, ranks):
             return position * ranks // length
