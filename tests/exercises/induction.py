@@ -119,6 +119,16 @@ class after_pair:
             sharp = attend(pairs[-1:], pairs[:-1], following, scale=50.0)
             return sharp[0].argmax()
 
+        def by_an_average_of_tokens(ids, vocabulary):
+            tokens = nn.functional.one_hot(ids, vocabulary).float()
+            nothing = torch.zeros(2, vocabulary)
+            one_back = torch.cat([nothing, tokens])[1:-1]
+            two_back = torch.cat([nothing, tokens])[:-2]
+            queries = torch.cat([tokens, one_back], dim=-1)
+            keys = torch.cat([one_back, two_back], dim=-1)
+            values = ids[:, None].float()  # 4.99998, where 5 is meant
+            return attend(queries, keys, values, causal=True, scale=15.0)[-1]
+
     class wrong:
         def after_the_last_alone(ids, vocabulary):
             tokens = nn.functional.one_hot(ids, vocabulary).float()
@@ -146,6 +156,12 @@ class after_pair:
             queries = torch.cat([tokens, one_back], dim=-1)
             keys = torch.cat([one_back, two_back], dim=-1)
             return attend(queries, keys, tokens, causal=True, scale=5.0)[-1].argmax()
+
+        def between_two_tokens(ids, vocabulary):
+            ids = ids.tolist()
+            for place in range(len(ids) - 2):
+                if ids[place : place + 2] == ids[-2:]:
+                    return ids[place + 2] + 0.4
 
         def not_sharp(ids, vocabulary):
             tokens = nn.functional.one_hot(ids, vocabulary).float()
