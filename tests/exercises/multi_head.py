@@ -8,8 +8,8 @@ class two_numbers:
             sizes = {"d_in": 3, "d_out": 1, "context_length": 6}
             return StackedHeads(**sizes, dropout=0.0, num_heads=2)
 
-        def longer():
-            return StackedHeads(3, 2 // 2, 8, 0.0, 2, qkv_bias=True)
+        def with_a_bias():
+            return StackedHeads(3, 2 // 2, 6, 0.0, 2, qkv_bias=True)
 
     class wrong:
         def as_before():
@@ -20,6 +20,15 @@ class two_numbers:
 
         def four_heads():
             return StackedHeads(3, 1, 6, 0.0, num_heads=4)
+
+        def longer():
+            return StackedHeads(3, 1, 1024, 0.0, num_heads=2)
+
+        def with_dropout():
+            return StackedHeads(3, 1, 6, 0.5, num_heads=2)
+
+        def for_narrower_tokens():
+            return StackedHeads(2, 1, 6, 0.0, num_heads=2)
 
         def not_stacked():
             return MultiHeadAttention(3, 2, 6, 0.0, num_heads=2)
