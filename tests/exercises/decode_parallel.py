@@ -149,6 +149,12 @@ class doubling:
                 ]
             return whole
 
+        def one_state_for_all(states, merge):
+            while len(states) > 1:
+                pairs = zip(states[::2], states[1::2], strict=True)
+                states = [merge(a, b) for a, b in pairs]
+            return states[0]
+
         def to_the_first_alone(states, merge):
             while len(states) > 1:
                 pairs = zip(states[::2], states[1::2], strict=True)
