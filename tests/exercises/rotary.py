@@ -102,6 +102,18 @@ class is_interleaved:
             before, after = head[0, :2].norm(), turned[0, :2].norm()
             return torch.allclose(before, after, rtol=1e-4)
 
+        def with_positions_of_a_batch(process, head_dim):
+            heads = torch.zeros(1, 1, 5, head_dim)
+            heads[..., 0] = 1
+            turned, _ = process(heads, heads, torch.arange(5)[None])
+            return bool((turned[..., 1] != 0).any())
+
+        def with_positions_of_two_texts(process, head_dim):
+            heads = torch.zeros(2, 3, 5, head_dim)
+            heads[..., 0] = 1
+            turned, _ = process(heads, heads, torch.arange(10).view(2, 5))
+            return bool((turned[..., 1] != 0).any())
+
     class wrong:
         def always(process, head_dim):
             return True
