@@ -82,6 +82,11 @@ class remove:
             left = 1 - (logsumexp_b - logsumexp).exp()
             return (context_b - left[:, None] * context), logsumexp + left.log()
 
+        def logsumexps_in_a_column(context, logsumexp, context_b, logsumexp_b):
+            left = 1 - (logsumexp_b - logsumexp).exp()[:, None]
+            rest = (context - (1 - left) * context_b) / left
+            return rest, logsumexp[:, None] + left.log()
+
 
 class merge_all:
     class right:
@@ -159,3 +164,13 @@ class merge_all:
             shares = logsumexps.softmax(0).masked_fill(empty, 0)
             together = logsumexps.logsumexp(0).masked_fill(empty, -torch.inf)
             return torch.einsum("pi,pie->ie", shares, contexts), together
+
+        def logsumexps_in_a_row(contexts, logsumexps):
+            context = torch.einsum("ip,pie->ie", softmax(logsumexps.T), contexts)
+            return context, logsumexps.logsumexp(dim=0, keepdim=True)
+
+        def two_at_a_time(contexts, logsumexps):
+            whole = contexts[0], logsumexps[0]
+            for part in zip(contexts[1:], logsumexps[1:], strict=True):
+                whole = merge_states(*whole, *part)
+            return whole
