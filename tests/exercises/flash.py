@@ -156,6 +156,17 @@ class values_gradient:
                     gradient[some] += weights.T @ do[rows]
             return gradient
 
+        def in_float64(queries, keys, do, lse):
+            queries, keys, do, lse = (t.double() for t in (queries, keys, do, lse))
+            gradient, length = torch.zeros_like(do), len(queries)
+            for rows, columns in tiles(length, length, causal=True, tile=(2, 2)):
+                for some in columns:
+                    weights = queries[rows] @ keys[some].T / 2**0.5
+                    weights = (weights - lse[rows, None]).exp()
+                    weights = weights.tril(rows.start - some.start)
+                    gradient[some] += weights.T @ do[rows]
+            return gradient
+
         def four_by_four(queries, keys, do, lse):
             gradient, length = torch.zeros_like(do), len(queries)
             for rows, columns in tiles(length, length, causal=True, tile=(4, 4)):
