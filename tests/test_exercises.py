@@ -352,6 +352,35 @@ def test_a_right_answer_in_float64_is_taken_or_told_of_its_dtype(chapter, name):
 
 
 @pytest.mark.parametrize(("chapter", "name"), exercises())
+def test_an_axis_too_many_is_not_told_as_wrong_numbers(chapter, name):
+    check, right = first_right(chapter, name)
+    if not inspect.isfunction(right):  # a kernel answers in place
+        return
+
+    def told(change) -> str:
+        """What the check says if the last tensor of the answer is changed."""
+
+        def changed(*inputs, **options):
+            found = right(*inputs, **options)
+            several = isinstance(found, tuple)
+            *first, last = found if several else (found,)
+            if isinstance(last, torch.Tensor) and last.ndim:
+                last = change(last)
+            return (*first, last) if several else last
+
+        try:
+            check(functools.wraps(right)(changed))
+        except Exception as error:
+            return str(error)
+        return ""
+
+    longer = told(lambda tensor: tensor[..., None])
+    other = told(lambda tensor: 7 - tensor.float())
+    must = f"the check of {name} must look at the shape first, and tell it"
+    assert not longer or longer != other, f"book/{chapter}.ipynb: {must}; not {longer}"
+
+
+@pytest.mark.parametrize(("chapter", "name"), exercises())
 def test_a_check_says_what_it_asks(chapter, name):
     """No bare assert, and no comparison that leaves the words to PyTorch."""
     cell = next(c for c in tagged(chapter, "exercise") if exercise(c)[1] == name)
