@@ -355,7 +355,8 @@ def _texts(tokens: Tensor) -> list[list[int]]:
     check_tensor(tokens=tokens)
     if tokens.ndim < 1 or not are_whole(tokens):
         raise expected("tokens", "whole numbers (*batch, length)", tokens)
-    return tokens.reshape(-1, tokens.shape[-1]).tolist()
+    *batch, length = tokens.shape
+    return tokens.reshape(prod(batch), length).tolist()
 
 
 def reuse_prefix(cache: PagedCache, tokens: Int[Tensor, "*batch length"]) -> int:
@@ -377,7 +378,8 @@ def reuse_prefix(cache: PagedCache, tokens: Int[Tensor, "*batch length"]) -> int
     for row in cache.rows:
         pool.hold(row)
     cache.length = count * pool.block_size
-    cache.positions = torch.arange(cache.length, device=tokens.device)
+    device = None if pool.keys is None else pool.keys.device
+    cache.positions = torch.arange(cache.length, device=device)
     return cache.length
 
 

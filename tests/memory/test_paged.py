@@ -561,6 +561,28 @@ def test_what_was_found_goes_on_as_so_many_texts(as_importer):
         cache.append(*piece(1, 8, (2,), 2, (3, 3), torch.float64))
 
 
+def test_what_was_found_lies_where_the_pool_does_wherever_the_tokens_are():
+    pool = BlockPool(4)
+    first, _ = grown(pool, 9)
+    publish_prefix(first, torch.arange(9))
+    pool.keys, pool.values = pool.keys.to("meta"), pool.values.to("meta")
+    second = PagedCache(4, pool=pool)
+    assert reuse_prefix(second, torch.arange(9)) == 8
+    assert second.positions.device == pool.keys.device
+    layer = Attention(6, 6, 2).to("meta")
+    pool.keys, pool.values = (t[..., :3] for t in (pool.keys, pool.values))
+    assert layer(torch.empty(1, 6, device="meta"), cache=second).shape == (1, 6)
+
+
+def test_a_text_of_no_token_finds_nothing():
+    cache = PagedCache(4)
+    nothing = torch.zeros(0, dtype=torch.long)
+    assert reuse_prefix(cache, nothing) == 0
+    publish_prefix(cache, nothing)
+    assert reuse_prefix(cache, nothing.expand(2, 0)) == 0
+    assert cache.rows == [[], []]
+
+
 # One pool, many texts
 
 
