@@ -68,6 +68,35 @@ def test_no_number_is_off_by_more_than_half_a_step(
 
 @each
 @floats
+@pytest.mark.parametrize("size", [1e-7, 1e-3, 1.0, 9e3])
+def test_zero_lies_on_a_mark_of_a_symmetric_ruler(bits, dtype, size):
+    numbers = (torch.randn(500, 9, dtype=torch.float64) * size).to(dtype)
+    numbers[:, 0] = 0
+    codes, step, offset = quantize(numbers, bits, symmetric=True)
+    half = 2 ** (bits - 1) - 1
+    assert torch.equal(offset.double(), -half * step.double())
+    assert (codes[:, 0] == half).all()
+    assert codes.max() <= 2 * half
+    assert (dequantize(codes, step, offset)[:, 0] == 0).all()
+
+
+@each
+def test_a_symmetric_ruler_ends_where_sixteen_bits_do(bits):
+    numbers = torch.tensor([65504.0, -65504.0, 3.0]).half()
+    codes, step, offset = quantize(numbers, bits, symmetric=True)
+    assert offset.isfinite().all()
+    error = (dequantize(codes, step, offset).double() - numbers.double()).abs()
+    assert (error <= bound(step, offset, bits)).all()
+
+
+def test_a_symmetric_step_has_a_gradient():
+    numbers = torch.tensor([1.0, -4.0, 2.0], requires_grad=True)
+    quantize(numbers, 8, symmetric=True)[1].sum().backward()
+    torch.testing.assert_close(numbers.grad, torch.tensor([0, -1 / 127, 0]))
+
+
+@each
+@floats
 @pytest.mark.parametrize("number", [0.0, -0.0, 0.1, -7.3, 6e4, 1e-7])
 def test_a_constant_group_is_exact(bits, dtype, number):
     same = torch.full((3, 5), number, dtype=dtype)
