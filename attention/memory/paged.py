@@ -202,6 +202,13 @@ class BlockPool:
         numbers = {name: t if t is None else t.detach() for name, t in both.items()}
         return self.__dict__ | numbers
 
+    def __setstate__(self, state: dict) -> None:
+        """Memory that can be written to, even if it is loaded in inference mode."""
+        self.__dict__ |= state
+        if self.keys is not None and self.keys.is_inference():
+            with torch.inference_mode(False):
+                self.keys, self.values = self.keys.clone(), self.values.clone()
+
 
 class PagedCache:
     """A cache whose tokens lie in blocks of a pool, wherever one was free.
@@ -250,20 +257,25 @@ class PagedCache:
         """Store tokens, as `extend` does, but read nothing."""
         positions = self._check(keys, values, positions)
         new, batch = keys.shape[-2], keys.shape[:-3]
+        rows, held = self.rows, self.positions
         if self.length == 0:
-            self.rows = [[] for _ in range(prod(batch))]
-            self.positions = positions.new_empty(0)
-        self._make_room(new)
+            rows, held = [[] for _ in range(prod(batch))], positions.new_empty(0)
+        self._make_room(rows, new)
+        self.rows = rows
         flat = (t.reshape(len(self.rows), *t.shape[-3:]) for t in (keys, values))
         self.pool.write(self.rows, self.length, *flat)
         self.batch = batch
-        self.positions = joined_positions(self.positions, positions)
+        self.positions = joined_positions(held, positions)
         self.length += new
 
     def needs(self, new: int) -> int:
         """How many free blocks it takes to add `new` tokens to each row."""
+        self._check_held()
+        return self._missing(self.rows, new)
+
+    def _missing(self, rows: list[list[int]], new: int) -> int:
         total = blocks_for(self.length + new, self.block_size)
-        return sum(total - self._keeps(row, new) for row in self.rows)
+        return sum(total - self._keeps(row, new) for row in rows)
 
     def truncate(self, length: int) -> None:
         """Forget all but the first `length` tokens, and give back what that frees."""
@@ -297,12 +309,12 @@ class PagedCache:
         shared = writes and self.pool.users[row[-1]] > 1
         return len(row) - bool(shared)
 
-    def _make_room(self, new: int) -> None:
+    def _make_room(self, rows: list[list[int]], new: int) -> None:
         """Blocks for `new` more tokens; one that is shared is copied, not written."""
-        taken = iter(self.pool.take(self.needs(new)))
+        taken = iter(self.pool.take(self._missing(rows, new)))
         total = blocks_for(self.length + new, self.block_size)
-        keeps = [self._keeps(row, new) for row in self.rows]
-        for row, kept in zip(self.rows, keeps, strict=True):
+        keeps = [self._keeps(row, new) for row in rows]
+        for row, kept in zip(rows, keeps, strict=True):
             shared, row[kept:] = row[kept:], islice(taken, total - kept)
             if shared:
                 self.pool.copy(shared, row[kept : kept + 1])

@@ -241,6 +241,31 @@ def test_an_empty_cache_may_be_refused_and_asked_again(as_importer):
     assert_holds(cache, given)
 
 
+@pytest.mark.parametrize("texts", [1, 3])
+def test_a_cache_that_was_refused_is_as_it_was(texts, as_importer):
+    cache, fresh = PagedCache(4, 2), PagedCache(4, 2)
+    with pytest.raises(ValueError, match=said("pool", "free blocks", "got 2 of 2")):
+        cache.extend(*piece(9, batch=(texts,)))
+    names = "rows", "length", "batch"
+    for name in names:
+        assert getattr(cache, name) == getattr(fresh, name)
+    assert [cache.needs(n) for n in range(9)] == [fresh.needs(n) for n in range(9)]
+
+
+@pytest.mark.parametrize("length", [0, 5])
+@pytest.mark.parametrize("num_blocks", [None, 4])
+def test_a_cache_may_be_loaded_in_inference_mode_and_go_on(length, num_blocks):
+    cache, given = PagedCache(4, num_blocks), piece(9)
+    cache.append(*(t[..., :length, :] for t in given[:2]), given[2][:length])
+    with torch.inference_mode():
+        other = pickle.loads(pickle.dumps(cache))
+        pool = copy.deepcopy(cache.pool)
+        other.append(*(t[..., length:7, :] for t in given[:2]), given[2][length:7])
+        assert length == 0 or not pool.keys.is_inference()
+    other.append(*(t[..., 7:, :] for t in given[:2]), given[2][7:])
+    assert_holds(other, given)
+
+
 @pytest.mark.parametrize("length", range(9))
 def test_needs_says_what_will_be_taken(length):
     for new in range(7):
@@ -291,6 +316,7 @@ USES = {
     "fork": lambda cache: cache.fork(),
     "copy": copy.copy,
     "free": lambda cache: cache.free(),
+    "needs": lambda cache: cache.needs(1),
     "reuse": lambda cache: reuse_prefix(cache, torch.arange(9)),
     "publish": lambda cache: publish_prefix(cache, torch.arange(0)),
     "stack_tables": lambda cache: stack_tables([cache]),
