@@ -11,11 +11,12 @@ from __future__ import annotations  # Triton reads tl.constexpr as a word
 import functools
 import inspect
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import islice, takewhile
 from math import prod
+from operator import index
 
 import torch
 from einops import rearrange
@@ -89,6 +90,14 @@ def wasted_slots(lengths: Sequence[int], block_size: int) -> int:
     return sum(blocks_for(n, block_size) * block_size - n for n in lengths)
 
 
+def _whole(name: str, numbers: Iterable[int]) -> list[int]:
+    """As ints of Python, which can be keys of a dict; a tensor's items cannot."""
+    try:
+        return [*map(index, numbers)]
+    except TypeError:
+        raise expected(name, "whole numbers", repr(numbers)) from None
+
+
 class BlockPool:
     """Memory for the keys and values of many texts, in blocks of `block_size` tokens.
 
@@ -137,7 +146,7 @@ class BlockPool:
 
     def hold(self, blocks: Sequence[int]) -> None:
         """Count one more user of each."""
-        known = range(len(self.users))
+        blocks, known = _whole("blocks", blocks), range(len(self.users))
         if not all(block in known for block in blocks):
             raise expected("blocks", f"blocks from 0 to {len(known) - 1}", blocks)
         for block in blocks:
@@ -146,7 +155,8 @@ class BlockPool:
 
     def release(self, blocks: Sequence[int]) -> None:
         """Count one user fewer of each; the last blocks of a text are free first."""
-        known, times = range(len(self.users)), Counter(blocks)
+        blocks, known = _whole("blocks", blocks), range(len(self.users))
+        times = Counter(blocks)
         if not all(b in known and self.users[b] >= n for b, n in times.items()):
             raise expected("blocks", "blocks in use", blocks)
         for block in reversed(blocks):

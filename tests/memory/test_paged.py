@@ -165,6 +165,25 @@ def test_a_block_that_is_not_there_cannot_be_held(block, as_importer):
     assert (pool.users, [*pool.free]) == ([0, 0], [0, 1])
 
 
+def test_blocks_may_be_named_by_a_tensor():
+    pool = BlockPool(4, 3)
+    pool.hold(torch.tensor([0, 2]))
+    assert (pool.users, [*pool.free]) == ([1, 0, 1], [1])
+    pool.release(torch.tensor([0, 2], dtype=torch.int32))
+    assert (pool.users, [*pool.free]) == ([0, 0, 0], [1, 2, 0])
+    assert all(type(block) is int for block in pool.take(3))
+
+
+@pytest.mark.parametrize("blocks", [[0, 0.0], torch.zeros(2), ["0"], [[0]], 0])
+def test_what_names_no_block_changes_nothing(blocks, as_importer):
+    pool = BlockPool(4, 2)
+    pool.take(1)
+    for use in (pool.hold, pool.release):
+        with pytest.raises(ValueError, match=said("blocks", "whole numbers", "got")):
+            use(blocks)
+    assert (pool.users, [*pool.free]) == ([1, 0], [1])
+
+
 def test_a_pool_without_a_limit_grows_and_keeps_what_it_says():
     pool = BlockPool(3)
     cache, given = grown(pool, 2)
