@@ -32,6 +32,7 @@ from attention.tools.checks import (
     is_size,
     precise,
     readable,
+    scale_queries,
     wants_gradient,
 )
 from attention.tools.workbench import check_tensor, expected
@@ -467,17 +468,17 @@ def paged_attend(
     table: Int[Tensor, "texts columns"],
     lengths: Int[Tensor, " texts"],
     *,
-    scale: float | None = None,
+    scale: float | Tensor | None = None,
 ) -> Float[Tensor, "texts heads value_dim"]:
     """Context of one query for each text, whose keys and values lie in blocks.
 
     Row n of the table names the blocks of text n, in order, and its first lengths[n]
     tokens are seen. Each head of keys serves several neighbouring heads of queries. One
-    column of blocks is read at a time. Kwon et al. 2023, equation 4. ValueError for
-    what does not fit.
+    column of blocks is read at a time. `scale` may be a tensor that broadcasts to
+    (texts, heads, 1). Kwon et al. 2023, equation 4. ValueError for what does not fit.
     """
     _check_paged(queries, keys, values, table, lengths)
-    scale = queries.shape[-1] ** -0.5 if scale is None else scale
+    queries, scale = scale_queries(queries, scale)
     q = rearrange(queries, "n (g r) d -> n g r d", g=keys.shape[2])
     q = scale * q.to(precise(q))
     m = q.new_full(q.shape[:-1], -torch.inf)
@@ -553,7 +554,7 @@ def triton_paged_attend(
     table: Int[Tensor, "texts columns"],
     lengths: Int[Tensor, " texts"],
     *,
-    scale: float | None = None,
+    scale: float | Tensor | None = None,
 ) -> Float[Tensor, "texts heads value_dim"]:
     """The same as `paged_attend` by a kernel in Triton, for CUDA, without gradients.
 
@@ -561,6 +562,7 @@ def triton_paged_attend(
     Triton is imported. ValueError for a misfit, ModuleNotFoundError without Triton.
     """
     _check_paged(queries, keys, values, table, lengths)
+    queries, scale = scale_queries(queries, scale)
     given = queries, keys, values
     if wants_gradient(*given):
         must = "tensors that want no gradient, or a call within torch.no_grad()"
@@ -569,7 +571,6 @@ def triton_paged_attend(
     if keys.device.type != "cuda" and isinstance(kernel, triton.JITFunction):
         must = "CUDA, or the CPU if TRITON_INTERPRET=1 is set"
         raise expected("device", must, keys.device)
-    scale = queries.shape[-1] ** -0.5 if scale is None else scale
     (texts, heads, _), groups = queries.shape, keys.shape[2]
     context = queries.new_empty(texts, heads, values.shape[-1])
     given = *(t.contiguous() for t in given), context

@@ -827,6 +827,34 @@ def test_the_kernel_refuses_what_wants_a_gradient(as_importer):
         torch.testing.assert_close(triton_paged_attend(*given), paged_attend(*given))
 
 
+@every
+@pytest.mark.parametrize("shape", [(), (1,), (6, 1), (3, 1, 1), (3, 6, 1)])
+def test_a_scale_may_be_a_tensor_for_texts_and_heads(form, shape):
+    pool, caches, _ = some_texts([1, 9, 4])
+    queries, scale = torch.randn(3, 6, 5), 3 * torch.rand(shape)
+    given = pool.keys, pool.values, *stack_tables(caches)
+    got = both(form)(queries, *given, scale=scale)
+    must = paged_attend(queries * scale, *given, scale=1)
+    torch.testing.assert_close(got, must)
+
+
+@every
+@pytest.mark.parametrize(
+    "scale", [torch.ones(1, 2, 1), torch.ones(4), torch.ones(2, 4, 5), "a", 1j]
+)
+def test_a_scale_that_fits_no_query_is_refused(form, scale, as_importer):
+    with pytest.raises(ValueError, match=said("scale", "a number", "got")):
+        form(**wrong(), scale=scale)
+
+
+def test_the_kernel_refuses_a_scale_that_wants_a_gradient(as_importer):
+    scale = torch.ones(1, requires_grad=True)
+    with pytest.raises(ValueError, match=said("no gradient", "got")):
+        triton_paged_attend(**wrong(), scale=scale)
+    paged_attend(**wrong(), scale=scale).sum().backward()
+    assert scale.grad.isfinite()
+
+
 def wrong(**changes):
     pool, caches, _ = some_texts([5, 9])
     table, lengths = stack_tables(caches)
