@@ -39,7 +39,8 @@ def residual(
     _check_alike(target, draft)
     surplus = (target - draft).clamp(min=0)
     total = surplus.sum(dim=-1, keepdim=True)
-    return torch.where(total > 0, surplus / total, target)
+    share = surplus / total.where(total > 0, 1)  # 0 / 0 would have no gradient
+    return torch.where(total > 0, share, target)
 
 
 def acceptance_rate(
@@ -82,6 +83,8 @@ def accept(
     probabilities, and for tokens that the draft cannot have drawn.
     """
     check_draft(target, draft, tokens)
+    if not isinstance(generator, torch.Generator | None):
+        raise expected("generator", "a torch.Generator, or None", repr(generator))
     target, draft, tokens = _exact(target), _exact(draft), tokens.long()
     p = target[..., :-1, :].gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
     q = draft.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
@@ -116,11 +119,12 @@ def check_draft(target: Tensor, draft: Tensor, tokens: Tensor) -> None:
     if not are_whole(tokens) or not fits:
         told = f"whole numbers {(*batch, drafted)} on {draft.device}"
         raise expected("tokens", told, tokens)
+    tokens = tokens.long()  # few bits may not hold the size of the vocabulary
     outside = tokens[(tokens < 0) | (tokens >= vocabulary)]
     if outside.numel():
         told = f"from 0 to {vocabulary - 1}, the last of the vocabulary"
         raise expected("tokens", told, outside[0].item())
-    drawn = draft.gather(-1, tokens.long().unsqueeze(-1)).squeeze(-1)
+    drawn = draft.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
     if (drawn == 0).any():
         told = f"{tokens[drawn == 0][0].item()}, whose draft probability is 0"
         raise expected("tokens", "tokens that the draft may have drawn", told)

@@ -245,6 +245,29 @@ def test_probabilities_may_be_of_any_floats(of_p, of_q):
     assert p[accepted, following] > 0
 
 
+@pytest.mark.parametrize(
+    "dtype", [torch.uint8, torch.int8, torch.int16, torch.uint16, torch.uint32]
+)
+def test_tokens_may_be_of_any_whole_numbers(dtype):
+    p, tokens = torch.full((4, 50257), 1 / 50257), torch.tensor([5, 100, 7])
+    must = accept(p, p[:3], tokens, generator=seeded())
+    assert accept(p, p[:3], tokens.to(dtype), generator=seeded()) == must
+    few = torch.full((4, 10), 0.1)
+    refused(said("tokens", "0 to 9", "got 100"), few, few[:3], tokens.to(dtype))
+
+
+def test_a_generator_is_one_of_torch(as_importer):
+    with pytest.raises(ValueError, match=said("generator", "torch.Generator", "got 0")):
+        accept(*pair(), generator=0)
+
+
+def test_where_both_agree_the_gradient_is_the_targets():
+    p = torch.randn(3, 5, dtype=torch.float64).softmax(dim=-1).requires_grad_()
+    weights = torch.randn(3, 5)
+    (gradient,) = torch.autograd.grad((residual(p, p) * weights).sum(), p)
+    torch.testing.assert_close(gradient, weights.double())
+
+
 # What are no probabilities
 
 
