@@ -9,13 +9,18 @@ import ast
 import functools
 import inspect
 import linecache
+import os
 import re
+import shlex
+import subprocess
 import symtable
 import sys
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import nbformat
 import pytest
 import torch
 
@@ -395,9 +400,48 @@ def test_a_check_says_what_it_asks(chapter, name):
             assert "msg" in options, f"{where}: {must}; {ast.unparse(node)}"
 
 
-def test_the_command_that_marks_a_notebook_finds_every_answer():
+# The command that marks a notebook
+
+
+def marking() -> str:
+    """The command of the page, as a shell reads it."""
     words = (ROOT / "book/how_to_use.md").read_text("utf-8")
-    wanted = re.compile(re.search(r'grep -E "(.+)"', words)[1])
+    (block,) = (b for b in re.findall(r"(?ms)```sh\n(.+?)```", words) if "grep" in b)
+    return textwrap.dedent(block)
+
+
+def test_the_command_that_marks_a_notebook_finds_every_answer_and_no_source():
+    program, flag, pattern = shlex.split(marking())[-3:]
+    assert (program, flag) == ("grep", "-E")
+    wanted = re.compile(pattern)
     names = [name for _, name in exercises()] + ["<lambda>", "answer_2"]
     lost = [name for name in names if not wanted.match(f"    {name}: passed")]
     assert not lost, f"book/how_to_use.md: `grep` must find the answers to {lost}"
+    cells = [cell for chapter in chapters() for cell in code(chapter)]
+    lines = [line for cell in cells for line in cell["source"].splitlines()]
+    taken = [line for line in lines if wanted.match(line)]
+    assert not taken, f"book/how_to_use.md: `grep` must leave out the source {taken}"
+
+
+def test_a_broken_answer_takes_no_marks_from_the_others(tmp_path):
+    """As a class hands them in: one cannot be compiled, one is not written yet."""
+    answers = [
+        "from attention.tools.workbench import grade",
+        "def told(answer):\n    assert answer(), 'must be true'",
+        "def first():\n    return True\n\ngrade(told, first)",
+        "def second(:\n    return True\n\ngrade(told, second)",
+        "def third():\n    return False\n\ngrade(told, third)",
+        "def fourth():\n    return True\n\ngrade(told, fourth)",
+    ]
+    book = nbformat.v4.new_notebook()
+    book.cells = [nbformat.v4.new_code_cell(answer) for answer in answers]
+    nbformat.write(book, tmp_path / "handed_in.ipynb")
+    command = marking().replace("handout/causal", "handed_in")
+    command = command.replace(".venv/bin/jupyter", f"{sys.executable} -m jupyter")
+    space = os.environ | {"PYTHONPATH": str(ROOT)}
+    made = subprocess.run(
+        command, shell=True, cwd=tmp_path, env=space, capture_output=True, text=True
+    )
+    lines = [line.strip() for line in made.stdout.splitlines()]
+    must = ["first: passed", "not yet: must be true", "fourth: passed"]
+    assert lines == must, f"book/how_to_use.md: {lines}\n{made.stderr}"
