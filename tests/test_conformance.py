@@ -10,17 +10,22 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import jaxtyping
 import pytest
 import torch
 from hypothesis import settings
+from torch import nn
 
 import attention
 from attention import attend
+from attention.core.scaled_dot_product import clear_unseen, dot_product, visible
+from attention.tools.checks import as_given, check_fit, repeat_kv, unified
 from conformance.cases import takes_mask
 from conformance.faults import FAULTS, faulty, form, of_form
+from conformance.mechanism import QUERIES_KEYS_VALUES, Excuse, Mechanism, softmax
 from conformance.mechanisms import KERNELS, MECHANISMS
 from conformance.names import (
     AROUND,
@@ -150,6 +155,12 @@ def test_the_property_holds(property, mechanism, request):
     assert "error" not in found, found["error"]
 
 
+def untrue(excuse: Excuse, mechanism: Mechanism) -> str:
+    """What to do in an entry that stands on an excuse which is not true of it."""
+    entry = f"tests/conformance/mechanisms.py: {mechanism}"
+    return f'{entry}: the excuse "{excuse.reason}" is not true: {excuse.remedy}'
+
+
 @pytest.mark.parametrize(("property", "mechanism"), pairs(applies=False))
 def test_a_property_that_does_not_apply_has_a_reason_that_is_true(
     property, mechanism, request
@@ -157,11 +168,11 @@ def test_a_property_that_does_not_apply_has_a_reason_that_is_true(
     excuse = excuse_for(property, mechanism)
     if excuse.holds == "fails" and property.alone:
         found = request.getfixturevalue("alone")[property.name, mechanism.name]
-        assert found["caught"], excuse.reason
+        assert found["caught"], untrue(excuse, mechanism)
     elif excuse.holds == "fails":
-        assert catches(property, mechanism, examples=50), excuse.reason
+        assert catches(property, mechanism, examples=50), untrue(excuse, mechanism)
     else:
-        assert excuse.holds(mechanism), excuse.reason
+        assert excuse.holds(mechanism), untrue(excuse, mechanism)
 
 
 @pytest.mark.parametrize(
@@ -195,6 +206,84 @@ FALSE = {  # excuses that name what is not so
 def test_an_excuse_that_is_false_is_caught(name):
     excuse = excuse_for(PROPERTIES[name], FALSE[name])
     assert not excuse.holds(FALSE[name])
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "remedy"),
+    [("torchs", {"peer": None}, "peer="), ("unseen", {"covers": form}, "form=")],
+)
+def test_an_entry_that_lacks_something_is_told_what(name, changes, remedy):
+    lacking, asked = faulty("lacks it", attend, **changes), PROPERTIES[name]
+    with pytest.raises(AssertionError, match=rf"mechanisms.py: lacks it: .*`{remedy}`"):
+        test_a_property_that_does_not_apply_has_a_reason_that_is_true(
+            asked, lacking, None
+        )
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"), [("unseen", "clear_unseen.*excused="), ("oracle", "weigh=")]
+)
+def test_a_property_that_fails_says_what_may_be_missing(name, remedy):
+    with pytest.raises(AssertionError, match=remedy):
+        check(PROPERTIES[name], FAULTS[name][0], 50, UNSHRUNK)
+
+
+def test_an_excuse_has_a_check():
+    with pytest.raises(TypeError, match="holds"):
+        Excuse("there is no time")
+
+
+def sigmoid(scores, allowed):
+    """Each key by itself, and the less of it the more are seen."""
+    count = allowed.sum(dim=-1, keepdim=True).clamp(min=1)
+    return (scores - count.log()).masked_fill(~allowed, -torch.inf).sigmoid()
+
+
+def sigmoid_attend(queries, keys, values, mask=None, *, causal=False, dropout_p=0.0):
+    """A form with the options of the protocol alone, and no softmax in it."""
+    queries, keys, values = unified(queries, keys, values)
+    shape = check_fit(queries, keys, values, causal=causal)
+    mask = visible(shape, mask, causal, queries.device)
+    keys, values = clear_unseen(keys, values, mask, shape)
+    allowed = torch.ones(shape, dtype=torch.bool, device=queries.device)
+    allowed = allowed if mask is None else allowed & mask
+    with as_given(queries):
+        scores = dot_product(queries, repeat_kv(keys, queries))
+        weights = sigmoid(scores * queries.shape[-1] ** -0.5, allowed)
+        weights = nn.functional.dropout(weights.to(values.dtype), dropout_p)
+        return weights @ repeat_kv(values, queries)
+
+
+BY_SIGMOID = Mechanism(
+    name="sigmoid_attend",
+    covers=sigmoid_attend,
+    form=sigmoid_attend,
+    make=lambda sizes, dropout=0.0: partial(sigmoid_attend, dropout_p=dropout),
+    reads=QUERIES_KEYS_VALUES,
+    weigh=sigmoid,
+)
+
+
+@pytest.mark.parametrize(
+    "name", [n for n, each in PROPERTIES.items() if not each.alone]
+)
+def test_an_entry_is_enough_for_a_form_that_is_no_softmax(name, request):
+    property = PROPERTIES[name]
+    if excuse_for(property, BY_SIGMOID) is None:
+        check(property, BY_SIGMOID, 10)
+    else:
+        test_a_property_that_does_not_apply_has_a_reason_that_is_true(
+            property, BY_SIGMOID, request
+        )
+
+
+def test_a_form_that_is_no_softmax_is_asked_what_it_takes():
+    asked = {n for n, each in PROPERTIES.items() if not excuse_for(each, BY_SIGMOID)}
+    assert asked > {"oracle", "half", "hidden", "unseen", "grouped", "dropout"}
+    assert not asked & {"rows", "torchs", "loud", "scale", "learned", "window"}
+    assert catches(PROPERTIES["oracle"], replace(BY_SIGMOID, weigh=softmax), 20)
+    wrong = replace(BY_SIGMOID, weigh=lambda scores, allowed: scores.sigmoid())
+    assert catches(PROPERTIES["grouped"], wrong, 20)
 
 
 def test_a_peer_is_missed_whatever_the_scale_and_the_bias():

@@ -7,7 +7,7 @@ from hypothesis import assume
 from torch import nn
 
 from .cases import EXACT, HALF, Case
-from .mechanism import Excuse, Sizes
+from .mechanism import Excuse, Sizes, softmax
 from .suite import sentence
 
 equal = torch.testing.assert_close
@@ -24,7 +24,13 @@ def by_hand(case: Case, f, tensors=None):
 @sentence("equals the by-hand oracle in float64")
 def oracle(case):
     f = case.make()
-    equal(case.call(f).double(), by_hand(case, f), **close(case.dtype))
+    equal(case.call(f).double(), by_hand(case, f), msg=wired, **close(case.dtype))
+
+
+def wired(difference):
+    """What an entry may lack whose mechanism is right."""
+    fields = "scores by `score=`, weights by `weigh=` where they are no softmax"
+    return f"{difference}\nThe oracle computes what the entry says: {fields}"
 
 
 def close(dtype):
@@ -37,15 +43,20 @@ def close(dtype):
 
 def no_peer(mechanism):
     if mechanism.peer is None:
-        why = "its scores are no scaled dot products: PyTorch has no such call"
-        return Excuse(why, has_no_call)
+        why = "no softmax of scaled dot products: PyTorch has no such call"
+        remedy = (
+            "give it `peer=`, as CALL does, or `weigh=` if its weights are no softmax"
+        )
+        return Excuse(why, has_no_call, remedy)
 
 
 def has_no_call(mechanism) -> bool:
-    """Are its scores other than scale · queries · keys + a bias by place?
+    """Has it no softmax, or other scores than scale · queries · keys + a bias by place?
 
     The bias is the same for all numbers: the difference of two tables has none.
     """
+    if mechanism.weigh is not softmax:
+        return True
     scores, products = [], []
     for seed in (0, 1):
         sizes = mechanism.fits(Sizes(head_dim=4, d_in=4, d_context=4))

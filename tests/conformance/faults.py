@@ -83,6 +83,10 @@ def maskless(queries, keys, values, mask=None):
     return attend(queries, keys, values)
 
 
+def unmasked(f, queries, keys, values, mask=None):
+    return attention_weights(queries, keys)
+
+
 def undefined(queries, keys, values, mask=None):
     return torch.softmax(hide(scores(queries, keys), mask), dim=-1) @ values
 
@@ -373,6 +377,7 @@ FAULTS = {
     "edges": [faulty("squeezes its result", squeezed)],
     "extreme": [faulty("does not subtract the largest score", unshifted)],
     "rows": [faulty("weighs each key alone", each_alone)],
+    "looked_at": [faulty("shows what it does not use", attend, weights=unmasked)],
     "future": [faulty("sees one key ahead", one_ahead, causal=True)],
     "padding": [faulty("forgets the mask", maskless)],
     "blind": [

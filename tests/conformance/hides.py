@@ -7,7 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from .cases import HALF, Case, takes_mask
 from .equals import by_hand, close, equal
-from .mechanism import Excuse, Sizes
+from .mechanism import Excuse, Sizes, softmax
 from .suite import sentence
 
 
@@ -23,21 +23,41 @@ def with_ones(case):
     return tensors
 
 
-@sentence("rows of weights sum to one, or to zero where nothing is seen")
+def no_softmax(mechanism):
+    if mechanism.weigh is not softmax:
+        return Excuse("is no softmax: its rows sum to any number", "fails")
+
+
+@sentence(
+    "rows of weights sum to one, or to zero where nothing is seen", excuse=no_softmax
+)
 def rows(case):
     f, mechanism, tensors = case.make(), case.mechanism, case.tensors()
     seeing = case.allowed().any(dim=-1).to(case.dtype)
     if mechanism.weights is not None:
         weights = mechanism.weights(f, *tensors, **case.options)
         assert (weights >= 0).all()
-        assert (weights[~case.allowed().expand(weights.shape)] == 0).all()
         equal(weights.sum(dim=-1), seeing.expand(weights.shape[:-1]))
-        values = mechanism.wiring(f, *tensors)[-1]
-        equal(mechanism.after(f, weights @ values), case.call(f, tensors))
     if not isinstance(f, nn.Module):
         tensors = with_ones(case)
         sums = case.call(f, tensors)[..., 0]
         equal(sums, seeing.expand(sums.shape))
+
+
+def shows_none(mechanism):
+    if mechanism.weights is None:
+        return Excuse("has no `weights=` to look at", lambda m: m.weights is None)
+
+
+@sentence(
+    "weights to look at are those used, and zero on what is hidden", excuse=shows_none
+)
+def looked_at(case):
+    f, mechanism, tensors = case.make(), case.mechanism, case.tensors()
+    weights = mechanism.weights(f, *tensors, **case.options)
+    assert (weights[~case.allowed().expand(weights.shape)] == 0).all()
+    values = mechanism.wiring(f, *tensors)[-1]
+    equal(mechanism.after(f, weights @ values), case.call(f, tensors))
 
 
 def sees_the_future(mechanism):

@@ -124,6 +124,15 @@ def scaled(f, queries, keys):
     return queries @ keys.mT / math.sqrt(queries.shape[-1])
 
 
+# Weights: (scores, where a query may see a key) -> weights; zeros where nothing is seen
+
+
+def softmax(scores, allowed):
+    blind = ~allowed.any(dim=-1, keepdim=True)
+    scores = scores.masked_fill(~(allowed | blind), -torch.inf)
+    return torch.softmax(scores, dim=-1).masked_fill(blind, 0)
+
+
 # What is done with the context: (module, context) -> output
 
 
@@ -160,10 +169,12 @@ class Excuse(NamedTuple):
     """Why a property does not apply, and a check that this is so.
 
     `holds` takes the mechanism; "fails" means that the property is indeed false of it.
+    `remedy` says what an entry lacks of which it is not so.
     """
 
     reason: str
-    holds: Callable[["Mechanism"], bool] | str | None = None
+    holds: Callable[["Mechanism"], bool] | str
+    remedy: str = "mend the entry, or this excuse"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -176,6 +187,7 @@ class Mechanism:
     reads: tuple[Input, ...]
     wiring: Callable = as_given
     score: Callable = scaled
+    weigh: Callable = softmax  # the weights of scores; another where it is no softmax
     after: Callable = unchanged
     heads: bool = False  # has its context an axis of heads?
     heads_share_mask: bool = False  # is a mask given without that axis?
@@ -224,15 +236,12 @@ class Mechanism:
             seen = allowed[(*where, i)]
             mine = scores[(*where, i)][seen]
             if not (mine == -torch.inf).all():  # true of no keys, too
-                powers = (mine - mine.max()).exp()
-                context[(*where, i)] = powers @ values[(*where,)][seen] / powers.sum()
+                weights = self.weigh(mine, torch.ones_like(mine, dtype=torch.bool))
+                context[(*where, i)] = weights @ values[(*where,)][seen]
         return self.after(f, context)
 
     def plain(self, f, tensors, allowed: Tensor) -> Tensor:
         """The same by whole tables, in whatever precision the tensors have."""
         queries, keys, values = self.wiring(f, *tensors)
-        blind = ~allowed.any(dim=-1, keepdim=True)
-        scores = self.score(f, queries, keys)
-        scores = scores.masked_fill(~(allowed | blind), -torch.inf)
-        weights = torch.softmax(scores, dim=-1).masked_fill(blind, 0)
-        return self.after(f, weights @ values)
+        weights = self.weigh(self.score(f, queries, keys), allowed)
+        return self.after(f, weights.to(values.dtype) @ values)

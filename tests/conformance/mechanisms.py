@@ -198,8 +198,8 @@ KERNELS = Mechanism(  # slow where they are interpreted, and so asked less
     make=in_kernels,
     dtypes=(torch.float32, torch.float16),
     fits=lambda sizes: replace(sizes, head_dim=16, d_value=16),
-    reads=QUERIES_KEYS_VALUES,
     fused=True,
+    **CALL,
 )
 
 # Modules
