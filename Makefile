@@ -33,6 +33,14 @@ NAMES := $(addprefix tests/test_conformance.py::, \
 # What one chapter can spoil for all: entries of names, terms, sources.
 ALWAYS := reason or said_not_to_attend or attends_through or every_term or every_source
 
+# The chapter that is asked for, like core/causal, however its path is written; and those
+# that its part has.
+ASKED = $(patsubst %.ipynb,%,$(patsubst ./%,%,$(patsubst /%,%,$(lastword \
+	$(subst /book/, ,/$(strip $(CHAPTER)))))))
+PART = $(firstword $(subst /, ,$(ASKED)))
+SISTERS = $(notdir $(basename $(wildcard book/$(PART)/*.ipynb)))
+THERE = $(if $(SISTERS),$(PART) has $(SISTERS),there is no part $(PART))
+
 # A word of the command line as the shell shall see it, whatever it holds.
 quoted = '$(subst ','\'',$(1))'
 
@@ -51,24 +59,26 @@ test: lint check-tangle try-model unit chapters site pages ## Verify all that CI
 	@echo "All of the book is verified."
 
 check: $(READY) ## Check one chapter in about half a minute (CHAPTER=core/causal)
-	@test -f "book/$(CHAPTER).ipynb" || { \
+	@test -n $(call quoted,$(ASKED)) || { \
 		echo "Name a chapter: make check CHAPTER=core/causal" >&2; exit 1; }
+	@test -f $(call quoted,book/$(ASKED).ipynb) || { \
+		echo $(call quoted,There is no chapter $(ASKED): $(THERE)) >&2; exit 1; }
 	@$(PY) book/tangle.py
 	@$(STYLE)
 	@# The site is built beside the tests: two cores have room for both. A test that
 	@# fails stops neither the others nor the run of the chapter: one round tells all.
 	@$(BUILD) & site=$$!; right=0; \
-	OMP_NUM_THREADS=1 $(PY) -m pytest --quiet -k "$(notdir $(CHAPTER)) or $(ALWAYS)" \
+	OMP_NUM_THREADS=1 $(PY) -m pytest --quiet -k "$(notdir $(ASKED)) or $(ALWAYS)" \
 		tests/test_book.py tests/test_exercises.py tests/test_reference.py $(NAMES) \
-		$(wildcard tests/$(dir $(CHAPTER))test_$(notdir $(CHAPTER)).py) \
+		$(wildcard tests/$(dir $(ASKED))test_$(notdir $(ASKED)).py) \
 		--tb=short --continue-on-collection-errors \
 		--jaxtyping-packages=attention,beartype.beartype || right=$$?; \
-	OMP_NUM_THREADS=1 $(PY) -m pytest --nbval book/$(CHAPTER).ipynb --quiet \
+	OMP_NUM_THREADS=1 $(PY) -m pytest --nbval book/$(ASKED).ipynb --quiet \
 		-p no:cacheprovider || right=$$?; \
 	wait $$site && exit $$right
-	@$(PY) -m pytest tests/site --quiet -k "[book/$(CHAPTER)]"
-	@$(PY) book/new.py --left $(CHAPTER)
-	@echo "$(CHAPTER) is checked; 'make test' checks it among the others."
+	@$(PY) -m pytest tests/site --quiet -k "[book/$(ASKED)]"
+	@$(PY) book/new.py --left $(ASKED)
+	@echo "$(ASKED) is checked; 'make test' checks it among the others."
 
 new: $(READY) ## Begin a chapter (CHAPTER=beyond/gated TITLE="Gated attention")
 	@$(PY) book/new.py $(call quoted,$(CHAPTER)) $(call quoted,$(TITLE)) \

@@ -135,6 +135,42 @@ def test_a_chapter_of_the_book_holds_no_words_of_the_skeleton(capsys):
     assert capsys.readouterr().err.startswith("refused: CHAPTER: expected")
 
 
+def asked(chapter: str, *options: str) -> subprocess.CompletedProcess[str]:
+    """`make check` of a chapter, without what it stands on."""
+    command = ["make", "--old-file=.venv/.ready", *options, "check"]
+    command += [f"PY={sys.executable}", f"CHAPTER={chapter}"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(
+    "spelling",
+    [
+        *("book/core/masks.ipynb", "./book/core/masks.ipynb", "core/masks.ipynb"),
+        *("book/core/masks", "./core/masks", f"{ROOT}/book/core/masks.ipynb"),
+    ],
+)
+def test_a_chapter_is_checked_however_its_path_is_written(spelling):
+    one, other = (asked(name, "--dry-run").stdout for name in (spelling, "core/masks"))
+    assert "tests/core/test_masks.py" in other
+    assert one == other
+
+
+@pytest.mark.parametrize(
+    ("chapter", "words"),
+    [
+        ("core/maskz", ["no chapter core/maskz", "core has", "causal", "masks"]),
+        ("cor/masks", ["no chapter cor/masks", "no part cor"]),
+        ("", ["Name a chapter"]),
+    ],
+)
+def test_a_chapter_that_is_not_there_is_told_of_those_that_are(chapter, words):
+    made = asked(chapter)
+    assert made.returncode
+    assert not made.stdout
+    for word in words:
+        assert word in made.stderr
+
+
 def contents(toc: str) -> list[str]:
     return [line.split("book/")[1] for line in toc.splitlines() if "book/" in line]
 
