@@ -30,8 +30,9 @@ NAMES := $(addprefix tests/test_conformance.py::, \
 	test_every_public_name_is_a_mechanism_or_has_a_reason test_no_reason_is_left_over \
 	test_what_is_said_not_to_attend_does_not_look_like_it \
 	test_what_attends_through_another_does_not_attend_by_itself)
-# What one chapter can spoil for all: entries of names, terms, sources.
-ALWAYS := reason or said_not_to_attend or attends_through or every_term or every_source
+# What one chapter can spoil for all: entries and examples of names, terms, sources.
+ALWAYS := reason or said_not_to_attend or attends_through or has_an_example or \
+	every_term or every_source
 
 # The chapter that is asked for, like core/causal, however its path is written; and those
 # that its part has.

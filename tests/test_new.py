@@ -155,6 +155,12 @@ def test_a_chapter_is_checked_however_its_path_is_written(spelling):
     assert one == other
 
 
+def test_a_chapter_is_checked_for_the_examples_of_its_names():
+    words = re.search(r'-k "(masks or [^"]+)"', asked("core/masks", "--dry-run").stdout)
+    name = "test_every_name_of_the_package_has_an_example"
+    assert any(word in name for word in words[1].split(" or "))
+
+
 @pytest.mark.parametrize(
     ("chapter", "words"),
     [

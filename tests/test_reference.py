@@ -19,6 +19,7 @@ sys.path[:0] = [str(BOOK), str(BOOK / "_ext")]
 import citations  # noqa: E402
 import exercises  # noqa: E402
 import overview  # noqa: E402
+import reference  # noqa: E402
 import tangle  # noqa: E402
 from published import ERRATA, NUMBERS  # noqa: E402
 
@@ -135,6 +136,27 @@ def test_layers_are_those_of_the_module():
     module = attention.MultiHeadAttention(2, 2, 1, 0.0, 1)
     layers = [name for name, layer in module.named_children() if name != "dropout"]
     assert names("Layers") == layers
+
+
+# Examples of the API page
+
+
+def test_every_name_of_the_package_has_an_example():
+    told, shown = set(reference.told_names(ROOT)), set(reference.examples(ROOT))
+    lacks, left = sorted(told - shown), sorted(shown - told)
+    assert not lacks, (
+        f"{reference.EXAMPLES}: each name of attention/__init__.py must have an "
+        f"example, under a heading like ## `attend`; these have none: {lacks}"
+    )
+    assert not left, f"{reference.EXAMPLES}: no such name is public: {left}"
+
+
+def test_all_names_without_an_example_are_told_at_once(monkeypatch):
+    shown = reference.examples(ROOT)
+    few = {name: shown[name] for name in shown if name not in ("attend", "window")}
+    monkeypatch.setattr(reference, "examples", lambda root: few)
+    with pytest.raises(AssertionError, match=r"examples\.md: .*\['attend', 'window'\]"):
+        test_every_name_of_the_package_has_an_example()
 
 
 # The path on the home page
