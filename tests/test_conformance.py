@@ -12,6 +12,7 @@ import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import jaxtyping
 import pytest
@@ -23,6 +24,7 @@ import attention
 from attention import attend
 from attention.core.scaled_dot_product import clear_unseen, dot_product, visible
 from attention.tools.checks import as_given, check_fit, repeat_kv, unified
+from conformance.alone import chosen
 from conformance.cases import takes_mask
 from conformance.faults import FAULTS, faulty, form, of_form
 from conformance.mechanism import QUERIES_KEYS_VALUES, Excuse, Mechanism, softmax
@@ -69,20 +71,26 @@ def pairs(applies):
     ]
 
 
-def needs_it_alone(item: pytest.Item) -> bool:
-    property = hasattr(item, "callspec") and item.callspec.params.get("property")
-    return isinstance(property, Property) and property.alone
+def needed_alone(items: list[pytest.Item]) -> set[tuple[str, str]]:
+    """Property and mechanism of the tests that need an interpreter of its own."""
+    asked = set()
+    for params in (item.callspec.params for item in items if hasattr(item, "callspec")):
+        property = params.get("property")
+        if isinstance(property, Property) and property.alone:
+            thing = params.get("mechanism") or params["fault"]
+            asked.add((property.name, thing.name))
+    return asked
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _early(request):
     """What needs an interpreter of its own begins while the other tests run."""
-    if any(map(needs_it_alone, request.session.items)):
+    if needed_alone(request.session.items):
         request.getfixturevalue("_started")
 
 
 @pytest.fixture(scope="session")
-def _started(tmp_path_factory):
+def _started(request, tmp_path_factory):
     """The interpreter that tries it, and its folder.
 
     The first of the workers to get here starts it, for all, and lets it end.
@@ -96,6 +104,8 @@ def _started(tmp_path_factory):
         return
     profile = settings.get_current_profile_name()
     command = [sys.executable, "-m", "conformance.alone", profile, folder / "results"]
+    asked = sorted(needed_alone(request.session.items))  # the same for all workers
+    (folder / "asked").write_text(json.dumps(asked))
     with (folder / "printed").open("w") as out:
         streams = {"stdout": out, "stderr": subprocess.STDOUT}
         with subprocess.Popen(command, cwd=HERE, **streams) as process:
@@ -139,6 +149,23 @@ NOT_IN_2_6 = {
     ("exports", "LatentAttention"),
     ("exports", "LatentAttention absorbed"),
 }
+
+
+def test_only_what_is_asked_is_tried_in_an_interpreter_of_its_own():
+    def item(property, **about):
+        params = {"property": PROPERTIES[property]} | about
+        return SimpleNamespace(callspec=SimpleNamespace(params=params))
+
+    first, second = MECHANISMS[:2]
+    (fault, _) = FAULTS["exports"]
+    items = [item("compiles", mechanism=second), item("rows", mechanism=first)]
+    items += [item("exports", fault=fault), SimpleNamespace()]
+    asked = needed_alone(items)
+    assert asked == {("compiles", second.name), ("exports", fault.name)}
+    assert [*chosen(asked)] == [
+        (PROPERTIES["compiles"], second),
+        (PROPERTIES["exports"], fault),
+    ]
 
 
 @pytest.mark.parametrize(("property", "mechanism"), pairs(applies=True))

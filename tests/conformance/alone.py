@@ -2,13 +2,15 @@
 
 The shape checks of a test run wrap every function, and PyTorch does not trace through
 them: so `python -m conformance.alone PROFILE FILE` is started without them, once for
-all. Each line of FILE is a result as JSON; what is printed beside it is for people.
+all. The file `asked` beside FILE names the pairs of a property and a mechanism that are
+tried. Each line of FILE is a result as JSON; what is printed beside it is for people.
 """
 
 import gc
 import json
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -43,6 +45,14 @@ def found(property: Property, mechanism: Mechanism, examples: int) -> dict:
     return {"examples": count, "seconds": seconds}
 
 
+def chosen(asked: set[tuple[str, str]]) -> Iterator[tuple[Property, Mechanism]]:
+    """The pairs of these names, the faults behind the mechanisms."""
+    for property in (each for each in PROPERTIES.values() if each.alone):
+        for mechanism in (*MECHANISMS, *FAULTS[property.name]):
+            if (property.name, mechanism.name) in asked:
+                yield property, mechanism
+
+
 def main(profile: str, file: str) -> None:
     settings.load_profile(profile)
     torch.set_num_threads(1)  # the other core runs the other tests
@@ -51,21 +61,17 @@ def main(profile: str, file: str) -> None:
     # A float that is made of a size becomes a constant in the end: told so, PyTorch
     # does not trace all of it twice to find out.
     torch._dynamo.config.specialize_float = True
-    lines = []
-
-    def write(property, mechanism, result):
+    lines, whole = [], Path(file)
+    asked = set(map(tuple, json.loads(whole.with_name("asked").read_text())))
+    for property, mechanism in chosen(asked):
+        examples = share(property, MECHANISMS)
+        if mechanism in FAULTS[property.name]:
+            result = {"caught": catches(property, mechanism, examples)}
+        else:
+            result = found(property, mechanism, examples)
         print(property.name, mechanism.name, result, flush=True)
         names = {"property": property.name, "mechanism": mechanism.name}
         lines.append(json.dumps(names | result) + "\n")
-
-    for property in (each for each in PROPERTIES.values() if each.alone):
-        examples = share(property, MECHANISMS)
-        for mechanism in MECHANISMS:
-            write(property, mechanism, found(property, mechanism, examples))
-        for fault in FAULTS[property.name]:
-            caught = catches(property, fault, examples)
-            write(property, fault, {"caught": caught})
-    whole = Path(file)
     whole.with_suffix(".draft").write_text("".join(lines))
     whole.with_suffix(".draft").rename(whole)
 
