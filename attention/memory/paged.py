@@ -107,6 +107,8 @@ class BlockPool:
     full. `users` counts for each block how many texts hold it. A block that nobody
     holds is `free`; what it says stays there until the block is taken again, the
     longest unused first. dtype, device, heads and widths are those of the first tokens.
+    Gradients are right while a block has users; when none has any, what was recorded
+    is dropped.
     """
 
     def __init__(self, block_size: int, num_blocks: int | None = None) -> None:
@@ -164,6 +166,9 @@ class BlockPool:
             self.users[block] -= 1
             if self.users[block] == 0:
                 self.free[block] = None
+        if self.keys is not None and len(self.free) == len(self.users):
+            with torch.inference_mode(False):  # nobody wants a gradient any more
+                self.keys, self.values = self.keys.detach(), self.values.detach()
 
     def name(self, block: int, name: bytes) -> None:
         """Let a full block be found by what it says; of equal ones, the first is."""
@@ -230,7 +235,8 @@ class PagedCache:
     blocks until one of the two writes. `free` gives the blocks back; they also stay
     taken if the cache is merely dropped. ValueError for what does not fit, for a pool
     that is full, and for use after `free`; the cache is then as it was. Gradients are
-    right, but the pool then keeps what they need: write texts within torch.no_grad().
+    right, but the pool then keeps what they need until all its blocks are free: write
+    texts within torch.no_grad(), or free all of them before the next step of training.
     Kwon et al. 2023, section 4.
     """
 

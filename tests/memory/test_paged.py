@@ -716,6 +716,39 @@ def test_without_gradients_a_pool_keeps_no_graph():
     assert pool.keys.grad_fn is None
 
 
+def test_a_second_step_of_training_needs_nothing_of_the_first():
+    torch.manual_seed(3)
+    layer, x = Attention(8, 8, 2), torch.randn(1, 5, 8)
+    layer(x).pow(2).sum().backward()
+    must = layer.W_key.weight.grad.clone()
+    pool = BlockPool(2)
+    cache = PagedCache(2, pool=pool)
+    for end in ("truncate", "free", "free"):
+        layer.zero_grad()
+        parts = [layer(part, cache=cache) for part in x.split([3, 2], dim=1)]
+        torch.cat(parts, dim=1).pow(2).sum().backward()
+        torch.testing.assert_close(layer.W_key.weight.grad, must)
+        if end == "truncate":
+            cache.truncate(0)
+        else:
+            cache.free()
+            cache = PagedCache(2, pool=pool)
+        assert pool.keys.grad_fn is None
+
+
+def test_a_text_may_be_freed_before_its_backward():
+    pool, (keys, values, positions) = BlockPool(2), piece(5)
+    cache = PagedCache(2, pool=pool)
+    got = cache.extend(keys.requires_grad_(), values, positions)[0]
+    cache.free()
+    with torch.inference_mode():
+        again, _ = grown(pool, 5)
+        again.free()
+    grown(pool, 5)
+    got.sum().backward()
+    assert (keys.grad == 1).all()
+
+
 # Reading through the table
 
 
