@@ -601,10 +601,11 @@ class Scheduler:
     """Continuous batching: texts come and go at every step, as the blocks allow.
 
     `read(tokens, cache)` reads tokens into a cache of the pool, and gives the token
-    that follows. In a `step` each running text, the oldest first, writes one token. If
-    blocks run out, the youngest text is put back: its blocks are freed, and later it
-    is read again. Otherwise waiting texts are read, in order, while there is room.
-    `log` notes for each step what was done with whom. Kwon et al. 2023, section 4.5.
+    that follows, a whole number. In a `step` each running text, the oldest first,
+    writes one token. If blocks run out, the youngest text is put back: its blocks are
+    freed, and later it is read again. Otherwise waiting texts are read, in order, while
+    there is room. `log` notes for each step what was done with whom. Kwon et al. 2023,
+    section 4.5.
     """
 
     def __init__(
@@ -615,6 +616,7 @@ class Scheduler:
 
     def add(self, request: Request) -> None:
         """Let it wait; ValueError if not even the whole pool could hold it."""
+        request.tokens = _whole("tokens", request.tokens)
         check_sizes(to_write=request.to_write, prompt=len(request.tokens))
         size, num_blocks = self.pool.block_size, self.pool.num_blocks
         most = blocks_for(len(request.tokens) + request.to_write - 1, size)
@@ -655,14 +657,14 @@ class Scheduler:
     def _read(self, request: Request, tokens: list[int], what: str) -> None:
         self.log[-1][request] = what
         try:
-            following = self.read(tokens, request.cache)
+            (following,) = _whole("read", [self.read(tokens, request.cache)])
+            said = request.tokens[: request.cache.length]
+            publish_prefix(request.cache, torch.tensor(said, dtype=torch.long))
         except BaseException:  # what was read in part is read again
             self._put_back(request)
             raise
         request.tokens.append(following)
         request.to_write -= 1
-        said = request.tokens[: request.cache.length]
-        publish_prefix(request.cache, torch.tensor(said))
         if request.to_write == 0:
             self._leave(request)
 

@@ -1105,6 +1105,44 @@ def test_a_text_that_no_pool_could_hold_is_refused(as_importer):
     assert len(scheduler.waiting) == 1
 
 
+@pytest.mark.parametrize("odd", [None, 1.5, [3], "a", torch.ones(2), torch.ones(())])
+@pytest.mark.parametrize("when", [0, 1, 3])
+def test_what_is_no_token_is_refused_and_nothing_is_lost(odd, when, as_importer):
+    read = model()
+    answers = iter([True] * when + [False] + [True] * 50)
+
+    def call(tokens, cache):
+        following = read(tokens, cache)
+        return following if next(answers) else odd
+
+    scheduler, request = Scheduler(BlockPool(2, 9), call), Request([5, 2, 7], 5)
+    scheduler.add(request)
+    for _ in range(when):
+        scheduler.step()
+    with pytest.raises(ValueError, match=said("read", "whole number", "got")):
+        scheduler.step()
+    assert ([*scheduler.waiting], scheduler.running) == ([request], [])
+    assert len(scheduler.pool.free) == 9
+    for _ in range(6):
+        scheduler.step()
+    assert request.tokens == alone(read, [5, 2, 7], 5)
+
+
+def test_tokens_may_come_in_any_sequence_and_as_tensors(as_importer):
+    read = model()
+    scheduler = Scheduler(BlockPool(2, 9), lambda *a: torch.tensor(read(*a)))
+    requests = [Request(kind([5, 2, 7]), 4) for kind in (list, tuple, torch.tensor)]
+    for request in requests:
+        scheduler.add(request)
+    for _ in range(9):
+        scheduler.step()
+    assert [r.tokens for r in requests] == [alone(read, [5, 2, 7], 4)] * 3
+    for odd in ([1, 2.5], [[1, 2]], 7, None):
+        with pytest.raises(ValueError, match=said("tokens", "whole numbers", "got")):
+            scheduler.add(Request(odd, 1))
+    assert not scheduler.waiting
+
+
 # At random
 
 
