@@ -15,7 +15,7 @@ from torch import Tensor
 
 from attention.memory.bounded import check_counts
 from attention.memory.kv_cache import check_piece, check_rollback, joined_positions
-from attention.tools.checks import check_sizes, precise
+from attention.tools.checks import check_sizes, has_numbers, precise
 from attention.tools.workbench import check_tensor, expected
 
 __all__ = ["QuantizedCache", "check_bits", "check_numbers", "dequantize", "quantize"]
@@ -82,11 +82,13 @@ def check_numbers(dim: int = -1, **tensors: Tensor) -> None:
     for name, tensor in tensors.items():
         if not tensor.is_floating_point() or not -tensor.ndim <= dim < tensor.ndim:
             raise expected(name, f"floats with an axis {dim}", tensor)
+        if tensor.itemsize < 2:
+            raise expected(name, "floats of 16 bits or more", tensor)
         if tensor.shape[dim] == 0:
             raise expected(name, f"at least one number along axis {dim}", tensor)
         most = torch.finfo(precise(tensor)).max / 4
         fits = tensor.detach().to(precise(tensor)).abs() <= most
-        if not torch.compiler.is_compiling() and not fits.all():
+        if has_numbers(fits) and not fits.all():
             must = f"finite numbers, of at most {most:.0e} in size"
             raise expected(name, must, tensor.detach()[~fits][0].item())
 
@@ -119,9 +121,10 @@ def _tokens(groups: Tensor, counts: tuple[int, ...]) -> Tensor:
     group, tokens = groups.shape[-2], groups.flatten(-3, -2)
     if sum(counts) == tokens.shape[-2]:
         return tokens
-    here = {"device": tokens.device}
+    here = {"device": "cpu"}  # where their number is known, whatever the tokens are on
     kept = torch.arange(group, **here) < torch.tensor(counts, **here)[:, None]
-    return tokens[..., kept.flatten(), :]
+    places = kept.flatten().nonzero().squeeze(-1)
+    return tokens[..., places.to(tokens.device), :]
 
 
 class _Read(torch.autograd.Function):

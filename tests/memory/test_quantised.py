@@ -578,3 +578,41 @@ def test_without_gradients_none_are_spoken_of():
         layer(x[:, :6], cache=cache)
     layer(x[:, 6:9], cache=cache).sum().backward()  # of what is new alone
     assert layer.W_key.weight.grad is not None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_it_works_on_shapes_alone(dtype):
+    cache, text = QuantizedCache(8, group=4, residual=3), some_piece(23, (2,))
+    text = [t.to("meta", dtype) for t in text[:2]] + [text[2].to("meta")]
+    for start, end in ((0, 9), (9, 14), (14, 15)):
+        part = [t[..., start:end, :] for t in text[:2]] + [text[2][start:end]]
+        keys, values, _ = cache.extend(*part)
+        assert keys.shape == text[0][..., :end, :].shape
+        assert values.shape == text[1][..., :end, :].shape
+    cache.truncate(6)
+    keys, _, _ = cache.extend(*(t[..., 6:9, :] for t in text[:2]), text[2][6:9])
+    assert keys.shape == text[0][..., :9, :].shape
+    assert cache.error_bounds()[0].shape == keys.shape
+
+
+def test_it_works_under_vmap():
+    keys, values, positions = some_piece(13, (3,))
+
+    def read(keys, values):
+        cache = QuantizedCache(8, group=4)
+        cache.extend(keys[..., :9, :], values[..., :9, :], positions[:9])
+        new = keys[..., 9:, :], values[..., 9:, :], positions[9:]
+        return cache.extend(*new)[:2]
+
+    got = torch.func.vmap(read)(keys, values)
+    for mapped, must in zip(got, read(keys, values), strict=True):
+        torch.testing.assert_close(mapped, must)
+
+
+def test_floats_of_8_bits_are_refused(as_importer):
+    text = some_piece(5, ())
+    small = [t.to(torch.float8_e4m3fn) for t in text[:2]]
+    with pytest.raises(ValueError, match=said("keys", "16 bits or more", "float8")):
+        QuantizedCache(8).extend(*small, text[2])
+    with pytest.raises(ValueError, match=said("numbers", "16 bits or more", "float8")):
+        quantize(small[0], 8)
