@@ -8,6 +8,7 @@ Written by `book/tools/layouts.ipynb`: read and change it there.
 
 import re
 from collections.abc import Iterable, Mapping
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -34,12 +35,14 @@ class Layout:
     `holds` says which projections a tensor holds, in this order, one below the other
     once the weight is transposed; `out_proj` is the last. Its keys are names of tensors
     without their last word, weight or bias. Of each group in `optional`, all biases
-    are there or none. `passing` are names of stored masks and their constants; a
+    are there or none; one in `filled` is written, as zeros, even where another layout
+    has none. `passing` are names of stored masks and their constants; a
     `masked` layout needs its mask. `refused` says what cannot be converted, and why.
     """
 
     holds: dict[str, tuple[str, ...]]
     optional: tuple[tuple[str, ...], ...] = ()
+    filled: tuple[str, ...] = ()
     transposed: bool = False
     passing: tuple[str, ...] = ()
     masked: bool = False
@@ -62,7 +65,8 @@ class Layout:
 _QUERY, _KEY, _VALUE, _OUT = ("W_query",), ("W_key",), ("W_value",), ("out_proj",)
 _OURS = Layout(
     {"W_query.": _QUERY, "W_key.": _KEY, "W_value.": _VALUE, "out_proj.": _OUT},
-    optional=(("W_query.", "W_key.", "W_value."),),
+    optional=(("W_query.", "W_key.", "W_value."), ("out_proj.",)),
+    filled=("out_proj.",),
     passing=("mask",),
 )
 _EXTRA_KEY = "no learned key that every query sees (add_bias_kv)"
@@ -72,7 +76,7 @@ _REFUSED |= dict.fromkeys((f"{each}_proj_weight" for each in "qkv"), _WIDTHS)
 
 _LAYOUTS = {
     "ours": _OURS,
-    "companion": replace(_OURS, masked=True),
+    "companion": replace(_OURS, optional=_OURS.optional[:1], masked=True),
     "torch": Layout(
         {"in_proj_": _QUERY + _KEY + _VALUE, "out_proj.": _OUT},
         optional=(("in_proj_", "out_proj."),),
@@ -118,16 +122,18 @@ def _shape(state, name):
     return tuple(state[name].shape)
 
 
-def _widths(state, layout):
-    """d_in, d_out, and the width of keys and values, all heads together."""
-    first, second, *_ = layout.holds
+def _sizes(state, layout):
+    """The shape of each projection's weight, outputs x inputs, from those that lead."""
+    first, *middle, last = (f"{start}weight" for start in layout.holds)
     if layout.fused:
-        _, d = _shape(state, f"{second}weight")
-        return d, d, d
-    d_out, d_in = _shape(state, f"{first}weight")
-    keys = state.get(f"{second}weight")
-    kv_out = len(keys) if keys is not None and keys.ndim == 2 else d_out
-    return d_in, d_out, kv_out if kv_out and d_out % kv_out == 0 else d_out
+        _, d = _shape(state, last)
+        return dict.fromkeys(_QUERY + _KEY + _VALUE + _OUT, (d, d))
+    queries, (d_out, _) = _shape(state, first), _shape(state, last)
+    keys = tuple(state[middle[0]].shape) if middle[0] in state else ()
+    if len(keys) != 2 or not keys[0] or queries[0] % keys[0]:
+        keys = queries
+    out = d_out or queries[0], queries[0]
+    return {"W_query": queries, "W_key": keys, "W_value": keys, "out_proj": out}
 
 
 def check_layout(state: Mapping[str, Tensor], name: str, head: str = "") -> None:
@@ -142,18 +148,18 @@ def check_layout(state: Mapping[str, Tensor], name: str, head: str = "") -> None
             raise expected(key, must, state[key])
     state = {key: state[key] for key in state if key not in layout.passing}
     check_tensor(**state)
-    d_in, d_out, kv_out = _widths(state, layout)
-    rows = {"W_query": d_out, "W_key": kv_out, "W_value": kv_out, "out_proj": d_out}
+    sizes = _sizes(state, layout)
     with_bias = [start for start in layout.holds if f"{start}bias" in state]
     biased = layout.biased(each for start in with_bias for each in layout.holds[start])
     must = {}
     for start, held in layout.holds.items():
         if held == _OUT and not layout.fused and not _has(state, start):
             continue
-        shape = sum(rows[each] for each in held), d_out if held == _OUT else d_in
+        shape = sum(sizes[each][0] for each in held), sizes[held[0]][1]
         must[f"{start}weight"] = shape[::-1] if layout.transposed else shape
         if start in biased:
             must[f"{start}bias"] = shape[:1]
+    d_in, d_out = sizes["W_query"][1], sizes["out_proj"][0]
     size = f" with {d_in=} and {d_out=}" if d_in and d_out else ""
     check_tensors(f"{head}layout {name!r}{size}", must, state)
 
@@ -174,9 +180,9 @@ def _unpack(state, layout):
     return ours
 
 
-def _pack(ours, layout):
+def _pack(ours, layout, fill):
     held = [name.removesuffix(".bias") for name in ours if name.endswith(".bias")]
-    needed = layout.biased(held)
+    needed = layout.biased(held) | set(layout.filled if fill else ())
     state = {}
     for start, projections in layout.holds.items():
         weights = [ours[f"{each}.weight"] for each in projections if _has(ours, each)]
@@ -204,10 +210,12 @@ def convert_state_dict(
     Layouts are "ours" (weights d_out x d_in), "companion" (ours, with a mask of
     context_length), "torch" (nn.MultiheadAttention, 3 d x d), "gpt2" (c_attn d x 3 d
     and c_proj, as in Hugging Face's GPT-2) and "separate" (q_proj, k_proj, v_proj,
-    o_proj). Keys and values may be narrower than queries, and `out_proj` missing, but
-    not in "torch" and "gpt2". Each head of `StackedHeads` (heads.0, …) is a layer.
+    o_proj). Keys and values may be narrower than queries or read another width, heads
+    wider than the output, and `out_proj` missing, but not in "torch" and "gpt2". Each
+    head of `StackedHeads` (heads.0, …) is a layer.
 
-    There and back gives the same bits. A bias that only the target needs is zeros.
+    There and back gives the same bits. A bias that only the target needs is zeros; so
+    is that of `out_proj` in "ours", if another layout has none.
     Stored masks are dropped; "companion" gets a new one, as long as the stored one
     unless `context_length` is given. The result is a copy. `state` may be a module: a
     state dict does not show its add_zero_attn, which has no counterpart here.
@@ -227,7 +235,7 @@ def convert_state_dict(
         check_layout(layer, source, head and f"{head[:-1]} in ")
         ours = _unpack(layer, _LAYOUTS[source])
         _check_target(ours, target)
-        packed = _pack(ours, _LAYOUTS[target])
+        packed = _pack(ours, _LAYOUTS[target], fill=source != target)
         if _LAYOUTS[target].masked:
             packed["mask"] = _future(layer, packed, context_length)
         result |= {f"{head}{name}": tensor for name, tensor in packed.items()}
@@ -259,14 +267,19 @@ def _by_head(state):
 
 def _check_target(ours, target):
     """ValueError if the layer has another form than a fused layout can hold."""
-    (d_out, d_in), kv_out = ours["W_query.weight"].shape, len(ours["W_key.weight"])
     if not _LAYOUTS[target].fused:
         return
     if "out_proj.weight" not in ours:
         raise expected("out_proj", f"an output projection, for layout {target!r}", None)
-    if not d_in == d_out == kv_out:
+    d_out, width = ours["out_proj.weight"].shape
+    (_, d_in), (kv_out, d_keys) = (
+        ours[f"W_{n}.weight"].shape for n in ("query", "key")
+    )
+    if not d_in == d_out == width == kv_out == d_keys:
         must = f"one width for all, for layout {target!r}"
-        got = f"{d_in=}, {d_out=} and keys of {kv_out}"
+        got = (
+            f"{d_in=}, {d_out=} and keys of {kv_out} from {d_keys}, queries of {width}"
+        )
         raise expected("layer", must, got)
 
 
@@ -295,6 +308,8 @@ def load_safetensors(path: Path | str, prefix: str = "") -> dict[str, Tensor]:
     except ImportError as error:
         hint = "pip install 'building-attention[checkpoints]'"
         raise ImportError(f"checkpoints are read by safetensors: {hint}") from error
+    if not isinstance(prefix, str):
+        raise expected("prefix", "a str", repr(prefix))
     start = prefix if prefix.endswith(".") or not prefix else f"{prefix}."
     try:
         with safe_open(path, framework="pt") as file:
@@ -317,10 +332,11 @@ def load_weights(
 
     `module` is one of our layers, or what has their projections: `MultiHeadAttention`,
     `CrossAttention`, `StackedHeads`, or `SelfAttention` and `CausalAttention`, which
-    have no `out_proj`. Numbers are cast to its dtype and moved to its device. `state`
-    may be a module, too. ValueError for what `convert_state_dict` refuses; for a module
-    of other sizes; for a number too large for its dtype; and for a tensor on the meta
-    device. The module is then as it was.
+    have no `out_proj`. Numbers are cast to its dtype and moved to its device. A bias of
+    zeros that it does not have is left out. `state` may be a module, too. ValueError
+    for what `convert_state_dict` refuses; for a module of other sizes; for a number too
+    large for its dtype; for a tensor on the meta device; and for two numbers where the
+    module has one place in memory. The module is then as it was.
     """
     if not isinstance(module, nn.Module):
         raise expected("module", "an nn.Module", type(module).__name__)
@@ -329,11 +345,16 @@ def load_weights(
         raise expected("num_heads", f"{heads[1]}, as the module has", heads[0])
     state, own = convert_state_dict(state, layout), module.state_dict()
     shapes = {name: tuple(tensor.shape) for name, tensor in own.items()}
+    spare = [name for name in state.keys() - own if name.endswith(".bias")]
+    for name in spare:
+        if not state[name].is_meta and not state[name].any():
+            del state[name]  # zeros add nothing
     check_tensors("the module", shapes, state)
     if empty := [name for name in own if own[name].is_meta or state[name].is_meta]:
         raise expected(f"{empty}", "numbers", "tensors on the meta device")
     for name, tensor in state.items():
         _check_range(name, tensor, own[name].dtype)
+    _check_shared(own, state)
     module.load_state_dict(state)
 
 
@@ -345,3 +366,22 @@ def _check_range(name, tensor, dtype):
     if lost.any():
         got = f"{tensor[lost][0].item():.3g} among them"
         raise expected(name, f"numbers that {dtype} can hold", got)
+
+
+def _check_shared(own, state):
+    """ValueError if one place in memory would be given two numbers."""
+    memory = {name: t.untyped_storage().data_ptr() for name, t in own.items()}
+    lone = {name for name, t in own.items() if t.is_contiguous()}
+    lone = {n for n in lone if [*memory.values()].count(memory[n]) == 1}
+    trial = deepcopy({n: own[n] for n in own if n not in lone})  # shares as own does
+    for name, tensor in trial.items():
+        try:
+            tensor.copy_(state[name])
+        except RuntimeError:
+            got = "a view that repeats some"
+            raise expected(name, "memory for each number", got) from None
+    for name, tensor in trial.items():
+        given = state[name].to(tensor)
+        if not torch.allclose(tensor, given, rtol=0, atol=0, equal_nan=True):
+            shared = [each for each in trial if memory[each] == memory[name]]
+            raise expected(name, f"equal numbers where {shared} share memory", "others")

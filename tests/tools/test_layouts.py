@@ -12,6 +12,7 @@ from examples import said
 from torch import nn
 
 from attention import (
+    Attention,
     CausalAttention,
     CrossAttention,
     MultiHeadAttention,
@@ -242,7 +243,6 @@ MISFITS = [
         ["v_proj_weight", "vdim"],
     ),
     ("ours", {"W_key__bias": None}, ["missing=['W_key.bias'], extra=[]"]),
-    ("ours", {"out_proj__bias": None}, ["missing=['out_proj.bias'], extra=[]"]),
     ("ours", {"out_proj__weight": None}, ["missing=['out_proj.weight'], extra=[]"]),
     ("separate", {"k_proj__bias": None}, ["missing=['k_proj.bias'], extra=[]"]),
     (
@@ -594,6 +594,177 @@ def test_a_fused_layout_needs_as_many_heads_of_keys(as_importer, target):
         convert_state_dict(state, "ours", target)
 
 
+# A layer without a bias in its output projection
+
+
+def unbiased():
+    return Attention(8, 8, 4, num_kv_heads=2, out_bias=False)
+
+
+def llama_state():
+    shapes = {"q": (8, 8), "k": (4, 8), "v": (4, 8), "o": (8, 8)}
+    return {f"{n}_proj.weight": torch.randn(shape) for n, shape in shapes.items()}
+
+
+def test_a_layer_without_an_output_bias_is_copied_into_its_own_class():
+    source, module = unbiased(), unbiased()
+    load_weights(module, source)
+    assert_same_bits(module.state_dict(), source.state_dict())
+    assert_same_bits(convert_state_dict(source, "ours"), source.state_dict())
+
+
+def test_a_checkpoint_without_biases_fills_a_layer_without():
+    module, state = unbiased(), llama_state()
+    load_weights(module, state, "separate")
+    back = convert_state_dict(module, "ours", "separate")
+    assert_same_bits(back, state)
+
+
+@pytest.mark.parametrize("layout", FUSED)
+def test_biases_that_are_zeros_may_be_left_out_of_a_module(layout):
+    source = Attention(8, 8, 4, out_bias=False)
+    module = Attention(8, 8, 4, out_bias=False)
+    load_weights(module, convert_state_dict(source, "ours", layout), layout)
+    assert_same_bits(module.state_dict(), source.state_dict())
+
+
+@pytest.mark.parametrize("bias", [1e-30, math.nan])
+def test_a_bias_that_is_not_zero_is_refused_by_a_module_without(bias):
+    module, state = unbiased(), llama_state()
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    state["o_proj.bias"] = torch.zeros(8)
+    state["o_proj.bias"][3] = bias
+    with pytest.raises(ValueError, match=said("missing=[], extra=['out_proj.bias']")):
+        load_weights(module, state, "separate")
+    assert_same_bits(module.state_dict(), before)
+
+
+def test_our_own_checkpoint_that_lost_its_output_bias_does_not_fill_a_layer_with_one():
+    state = some_module().state_dict()
+    del state["out_proj.bias"]
+    with pytest.raises(ValueError, match=said("missing=['out_proj.bias'], extra=[]")):
+        load_weights(some_module(), state)
+
+
+def test_the_companions_class_gets_the_output_bias_that_it_always_has():
+    state = convert_state_dict(unbiased(), "ours", "companion", context_length=3)
+    assert torch.equal(state.pop("out_proj.bias"), torch.zeros(8))
+    with pytest.raises(ValueError, match=said("missing=['out_proj.bias'], extra=[]")):
+        convert_state_dict(state, "companion")
+
+
+# Widths of their own
+
+
+def other_context(d_context=4):
+    return CrossAttention(6, 6, 3, d_context=d_context)
+
+
+def wide_heads(head_dim=8):
+    return Attention(8, 8, 2, head_dim=head_dim)
+
+
+def qwen3_state():
+    shapes = {"q": (16, 8), "k": (8, 8), "v": (8, 8), "o": (8, 16)}
+    return {f"{n}_proj.weight": torch.randn(shape) for n, shape in shapes.items()}
+
+
+@pytest.mark.parametrize("layout", ["ours", "separate"])
+@pytest.mark.parametrize("make", [other_context, wide_heads])
+def test_a_layer_whose_widths_differ_is_copied_into_its_own_class(make, layout):
+    source, module = make(), make()
+    state = convert_state_dict(source, "ours", layout)
+    load_weights(module, state, layout)
+    assert_same_bits(module.state_dict(), source.state_dict())
+
+
+def test_a_checkpoint_with_wide_heads_fills_a_layer_with_wide_heads():
+    module = Attention(8, 8, 2, num_kv_heads=1, head_dim=8, out_bias=False)
+    state = qwen3_state()
+    load_weights(module, state, "separate")
+    assert_same_bits(convert_state_dict(module, "ours", "separate"), state)
+
+
+@pytest.mark.parametrize(
+    ("make", "other", "fields"),
+    [
+        (other_context, 5, ["W_key.weight", (6, 4), "module", "got", (6, 5)]),
+        (wide_heads, 4, ["W_query.weight", (16, 8), "module", "got", (8, 8)]),
+    ],
+)
+def test_a_layer_of_other_widths_is_refused_by_the_module(
+    as_importer, make, other, fields
+):
+    with pytest.raises(ValueError, match=said(*fields)):
+        load_weights(make(), make(other))
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "must"),
+    [
+        ("v_proj.weight", (8, 5), (8, 8)),  # keys and values read one sequence
+        ("v_proj.weight", (16, 8), (8, 8)),
+        ("o_proj.weight", (16, 8), (16, 16)),
+        ("o_proj.bias", (16,), (8,)),
+        ("k_proj.weight", (8,), (16, 8)),
+    ],
+)
+def test_widths_that_do_not_fit_each_other_are_refused(as_importer, name, shape, must):
+    state = qwen3_state() | {name: torch.zeros(shape)}
+    with pytest.raises(ValueError, match=said(name, must, "got", shape)):
+        convert_state_dict(state, "separate")
+
+
+@pytest.mark.parametrize("target", FUSED)
+@pytest.mark.parametrize("make", [other_context, wide_heads])
+def test_a_fused_layout_needs_one_width_of_all_projections(as_importer, make, target):
+    with pytest.raises(ValueError, match=said("one width", f"layout '{target}'")):
+        convert_state_dict(make(), "ours", target)
+
+
+# Memory that is shared
+
+
+def tied(module):
+    module.W_key = module.W_query
+    return module
+
+
+def test_two_values_for_weights_that_share_memory_are_refused(as_importer):
+    module, state = tied(some_module()), in_layout("ours")
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    with pytest.raises(ValueError, match=said("W_query.weight", "W_key.weight", "got")):
+        load_weights(module, state)
+    assert_same_bits(module.state_dict(), before)
+
+
+def test_equal_values_fill_weights_that_share_memory():
+    module, source = tied(some_module()), tied(some_module())
+    with torch.no_grad():
+        source.W_query.weight[0, 0] = math.nan
+    load_weights(module, source)
+    assert_same_bits(module.state_dict(), source.state_dict())
+
+
+def test_a_view_that_repeats_its_numbers_is_refused_before_anything_is_written(
+    as_importer,
+):
+    module = some_module()
+    module.out_proj.weight = nn.Parameter(torch.zeros(22, 1).expand(22, 22))
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    with pytest.raises(ValueError, match=said("out_proj.weight", "memory", "got")):
+        load_weights(module, in_layout("ours"))
+    assert_same_bits(module.state_dict(), before)
+
+
+def test_parts_of_one_tensor_that_do_not_overlap_are_filled():
+    module, source = some_module(), some_module()
+    whole = torch.zeros(22, 44)
+    module.W_query.weight, module.W_key.weight = map(nn.Parameter, whole.chunk(2, 1))
+    load_weights(module, source)
+    assert_same_bits(module.state_dict(), source.state_dict())
+
+
 # What no tensor tells
 
 
@@ -735,6 +906,12 @@ def test_a_file_that_is_cut_short_is_refused(path):
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(ValueError, match=said("a safetensors file", "got")):
         load_safetensors(path)
+
+
+@pytest.mark.parametrize("prefix", [None, 1, b"h"])
+def test_a_prefix_that_is_no_string_is_refused(path, prefix):
+    with pytest.raises(ValueError, match=said("prefix", "str", "got")):
+        load_safetensors(path, prefix)
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path):
