@@ -71,12 +71,17 @@ def as_maps(
         raise expected("weights", must, f"{low:.5g} to {high:.5g}")
     # So no colour depends on the last bit; and adding 0 takes the minus from zeros.
     rounded = (1e4 * maps).round() / 1e4 + 0.0
+    rounded = rounded if signed else rounded.clamp(0, 1)
     return torch.where(rounded.isfinite(), rounded, maps), allowed
 
 
 def _number(value: float | Tensor) -> str:
-    """A value as it is written into a cell or a sentence."""
-    return f"{value:.2f}" if abs(value) < 1e5 else f"{value:.2e}"
+    """A value as it is written into a cell or a sentence: in about three digits."""
+    value = float(value)
+    if abs(value) >= 99999.5:
+        return f"{value:.2e}"
+    digits = 2 - (abs(value) >= 9.995) - (abs(value) >= 99.95)
+    return f"{round(value, digits) + 0.0:.{digits}f}"  # adding 0: no minus before 0.00
 
 
 def _dense(thing: object) -> object:
@@ -184,6 +189,13 @@ def _strongest(
 
 
 _SINGLE = {"dtype": torch.float32, "device": "cpu"}  # whatever is usual
+_PLAIN = {"axes.grid": False, "axes.titlecolor": "auto", "axes.titley": None}
+_PLAIN |= {"patch.force_edgecolor": False, "hatch.color": GREY, "hatch.linewidth": 1}
+_PLAIN |= dict.fromkeys(("axes.facecolor", "figure.facecolor"), "white")
+_PLAIN |= dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor"), "black")
+_PLAIN |= dict.fromkeys(("xtick.color", "ytick.color"), "black")
+_PLAIN |= dict.fromkeys(("xtick.labelcolor", "ytick.labelcolor"), "inherit")
+_PLAIN |= dict.fromkeys(("xtick.minor.visible", "ytick.minor.visible"), False)
 _HATCH = {"facecolor": "none", "hatch": "///", "edgecolor": GREY, "linewidth": 0}
 
 
@@ -252,6 +264,27 @@ def _name_axes(axes, queries: Sequence[str], keys: Sequence[str], cell: float) -
     draw_boxes(*axes.get_xticklabels(), *axes.get_yticklabels())
 
 
+def _white(width: float, height: float) -> "matplotlib.figure.Figure":
+    """A figure of this size in inches that stays white, whatever the style."""
+    from matplotlib import figure, patches, rcParams
+
+    page = figure.Figure(figsize=(width, height), layout="constrained")
+    if rcParams["savefig.facecolor"] != "auto":  # put on when the figure is saved
+        paper = patches.Rectangle((-1, -1), 3, 3, facecolor="white", zorder=-1)
+        paper.set_in_layout(False)
+        page.add_artist(paper)
+    return page
+
+
+def _number_width(table, mask) -> float:
+    """How much room the widest number in a cell takes, in inches."""
+    from matplotlib.textpath import TextPath
+
+    numbers = {re.sub(r"\d", "0", _number(value)) for value in table[mask].tolist()}
+    paths = [TextPath((0, 0), number, size=9) for number in numbers]
+    return max((path.get_extents().width for path in paths), default=0) / 72
+
+
 def _draw_bar(axes, limit: float, signed: bool) -> None:
     """A strip beside `axes` that says which opacity is which value."""
     low, steps = (-limit if signed else 0.0), 20
@@ -287,7 +320,7 @@ def show_weights(
     titles = _titles(weights.shape[:-2], axes)
     queries, keys = ([visible_token(token) for token in s] for s in (queries, keys))
     try:
-        from matplotlib.figure import Figure
+        from matplotlib import rc_context
     except ModuleNotFoundError:
         hint = "maps are drawn by matplotlib: pip install 'building-attention[maps]'"
         raise ModuleNotFoundError(hint) from None
@@ -297,25 +330,27 @@ def show_weights(
     beside, above = (
         max(0.9, 0.34 + max(map(name_width, side))) for side in (queries, keys)
     )
-    room, least = 4.6 - beside, 0.3 if few else 0.22  # 4.6 can be read on a phone
+    least = max(0.3, 0.03 + _number_width(maps, allowed)) if few else 0.22
+    room = 4.6 - beside  # 4.6 can be read on a phone
     title = max(1.2 * name_width(title) for title in titles)
     columns = min(len(maps), max(1, int(room / max(least * len(keys), title))))
     rows = -(-len(maps) // columns)
     cell = max(least, min(0.48, room / (columns * len(keys)))) if few else least
     width = columns * max(cell * len(keys), title) + beside
     height = rows * (cell * len(queries) + above + 0.2 * (rows > 1))
-    figure = Figure(figsize=(width, height), layout="constrained")
     limit = max(maps.abs().max().item(), 1e-4) if signed else 1.0
-    places = list(figure.subplots(rows, columns, squeeze=False).flat)
-    drawn = zip(range(len(maps)), places, titles, maps, allowed, strict=False)
-    for n, place, title, *of_map in drawn:
-        _draw_map(place, *of_map, limit, many=maps.numel() > 256)
-        _name_axes(place, queries, keys, cell)
-        draw_boxes(place.set_title(title, fontsize=10, parse_math=False))
-        if n % columns:  # the queries are named once a row
-            place.set(yticks=[], ylabel="")
-        if not few:
-            _draw_bar(place, limit, signed)
-    for spare in places[len(maps) :]:
-        spare.set_axis_off()
+    with rc_context(_PLAIN):
+        figure = _white(width, height)
+        places = list(figure.subplots(rows, columns, squeeze=False).flat)
+        drawn = zip(range(len(maps)), places, titles, maps, allowed, strict=False)
+        for n, place, title, *of_map in drawn:
+            _draw_map(place, *of_map, limit, many=maps.numel() > 256)
+            _name_axes(place, queries, keys, cell)
+            draw_boxes(place.set_title(title, fontsize=10, parse_math=False))
+            if n % columns:  # the queries are named once a row
+                place.set(yticks=[], ylabel="")
+            if not few:
+                _draw_bar(place, limit, signed)
+        for spare in places[len(maps) :]:
+            spare.set_axis_off()
     return described(figure, words)

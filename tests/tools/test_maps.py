@@ -14,6 +14,7 @@ import torch
 from examples import TOKENS, said
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from matplotlib import pyplot, rc_context, rcParamsDefault
 from matplotlib.colors import to_rgb
 
 from attention import describe_weights, show_weights
@@ -87,6 +88,26 @@ def test_of_scores_the_strongest_is_the_farthest_from_zero():
     )
     assert words.endswith("(columns). Strongest: q → k -2.00.")
     assert words.startswith("Scores: 1 queries")
+
+
+@pytest.mark.parametrize(
+    ("score", "told"),
+    [
+        (-0.004, "0.00"),
+        (-0.006, "-0.01"),
+        (9.99, "9.99"),
+        (9.996, "10.0"),
+        (-16.92, "-16.9"),
+        (99.96, "100"),
+        (-1692.4, "-1692"),
+        (99999.7, "1.00e+05"),
+    ],
+)
+def test_a_score_has_three_digits_or_its_whole_part_and_zero_no_minus(score, told):
+    words = describe_weights(torch.tensor([[score]]), "q", "k", signed=True)
+    assert words.endswith(f"q → k {told}.")
+    figure = show_weights(torch.tensor([[score]]), "q", "k", signed=True)
+    assert [text.get_text() for text in figure.axes[0].texts] == [told]
 
 
 def test_a_large_map_is_described_by_its_strongest_pair():
@@ -340,6 +361,28 @@ def test_scores_of_any_size_are_drawn_and_told_in_few_signs(size, keys):
         assert len(keys) > 8 or f">{number}<" in svg(figure)
 
 
+@pytest.mark.parametrize("size", [1, 8, 80, 3000, 3e4, 3e8])
+@pytest.mark.parametrize("heads", [1, 2])
+@pytest.mark.parametrize("tokens", [6, 8])
+def test_numbers_in_cells_run_into_nothing(size, heads, tokens):
+    scores = -size * (1 + torch.rand(heads, tokens, tokens))
+    figure = show_weights(scores, "abcdefgh"[:tokens], "abcdefgh"[:tokens], signed=True)
+    figure.draw_without_rendering()
+    for axes in figure.axes:
+        names = axes.get_xticklabels() + axes.get_yticklabels()
+        boxes = [text.get_window_extent() for text in [*axes.texts, *names]]
+        for place, box in enumerate(boxes):
+            assert not any(box.overlaps(other) for other in boxes[:place])
+
+
+@pytest.mark.parametrize("edge", [-5e-5, 1 + 5e-5])
+@pytest.mark.parametrize("keys", ["kl", "k" * 17])
+def test_a_weight_that_misses_an_end_by_a_rounding_is_drawn_at_that_end(edge, keys):
+    weights = torch.full((1, len(keys)), edge, dtype=torch.float64)
+    want = show_weights(weights.round(), "q", keys)._repr_mimebundle_()[0]
+    assert show_weights(weights, "q", keys)._repr_mimebundle_()[0] == want
+
+
 def test_each_head_may_have_a_mask_of_its_own():
     mask = torch.rand(2, 3, 5) < 0.5
     mask[0, 0, 0], mask[1, 0, 0] = True, False
@@ -521,6 +564,52 @@ def test_a_sparse_mask_is_that_of_its_dense_form(as_importer):
         for each in (mask, mask.to_sparse())
     )
     assert got == want
+
+
+# In any style
+
+
+def pixels(figure):
+    """The picture as it is saved, row by row, in red, green and blue."""
+    file = io.BytesIO()
+    figure.savefig(file, format="rgba", dpi=50)
+    return numpy.frombuffer(file.getvalue(), dtype=numpy.uint8).reshape(-1, 4)[:, :3]
+
+
+STYLES = [style for style in pyplot.style.available if not style.startswith("_")]
+OWN_MARGINS = {"classic", "fivethirtyeight"}  # and hinting of letters
+LETTERS = {
+    key: value
+    for key, value in rcParamsDefault.items()
+    if key.startswith("font.")
+    or key.endswith(("size", "weight", "width", "pad", "style", "direction"))
+}
+
+
+@pytest.mark.parametrize("style", sorted({*STYLES} - OWN_MARGINS))
+def test_a_map_with_the_same_letters_is_the_same_in_every_style(style):
+    mask = torch.ones(2, 3, 5, dtype=torch.bool).tril(2)
+    weights, many = some_weights(2) * mask, "abcdefghi"
+
+    def draw(*styles):
+        look = pyplot.style.context(["default", *styles], after_reset=True)
+        with look, rc_context(LETTERS):
+            small = show_weights(weights, QUERIES, KEYS, mask=mask)
+            return [pixels(f) for f in (small, show_weights(torch.eye(9), many, many))]
+
+    for got, want in zip(draw(style), draw(), strict=True):
+        assert numpy.array_equal(got, want)
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_in_every_style_weights_of_zero_are_white_under_black_numbers(style):
+    with pyplot.style.context(style):
+        figure = show_weights(torch.zeros(3, 5), QUERIES, KEYS)
+        seen = pixels(figure).astype(int)
+    assert (seen.max(axis=-1) == seen.min(axis=-1)).all()  # no colour
+    assert seen[0].tolist() == [255, 255, 255]
+    assert (seen[:, 0] > 250).mean() > 0.8
+    assert (seen[:, 0] < 100).sum() > 50
 
 
 # Two axes before the queries
