@@ -397,11 +397,10 @@ def reuse_prefix(cache: PagedCache, tokens: Int[Tensor, "*batch length"]) -> int
     texts = _texts(tokens)
     if cache.length:
         raise expected("cache", "an empty one", f"{cache.length} tokens")
-    pool, found = cache.pool, []
+    pool, known, found = cache.pool, cache.pool.known, []
     for text in texts:
         names = block_names(text[:-1], range(len(text)), pool.block_size)
-        names = takewhile(pool.known.__contains__, names)
-        found.append([pool.known[name] for name in names])
+        found.append([known[name] for name in takewhile(known.__contains__, names)])
     count = min((len(row) for row in found), default=0)
     cache.rows = [row[:count] for row in found]
     for row in cache.rows:
