@@ -10,6 +10,7 @@ import json
 import multiprocessing
 import os
 import pickle
+import re
 import signal
 import sys
 import tempfile
@@ -30,6 +31,7 @@ from attention.tools.checks import (
     check_bias,
     check_fit,
     check_sizes,
+    is_number,
     scale_queries,
     spread,
     unified,
@@ -50,6 +52,9 @@ __all__ = [
 ]
 
 
+_LONGEST = 1e6  # seconds; the system counts milliseconds, in 32 bits
+
+
 def run_ranks(
     function: Callable, ranks: int, *arguments: object, seconds: float | int = 60
 ) -> list:
@@ -64,6 +69,9 @@ def run_ranks(
     check_sizes(ranks=ranks)
     if not callable(function):
         raise expected("function", "a callable", repr(function))
+    if not is_number(seconds) or not 0 < seconds <= _LONGEST:
+        must = f"a number above 0, up to {_LONGEST:.0f}"
+        raise expected("seconds", must, repr(seconds))
     safe = sys.platform == "linux" and not torch.cuda.is_initialized()
     context, team = multiprocessing.get_context("fork" if safe else "spawn"), []
     with tempfile.TemporaryDirectory() as folder:
@@ -166,14 +174,16 @@ def _first_cause(failed: list[_Member], team: list[_Member]) -> str:
         failed = _failed(team)
 
     def consequence(member: _Member) -> int:
-        died = member.answer[1].startswith("ended with")
-        return 0 if died else 1 + (_LOST in member.answer[1])
+        _, why = member.answer
+        return 0 if why.startswith("ended with") else 1 + bool(_PASSED_ON.search(why))
 
     cause = min(failed, key=consequence)
     return f"{cause.name}: {cause.answer[1]}"
 
 
 _LOST = "got no answer from rank"
+_BROKEN = "reset by peer|closed by peer|closure|[Bb]roken pipe|[Tt]imed out"
+_PASSED_ON = re.compile(f"{_LOST}|gloo/.*({_BROKEN})")
 
 
 def place_in(group: dist.ProcessGroup | None) -> tuple[int, int]:

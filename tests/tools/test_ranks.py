@@ -1,5 +1,6 @@
 """Ranks: they start together, agree before they send, and end together, in words."""
 
+import math
 import multiprocessing
 import os
 import random
@@ -96,6 +97,29 @@ def test_the_rank_that_failed_first_is_named_and_no_process_is_left(end, words):
     assert not multiprocessing.active_children()
 
 
+def sum_up():
+    dist.all_reduce(torch.ones(1))
+
+
+def take_from_next():
+    dist.recv(torch.ones(1), (dist.get_rank() + 1) % 2)
+
+
+def swap_with_next():
+    exchange([[torch.ones(1)]] * 2, [[(1,)]] * 2, None)
+
+
+@pytest.mark.parametrize("call", [sum_up, take_from_next, swap_with_next, dist.barrier])
+def test_an_error_of_the_function_comes_before_a_connection_that_broke_for_it(call):
+    def work():
+        if dist.get_rank() == 1:
+            fail()
+        call()
+
+    with pytest.raises(RuntimeError, match=said("rank 1 of 2", "KeyError", "missing")):
+        run_ranks(work, 2, seconds=LONG)
+
+
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_what_fails_on_all_ranks_at_once_is_told(ranks):
     with pytest.raises(RuntimeError, match=said(f"of {ranks}", "KeyError", "missing")):
@@ -166,6 +190,17 @@ def test_an_interrupt_ends_all(interruptible):
 def test_a_number_of_ranks_that_is_none_is_refused(ranks, as_importer):
     with pytest.raises(ValueError, match=said("ranks", "whole number", "got", ranks)):
         run_ranks(own_rank, ranks)
+
+
+@pytest.mark.parametrize("wrong", [math.inf, math.nan, 1e7, 0, -1, None, "5", 10**30])
+def test_a_time_limit_is_a_number_of_seconds_that_can_be_waited(wrong, as_importer):
+    words = said("seconds", "above 0", "got", repr(wrong))
+    with pytest.raises(ValueError, match=words):
+        run_ranks(own_rank, 2, seconds=wrong)
+
+
+def test_a_time_limit_may_be_long_and_no_whole_number():
+    assert run_ranks(own_rank, 2, seconds=1e6) == run_ranks(own_rank, 2, seconds=9.5)
 
 
 def test_what_cannot_be_called_is_refused(as_importer):
