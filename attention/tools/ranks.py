@@ -330,12 +330,11 @@ def agree(find: Callable[[], dict], group: dist.ProcessGroup | None) -> list[dic
     rank, ranks = place_in(group)
     if ranks == 1:
         return [find()]
-    refusal = None
     try:
-        facts = find()
+        own, refusal = _written(find()), None
     except Exception as error:  # of whatever kind: the others are waiting
-        refusal, facts = error, {"refused": str(error)[:1000]}
-    messages = _messages(facts, rank, ranks, group)
+        own, refusal = _written({"refused": str(error)[:1000]}), error
+    messages = _messages(own, rank, ranks, group)
     each = {peer: [message] for peer, message in enumerate(messages)}
     post({peer: [messages[rank]] for peer in each}, each, group)()
     if refusal is not None:
@@ -352,14 +351,30 @@ def agree(find: Callable[[], dict], group: dist.ProcessGroup | None) -> list[dic
     return told
 
 
-def _messages(facts: dict, rank: int, ranks: int, group) -> list[Tensor]:
-    """Room for a message from each rank, with this one's own in its place."""
-    device = "cuda" if dist.get_backend(group) == "nccl" else "cpu"
-    messages = list(torch.zeros(ranks, _MESSAGE, dtype=torch.uint8, device=device))
-    own = json.dumps(facts, ensure_ascii=False).encode()
+def _written(facts: dict) -> bytes:
+    """Facts as a message; ValueError for what is no text, number or list of them."""
+    own = json.dumps(facts, ensure_ascii=False, default=_plain).encode(errors="replace")
     if len(own) > _MESSAGE:
         must = f"expected facts of at most {_MESSAGE} bytes, got {len(own)}"
         own = json.dumps({"refused": must}).encode()
+    return own
+
+
+def _plain(fact: object) -> float | int:
+    """Python's own number for one of NumPy, or in a tensor."""
+    try:
+        number = fact.item()
+    except (AttributeError, RuntimeError, ValueError):
+        number = None
+    if not isinstance(number, float | int):
+        raise expected("facts", "words and numbers", type(fact).__name__)
+    return number
+
+
+def _messages(own: bytes, rank: int, ranks: int, group) -> list[Tensor]:
+    """Room for a message from each rank, with this one's own in its place."""
+    device = "cuda" if dist.get_backend(group) == "nccl" else "cpu"
+    messages = list(torch.zeros(ranks, _MESSAGE, dtype=torch.uint8, device=device))
     messages[rank][: len(own)] = torch.tensor(list(own), dtype=torch.uint8)
     return messages
 
@@ -404,6 +419,7 @@ def fit_call(
     bias = _fit_table("bias", bias, shape, queries, facts)
     mask = _fit_table("mask", mask, shape, queries, facts)
     queries, scale = scale_queries(queries, scale)
+    scale = float(scale)  # here, since a large int would overflow between transfers
     three = [
         tensor if tensor.ndim > 2 else tensor.unsqueeze(0)
         for tensor in (queries, keys, values)

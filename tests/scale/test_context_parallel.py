@@ -6,6 +6,7 @@ import random
 import re
 from functools import partial
 
+import numpy
 import pytest
 import torch
 import torch.distributed as dist
@@ -26,6 +27,7 @@ from attention.scale.context_parallel import (
     ulysses_attend,
     unshard,
 )
+from attention.scale.decode_parallel import tree_attend
 from attention.speed.cost import Ledger
 from attention.speed.flash import flash_attend
 from attention.tools.ranks import run_ranks
@@ -461,6 +463,37 @@ def test_ranks_that_disagree_are_told_so_on_every_rank(form, as_importer):
             assert re.search(said(*words), told[name]), (name, told[name])
         assert "requires_grad" in told["gradient"]
         assert "a last axis of 12" in told["all columns"]
+
+
+@pytest.mark.parametrize("form", [*FORMS, tree_attend])
+@pytest.mark.parametrize(
+    ("odd", "plain"),
+    [
+        ({"scale": numpy.float32(0.5)}, {"scale": 0.5}),
+        ({"scale": numpy.int64(2)}, {"scale": 2}),
+        ({"causal": numpy.bool_(True)}, {"causal": True}),
+        ({"causal": torch.tensor(True)}, {"causal": True}),
+    ],
+    ids=repr,
+)
+def test_an_option_may_be_a_number_of_numpy_or_a_tensor_on_one_rank(form, odd, plain):
+    def work():
+        torch.manual_seed(1)
+        inputs, _ = own_text(length=1 if form is tree_attend else 6)
+        given = [odd if dist.get_rank() else plain, plain]
+        found, must = (form(*inputs, **options) for options in given)
+        return torch.equal(found, must)
+
+    assert run_ranks(work, 2) == [True] * 2
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_whole_number_of_more_than_64_bits_is_a_scale_like_any_other(form):
+    def work():
+        inputs, _ = own_text()
+        return torch.equal(form(*inputs, scale=2**100), form(*inputs, scale=2.0**100))
+
+    assert run_ranks(work, 2) == [True] * 2
 
 
 def test_a_call_of_another_name_is_told_on_every_rank():

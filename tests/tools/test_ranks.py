@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 
+import numpy
 import pytest
 import torch
 import torch.distributed as dist
@@ -280,6 +281,56 @@ def test_facts_longer_than_a_letter_are_refused_on_every_rank(long):
     first, second = run_ranks(told, 2)
     assert first == second
     assert first.startswith("on rank 1 of 2: expected facts of at most 4096 bytes, got")
+
+
+def test_facts_that_cannot_be_written_are_refused_on_every_rank_and_the_next_agree():
+    def work(odd):
+        said = []
+        for fact in (odd if dist.get_rank() else 1, 1):
+            try:
+                said.append(agree(lambda fact=fact: {"size": fact}, None))
+            except ValueError as error:
+                said.append(str(error))
+        return said
+
+    for odd in (object(), torch.ones(2), 1j, numpy.longdouble(1)):
+        told = f"facts: expected words and numbers, got {type(odd).__name__}"
+        (first, *then), (second, *later) = run_ranks(work, 2, odd)
+        assert (first, second) == (f"on rank 1 of 2: {told}", told)
+        assert then == later == [[{"size": 1}] * 2]
+
+
+@pytest.mark.parametrize(
+    ("odd", "plain"),
+    [
+        (numpy.float32(0.5), 0.5),
+        (numpy.int64(3), 3),
+        (numpy.bool_(True), True),
+        (torch.tensor(True), True),
+        (torch.tensor(0.5), 0.5),
+    ],
+    ids=repr,
+)
+def test_numbers_of_numpy_and_tensors_are_told_as_pythons_own(odd, plain):
+    def work():
+        return agree(lambda: {"number": odd if dist.get_rank() else plain}, None)
+
+    assert run_ranks(work, 2) == [[{"number": plain}] * 2] * 2
+
+
+def test_words_that_cannot_be_encoded_are_told_too():
+    def work():
+        def facts():
+            if dist.get_rank() == 1:
+                raise ValueError("no \ud800")
+            return {}
+
+        try:
+            agree(facts, None)
+        except ValueError as error:
+            return str(error)
+
+    assert run_ranks(work, 2)[0] == "on rank 1 of 2: no ?"
 
 
 def test_a_long_refusal_is_told_to_every_rank():
