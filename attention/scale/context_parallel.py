@@ -494,6 +494,17 @@ def _alone(name, queries, keys, values, mask, order, dropout_p, options) -> Tens
     return flash_attend(queries, keys, values, mask, **options)
 
 
+def _weights(form, queries, keys, mask=None, *, group=None, **options) -> Tensor:
+    """Those of a group of one; ValueError where other ranks hold some of the keys."""
+    if place_in(group)[1] > 1:
+        must = "a form whose context is weights @ values, to show its weights"
+        got = f"{form.__name__}, where other ranks hold some of the keys"
+        raise expected("attend", must, got)
+    check_tensor(queries=queries, keys=keys)
+    identity = torch.eye(keys.shape[-2]).to(keys).expand(*keys.shape[:-2], -1, -1)
+    return form(queries, keys, identity, mask, group=group, **options)
+
+
 def ring_attend(
     queries: Float[Tensor, "*queries_batch num_queries head_dim"],
     keys: Float[Tensor, "*keys_batch num_keys head_dim"],
@@ -535,6 +546,9 @@ def ring_attend(
     ring = _Ring(group, own[rank], theirs, *settings)
     context, _ = TwoPasses.apply(*fitted[:5], ring)
     return context.reshape(*fitted.shape, values.shape[-1])
+
+
+ring_attend.attention_weights = partial(_weights, ring_attend)
 
 
 def heads_of(rank: int, ranks: int, num_heads: int, heads: int) -> slice:
@@ -697,3 +711,6 @@ def ulysses_attend(
     settings += fitted.scale, fitted.documents, wants_gradient(*given)
     context, _ = TwoPasses.apply(*given, _Ulysses(group, *settings))
     return context.reshape(*fitted.shape, values.shape[-1])
+
+
+ulysses_attend.attention_weights = partial(_weights, ulysses_attend)

@@ -13,7 +13,14 @@ import torch.distributed as dist
 from examples import MISFITS, assert_twins, change, said, some_mask, some_tensors
 
 import attention.core.layer as layers
-from attention import Attention, MultiHeadAttention, Rotary, attend, document_mask
+from attention import (
+    Attention,
+    MultiHeadAttention,
+    Rotary,
+    attend,
+    document_mask,
+    weights_of,
+)
 from attention.scale import context_parallel
 from attention.scale.context_parallel import (
     block_of,
@@ -778,6 +785,36 @@ def test_a_layer_that_cannot_look_at_positions_leaves_causal_to_its_form():
         return True
 
     assert run_ranks(work, 2) == [True, True]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("length", [8, 9])
+def test_a_layer_whose_keys_lie_on_several_ranks_says_that_it_has_no_weights(
+    form, length, as_importer
+):
+    def work():
+        layer = Attention(8, 8, 2, attend=partial(form, order="contiguous"))
+        x = shard(torch.randn(1, length, 8), order="contiguous")
+        with pytest.raises(ValueError, match=said("attend", "weights @ values", "got")):
+            layer.attention_weights(x)
+        return layer(x).shape[1]
+
+    assert sum(run_ranks(work, 2)) == length
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("heads", [(), (2, 3)], ids=str)
+@pytest.mark.parametrize("length", [0, 1, 7])
+def test_alone_it_shows_the_weights_of_attend(form, heads, length):
+    torch.manual_seed(1)
+    queries, keys, values = torch.randn(3, *heads, length, 4)
+    documents = torch.arange(length) // 3
+    same = documents[:, None] == documents
+    told = {"causal": True, "scale": 0.3}
+    must = weights_of(attend, queries, keys, values, same, **told)
+    options = {"documents": documents, "order": "striped"}
+    found = weights_of(partial(form, **options), queries, keys, values, **told)
+    torch.testing.assert_close(found, must)
 
 
 def test_alone_it_takes_the_place_of_attend():
