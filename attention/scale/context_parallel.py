@@ -9,6 +9,7 @@ Written by `book/scale/context_parallel.ipynb`: read and change it there.
 
 import itertools
 import math
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
@@ -61,7 +62,7 @@ def order_ranges(length: int, ranks: int, order: str = "zigzag") -> list[list[ra
     Shares differ by a token or two if the length does not divide evenly. ValueError for
     another order, or fewer tokens than pieces. Brandon et al. 2023; Zhu 2024.
     """
-    pieces = _check_order(length, ranks, order)
+    length, pieces = _check_order(length, ranks, order)
     if order == "striped":
         return [[range(rank, length, ranks)] for rank in range(ranks)]
     edges = [length * cut // pieces for cut in range(pieces + 1)]
@@ -74,15 +75,19 @@ def order_ranges(length: int, ranks: int, order: str = "zigzag") -> list[list[ra
 _ORDERS = ("contiguous", "striped", "zigzag")
 
 
-def _check_order(length: int, ranks: int, order: str) -> int:
-    """How many pieces there are; ValueError if there is nothing for one of them."""
+def _check_order(length: int, ranks: int, order: str) -> tuple[int, int]:
+    """The length, and how many pieces there are; ValueError if one would be empty."""
     check_sizes(ranks=ranks)
     _known(order)
     pieces = 2 * ranks if order == "zigzag" and ranks > 1 else ranks
-    if not isinstance(length, int) or length < pieces:
-        must = f"at least {pieces} tokens, for {order} order on {ranks} ranks"
-        raise expected("length", must, length)
-    return pieces
+    try:
+        whole = 0 if isinstance(length, bool) else operator.index(length)
+    except TypeError:
+        whole = 0
+    if whole < pieces:
+        must = f"a whole number of at least {pieces} tokens, for {order} order on"
+        raise expected("length", f"{must} {ranks} ranks", length)
+    return whole, pieces
 
 
 def _known(order: str) -> None:
@@ -172,10 +177,10 @@ def _ranges(lengths: list[int], order: str, name: str) -> list[list[range]]:
 
 def _check_dim(tensor: Tensor, dim: int) -> None:
     check_tensor(tensor=tensor)
-    if not isinstance(dim, int) or not -tensor.ndim <= dim < tensor.ndim:
-        raise expected(
-            "dim", f"an axis of the tensor, which has {tensor.ndim}", repr(dim)
-        )
+    whole = isinstance(dim, int) and not isinstance(dim, bool)
+    if not whole or not -tensor.ndim <= dim < tensor.ndim:
+        must = f"an axis of the tensor, which has {tensor.ndim}"
+        raise expected("dim", must, repr(dim))
 
 
 class KeyBlock(NamedTuple):

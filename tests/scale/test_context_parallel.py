@@ -608,6 +608,14 @@ def test_zigzag_is_the_order_of_all():
 
 
 @pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("whole", [numpy.int64, numpy.uint8, torch.tensor])
+def test_a_length_is_any_whole_number(whole, order):
+    assert order_ranges(whole(10), 2, order) == order_ranges(10, 2, order)
+    positions = order_positions(whole(10), order=order)
+    assert torch.equal(positions, torch.arange(10))
+
+
+@pytest.mark.parametrize("order", ORDERS)
 def test_a_rank_alone_has_one_range_of_any_length(order):
     assert order_ranges(1, 1, order) == [[range(1)]]
     assert order_ranges(7, 1, order) == [[range(7)]]
@@ -618,6 +626,9 @@ def test_a_rank_alone_has_one_range_of_any_length(order):
     [
         (7, 4, "zigzag", ("length", "at least 8 tokens", "got 7")),
         (3, 4, "striped", ("length", "at least 4 tokens", "got 3")),
+        (8.0, 2, "zigzag", ("length", "a whole number", "got 8.0")),
+        (True, 1, "zigzag", ("length", "a whole number", "got True")),
+        (torch.ones(9), 2, "zigzag", ("length", "a whole number", "got torch.float32")),
         (8, 0, "zigzag", ("ranks", "whole number", "got 0")),
         (8, 2, "Zigzag", ("order", "got 'Zigzag'")),
     ],
@@ -658,7 +669,7 @@ def test_alone_nothing_is_cut():
 
 
 @pytest.mark.parametrize("call", [shard, unshard])
-@pytest.mark.parametrize("dim", [2, -3, 0.5])
+@pytest.mark.parametrize("dim", [2, -3, 0.5, True])
 def test_an_axis_that_is_not_there_is_refused(call, dim, as_importer):
     with pytest.raises(ValueError, match=said("dim", "an axis", "got", dim)):
         call(torch.ones(3, 3), dim)

@@ -164,8 +164,9 @@ def test_the_peak_counts_what_a_call_needs_beside_memory_that_is_free():
 
 def test_a_misfit_is_told_once_and_no_rank_gives_a_report(capfd):
     assert run_ranks(demo.main, 2, [*SMALL, "--length", "3"]) == [2, 2]
-    must = "expected at least 4 tokens, for zigzag order on 2 ranks, got 3"
-    assert capfd.readouterr() == ("", f"demo: length: {must}\n")
+    must = "a whole number of at least 4 tokens, for zigzag order on 2 ranks"
+    told = f"demo: length: expected {must}, got 3\n"
+    assert capfd.readouterr() == ("", told)
 
 
 def test_options_that_differ_are_refused_on_every_rank():
