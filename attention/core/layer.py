@@ -207,22 +207,25 @@ def _check_width(mask: Tensor, count: int) -> None:
         raise expected("mask", must, tuple(mask.shape))
 
 
-def set_back(cache: Cache | None) -> AbstractContextManager[None]:
-    """Lets a call that is refused leave `cache` as it was, if it can go back."""
-    return nullcontext() if cache is None else _set_back(cache)
+def set_back(*caches: Cache | None) -> AbstractContextManager[None]:
+    """Lets a call that fails leave all `caches` as they were, if they can go back."""
+    held = [cache for cache in caches if cache is not None]
+    return _set_back(held) if held else nullcontext()
 
 
 @contextmanager
-def _set_back(cache: Cache) -> Iterator[None]:
-    before = getattr(cache, "length", None)
+def _set_back(caches: Sequence[Cache]) -> Iterator[None]:
+    before = [getattr(cache, "length", None) for cache in caches]
     try:
         yield
     except Exception:
-        if getattr(cache, "length", None) != before:
+        for cache, length in zip(caches, before, strict=True):
+            if getattr(cache, "length", None) == length:
+                continue
             if hasattr(cache, "undo"):
                 cache.undo()
             elif hasattr(cache, "truncate"):
-                cache.truncate(before)
+                cache.truncate(length)
         raise
 
 
@@ -331,7 +334,7 @@ class Attention(nn.Module):
         with set_back(cache):
             inputs, options = self._inputs(x, mask, positions, cache)
             context = self.attend(*inputs, dropout_p=dropout_now(self), **options)
-        return self.out_proj(rearrange(context, "... h i d -> ... i (h d)"))
+            return self.out_proj(rearrange(context, "... h i d -> ... i (h d)"))
 
     def attention_weights(
         self,

@@ -217,11 +217,11 @@ class LatentAttention(nn.Module):
             absorbed, inputs, options = self._inputs(x, mask, positions, cache)
             form = self._form(absorbed)
             context = form(*inputs, dropout_p=dropout_now(self), **options)
-        if absorbed:  # what was averaged are latents
-            weight = self.W_value.weight.unflatten(0, (self.num_heads, -1))
-            context = torch.einsum("...hic,hec->...hie", context, weight)
-        context = context[..., : self.value_dim]
-        return self.out_proj(rearrange(context, "... h i e -> ... i (h e)"))
+            if absorbed:  # what was averaged are latents
+                weight = self.W_value.weight.unflatten(0, (self.num_heads, -1))
+                context = torch.einsum("...hic,hec->...hie", context, weight)
+            context = context[..., : self.value_dim]
+            return self.out_proj(rearrange(context, "... h i e -> ... i (h e)"))
 
     def attention_weights(
         self,

@@ -311,8 +311,9 @@ class Block(nn.Module):
     ) -> Float[Tensor, "*batch length d"]:
         """What came in, and what both parts add; arguments are those of `Attention`."""
         normed, options = self.attention_norm(x), {"positions": positions}
-        x = x + self.attention(normed, mask, cache=cache, **options)
-        return x + self.mlp(self.mlp_norm(x))
+        with set_back(cache):
+            x = x + self.attention(normed, mask, cache=cache, **options)
+            return x + self.mlp(self.mlp_norm(x))
 
 
 class LanguageModel(nn.Module):
@@ -372,8 +373,9 @@ class LanguageModel(nn.Module):
     ) -> Float[Tensor, "*batch length vocabulary"]:
         """Logits of the token after each; caches are one for each block."""
         x, caches = self._begin(ids, caches)
-        x = through(self.blocks, x, mask, positions, caches)
-        return F.linear(self.norm(x), self.embedding.weight)
+        with set_back(*caches):
+            x = through(self.blocks, x, mask, positions, caches)
+            return F.linear(self.norm(x), self.embedding.weight)
 
     def attention_weights(
         self,
@@ -407,13 +409,9 @@ def through(
     positions: Int[Tensor, "..."] | None,
     caches: Sequence[Cache | None],
 ) -> Float[Tensor, "*batch length d"]:
-    """`x` after all blocks; if one of them refuses, all caches are as before."""
-    with ExitStack() as refused:
-        for cache in caches:
-            if cache is not None:  # without a cache it can be compiled in one piece
-                refused.enter_context(set_back(cache))
-        for block, cache in zip(blocks, caches, strict=True):
-            x = block(x, mask, positions=positions, cache=cache)
+    """`x` after all blocks, with the cache of each; who calls it sets caches back."""
+    for block, cache in zip(blocks, caches, strict=True):
+        x = block(x, mask, positions=positions, cache=cache)
     return x
 
 

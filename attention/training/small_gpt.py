@@ -24,7 +24,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from attention.core.layer import Attention, Cache, causal, positions_of
+from attention.core.layer import Attention, Cache, causal, positions_of, set_back
 from attention.core.layer import window as within
 from attention.position.absolute import LearnedPositions
 from attention.position.relative import alibi
@@ -222,8 +222,9 @@ class GPT(nn.Module):
         """Logits of the next token at each place; extends `caches`, one for a block."""
         caches = caches_of(caches, len(self.blocks))
         x = self._embedded(ids, positions, caches[0])
-        x = through(self.blocks, x, mask, positions, caches)
-        return F.linear(self.norm(x), self.embedding.weight)
+        with set_back(*caches):
+            x = through(self.blocks, x, mask, positions, caches)
+            return F.linear(self.norm(x), self.embedding.weight)
 
     def attention_weights(
         self,

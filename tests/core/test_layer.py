@@ -794,3 +794,24 @@ def test_a_refused_call_leaves_the_cache_as_it_was(as_importer, fault, kind, cal
     with pytest.raises(error):
         getattr(layer, called)(x[:, 3:], mask, cache=cache)
     assert (cache.length, cache.positions.tolist()) == (3, held)
+
+
+def no_context(*inputs, **options):
+    """A form without a `return`."""
+
+
+@pytest.mark.parametrize("kind", [Attention, LatentAttention])
+@pytest.mark.parametrize("fault", ["another dtype", "a hook that raises", "no context"])
+def test_a_call_that_fails_after_attention_leaves_the_cache_as_it_was(fault, kind):
+    sizes = {"latent_dim": 3, "rotary_dim": 2} if kind is LatentAttention else {}
+    layer, cache, x = kind(12, 12, 2, **sizes), KVCache(), torch.randn(2, 4, 12)
+    layer(x[:, :3], cache=cache)
+    if fault == "another dtype":
+        layer.out_proj.to(torch.bfloat16)
+    elif fault == "no context":
+        layer.attend = no_context
+    else:
+        layer.out_proj.register_forward_hook(lambda *_: 1 // 0)
+    with pytest.raises((RuntimeError, ZeroDivisionError, TypeError)):
+        layer(x[:, 3:], cache=cache)
+    assert cache.length == 3

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from attention import (
+    GPT,
     BlockPool,
     KVCache,
     PagedCache,
@@ -228,6 +229,31 @@ def test_a_call_that_is_refused_leaves_all_caches_as_they_were(small):
     with pytest.raises(ValueError, match="capacity"):
         small(torch.arange(3), caches=caches)
     assert [cache.length for cache in caches] == [3, 3, 3]
+
+
+@pytest.mark.parametrize("make_cache", [KVCache, partial(RollingCache, 4)])
+@pytest.mark.parametrize("kind", ["Llama", "GPT"])
+@pytest.mark.parametrize(
+    "part", ["norm", "blocks.0.mlp", "blocks.2.attention.out_proj"]
+)
+def test_a_call_that_fails_anywhere_leaves_all_caches_as_they_were(
+    small, kind, part, make_cache
+):
+    model = small if kind == "Llama" else GPT(31, d=16, num_blocks=3)
+    caches = [make_cache() for _ in range(3)]
+    model(torch.arange(3), caches=caches)
+    model.get_submodule(part).register_forward_hook(lambda *_: 1 // 0)
+    with pytest.raises(ZeroDivisionError):
+        model(torch.arange(2), caches=caches)
+    assert [cache.length for cache in caches] == [3, 3, 3]
+
+
+def test_a_block_that_fails_after_its_attention_leaves_the_cache_as_it_was(small):
+    block, cache = small.blocks[0], KVCache()
+    block.mlp.register_forward_hook(lambda *_: 1 // 0)
+    with pytest.raises(ZeroDivisionError):
+        block(torch.randn(4, 24), cache=cache)
+    assert cache.length == 0
 
 
 def test_a_text_longer_than_the_context_is_refused_with_a_cache_too(small):
