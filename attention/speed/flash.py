@@ -447,7 +447,7 @@ def flash_attend(
     second derivative, or one in forward mode. Dao et al. 2022.
     """
     check_no_dropout("flash_attend", dropout_p)
-    if len(tile) != 2:
+    if not isinstance(tile, Sequence) or len(tile) != 2:
         raise expected("tile", "(BLOCK_M, BLOCK_N)", tile)
     check_sizes(BLOCK_M=tile[0], BLOCK_N=tile[1])
     check_window(window, causal)
