@@ -8,7 +8,7 @@ Written by `book/position/longer.ipynb`: read and change it there.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float, Int
@@ -112,17 +112,20 @@ class YaRN:
     mscale: float | int | None = None
     mscale_all_dim: float | int | None = None
     truncate: bool = True
+    _made: float | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         check_factor(self.factor)
         check_sizes(original_length=self.original_length)
         check_turns("slow", self.slow, "fast", self.fast)
-        if self.attention_factor is None:
+        factor = None
+        if self.attention_factor in (None, self._made):  # `replace` copies what we made
             factor = yarn_factor(self.factor)
             if self.mscale and self.mscale_all_dim:
                 factor = yarn_factor(self.factor, self.mscale)
                 factor /= yarn_factor(self.factor, self.mscale_all_dim)
             object.__setattr__(self, "attention_factor", factor)
+        object.__setattr__(self, "_made", factor)
         given = self.attention_factor
         if not is_number(given) or given <= 0:
             raise expected("attention_factor", "a number above 0", given)
