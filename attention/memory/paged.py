@@ -459,7 +459,7 @@ def _check_paged(queries, keys, values, table, lengths) -> None:
     for name, tensor in {"table": table, "lengths": lengths}.items():
         whole = tensor.dtype in (torch.int32, torch.int64)
         if not whole or tensor.device != keys.device or len(tensor) != len(queries):
-            must = f"whole numbers for {len(queries)} texts on {keys.device}"
+            must = f"int32 or int64 for {len(queries)} texts on {keys.device}"
             raise expected(name, must, tensor)
     if lengths.numel() and readable(lengths):
         _check_within("lengths", lengths, 1, table.shape[1] * keys.shape[1])

@@ -205,7 +205,7 @@ class DynamicNTKScaling:
         plain = rotary_frequencies(rotary_dim, base=base, positions=positions)
         if positions.shape[-1] == 0:
             return plain
-        length = positions.amax(dim=-1, keepdim=True).to(plain) + 1
+        length = positions.long().amax(dim=-1, keepdim=True).to(plain) + 1
         longer = (length / self.original_length).clamp(min=1)
         base = ntk_base(base, 1 + self.factor * (longer - 1), rotary_dim)
         return rotary_frequencies(rotary_dim, base=base, positions=positions)
@@ -263,7 +263,7 @@ class MultimodalRotary(nn.Module):
             raise expected("places", must, places)
         self.head_dim, self.base, self.interleaved = head_dim, base, interleaved
         self.sections = tuple(sections)
-        self.register_buffer("places", places, persistent=False)
+        self.register_buffer("places", places.long(), persistent=False)
 
     def coordinates(self, positions: Int[Tensor, "*rows length"]) -> Tensor:
         """Coordinates (..., length, axes) of the tokens at `positions`."""

@@ -467,7 +467,7 @@ def check_ids(
     """ValueError unless these are numbers of tokens, at least one, on this device."""
     check_tensor(ids=ids)
     if ids.dtype not in (torch.int64, torch.int32) or not ids.ndim or not ids.numel():
-        raise expected("ids", "whole numbers (..., length), at least one", ids)
+        raise expected("ids", "int32 or int64 (..., length), at least one", ids)
     if device is not None and ids.device != device:
         raise expected("ids", f"whole numbers on {device}", ids)
     if vocabulary is None or not readable(ids):

@@ -178,7 +178,7 @@ def _check_ids(name, ids, embedding):
     weight, number = embedding.weight, embedding.num_embeddings
     whole = ids.dtype in (torch.int64, torch.int32)  # what nn.Embedding takes
     if not (whole and ids.ndim and ids.numel() and ids.device == weight.device):
-        must = f"whole numbers (..., length) on {weight.device}, at least one"
+        must = f"int32 or int64 (..., length) on {weight.device}, at least one"
         raise expected(name, must, ids)
     if readable(ids) and not 0 <= ids.min() <= ids.max() < number:
         got = f"{ids.min()} to {ids.max()}"

@@ -285,6 +285,14 @@ def refused(match, target, draft, tokens):
         accept(target, draft, tokens)
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.uint16])
+def test_tokens_of_few_bits_are_the_same_tokens(dtype):
+    draft, tokens = torch.rand(3, 300).softmax(-1), torch.tensor([100, 44, 127])
+    target = torch.rand(4, 300).softmax(-1)
+    must = accept(target, draft, tokens, generator=seeded())
+    assert accept(target, draft, tokens.to(dtype), generator=seeded()) == must
+
+
 def test_rows_that_do_not_sum_to_one_are_refused(as_importer):
     p, q, tokens = pair()
     refused(said("target", "sum to one", "got 2"), 2 * p, q, tokens)

@@ -1,6 +1,7 @@
 """Scalings of rotary positions: numbers of the papers, and what each leaves alone."""
 
 import math
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -20,6 +21,8 @@ from attention.position.longer import (
     yarn_factor,
 )
 from attention.position.rotary import ProcessHeads, QKNorm, Rotary, rotary_frequencies
+
+NARROW = [torch.uint8, torch.int8, torch.int16, torch.uint16]
 
 
 def close(got, must):
@@ -111,6 +114,23 @@ def test_deepseeks_way_and_yarns_way_are_one_where_all_of_a_head_turns():
     torch.testing.assert_close(outside(x), inside(x))
     twice, _ = a_layer(YaRN(40, 64), attend=partial(attend, scale=scale))
     assert not torch.allclose(twice(x), inside(x))
+
+
+def test_a_replaced_yarn_has_the_factor_of_its_own_numbers():
+    short = YaRN(4.0, 4096)
+    long = replace(short, factor=32.0)
+    assert long == YaRN(32.0, 4096)
+    assert long.attention_factor == YaRN(32.0, 4096).attention_factor
+    again = replace(long, mscale=0.7, mscale_all_dim=0.5)
+    assert again == YaRN(32.0, 4096, mscale=0.7, mscale_all_dim=0.5)
+    assert repr(again).count("factor") == 2
+
+
+def test_a_factor_that_was_given_to_yarn_stays_when_others_are_replaced():
+    given = YaRN(4.0, 4096, attention_factor=1.5)
+    assert replace(given, factor=32.0).attention_factor == 1.5
+    given = replace(YaRN(4.0, 4096), attention_factor=1.5)
+    assert replace(given, factor=32.0).attention_factor == 1.5
 
 
 # What a scaling leaves alone
@@ -246,6 +266,14 @@ def test_dynamic_leaves_the_trained_length_alone_whatever_the_factor(factor):
     torch.testing.assert_close(short, rotary_frequencies(32), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("dtype", NARROW)
+def test_dynamic_takes_positions_of_few_bits(dtype):
+    queries, rotary = torch.randn(2, 90, 8), Rotary(8, scaling=DynamicNTKScaling(2, 64))
+    must = rotary(queries, queries, torch.arange(90))
+    got = rotary(queries, queries, torch.arange(90).to(dtype))
+    assert torch.equal(got[0], must[0])
+
+
 def test_dynamic_reads_no_number_on_the_way():
     positions = torch.arange(128, device="meta")
     dynamic = DynamicNTKScaling(2, 64)
@@ -254,6 +282,17 @@ def test_dynamic_reads_no_number_on_the_way():
 
 
 # Pictures
+
+
+@pytest.mark.parametrize("dtype", NARROW)
+def test_text_after_a_picture_goes_on_whatever_bits_its_places_have(dtype):
+    places = torch.tensor([[0] * 3, [torch.iinfo(dtype).max] * 3])
+    must = MultimodalRotary(8, places, sections=(1, 1, 2))
+    rotary = MultimodalRotary(8, places.to(dtype), sections=(1, 1, 2))
+    positions = torch.arange(4)
+    assert torch.equal(rotary.coordinates(positions), must.coordinates(positions))
+    positions = positions.to(dtype)
+    assert torch.equal(rotary.coordinates(positions), must.coordinates(positions))
 
 
 def test_a_picture_lies_on_a_grid_and_text_goes_on_after_its_largest_coordinate():

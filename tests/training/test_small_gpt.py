@@ -123,6 +123,16 @@ def test_a_context_is_a_whole_number(positions, context_length, as_importer):
 # Batches
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.uint16])
+@pytest.mark.parametrize("vocabulary", [100, 300])  # 300 would be 44 in eight bits
+def test_targets_of_few_bits_have_the_same_loss(dtype, vocabulary):
+    model, ids = GPT(vocabulary, d=8, num_heads=2), torch.arange(60, 66)[None]
+    must = text_loss(model, ids, ids)
+    assert_close(text_loss(model, ids, ids.to(dtype)), must, rtol=0, atol=0)
+    with pytest.raises(ValueError, match=said("ids", "int32", "int64", "got", dtype)):
+        text_loss(model, ids.to(dtype), ids)
+
+
 def test_targets_are_the_inputs_one_token_further():
     for step in 0, 5, 23:
         inputs, targets = batch_at(step, torch.arange(97), 3, 7)
