@@ -13,7 +13,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from attention.core.scaled_dot_product import Attend, attend, weights_of
-from attention.tools.checks import check_input, check_sizes, dropout_now, is_size
+from attention.tools.checks import (
+    check_input,
+    check_sizes,
+    dropout_now,
+    is_size,
+    own_number,
+)
 from attention.tools.workbench import check_tensor, expected
 
 __all__ = ["CausalAttention", "causal_mask", "future_leak", "ignore_saved_mask"]
@@ -112,12 +118,13 @@ class CausalAttention(nn.Module):
         attend: Attend = attend,
     ) -> None:
         super().__init__()
-        check_sizes(d_in=d_in, d_out=d_out, context_length=context_length)
+        d_in, d_out = check_sizes(d_in=d_in, d_out=d_out)
+        (context_length,) = check_sizes(context_length=context_length)
         self.d_in, self.context_length, self.attend = d_in, context_length, attend
         self.W_query = nn.Linear(d_in, d_out, bias=qkv_bias)
         self.W_key = nn.Linear(d_in, d_out, bias=qkv_bias)
         self.W_value = nn.Linear(d_in, d_out, bias=qkv_bias)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = nn.Dropout(own_number(dropout))
         ignore_saved_mask(self)
 
     def forward(

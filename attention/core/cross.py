@@ -17,6 +17,7 @@ from attention.tools.checks import (
     check_input,
     check_sizes,
     dropout_now,
+    own_number,
 )
 from attention.tools.workbench import check_tensor, expected
 
@@ -61,15 +62,15 @@ class CrossAttention(nn.Module):
     ) -> None:
         super().__init__()
         d_context = d_in if d_context is None else d_context
-        check_sizes(d_in=d_in, d_context=d_context)
-        check_heads(d_out, num_heads)
+        d_in, d_context = check_sizes(d_in=d_in, d_context=d_context)
+        d_out, num_heads = check_heads(d_out, num_heads)
         self.d_in, self.d_out, self.d_context = d_in, d_out, d_context
         self.num_heads, self.head_dim = num_heads, d_out // num_heads
         self.W_query = nn.Linear(d_in, d_out, bias=qkv_bias)
         self.W_key = nn.Linear(d_context, d_out, bias=qkv_bias)
         self.W_value = nn.Linear(d_context, d_out, bias=qkv_bias)
         self.out_proj = nn.Linear(d_out, d_out)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = nn.Dropout(own_number(dropout))
         self.attend = attend
 
     def forward(

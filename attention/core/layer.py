@@ -28,6 +28,7 @@ from attention.tools.checks import (
     check_sizes,
     check_slots,
     dropout_now,
+    own_number,
     precise,
     readable,
 )
@@ -61,7 +62,7 @@ def causal(
 
 def window(size: int) -> Callable[[Tensor, Tensor], Tensor]:
     """A mask: the `size` keys that end at the query, its own included."""
-    check_sizes(size=size)
+    (size,) = check_sizes(size=size)
     return partial(_within, size=size)
 
 
@@ -78,7 +79,7 @@ def prefix(length: int) -> Callable[[Tensor, Tensor], Tensor]:
     With a cache, all of the prefix must come in the first piece: its tokens see keys
     that are later than they are. Raffel et al. 2020, section 3.2.1.
     """
-    check_sizes(length=length)
+    (length,) = check_sizes(length=length)
     return partial(_opened, length=length)
 
 
@@ -294,14 +295,15 @@ class Attention(nn.Module):
     ) -> None:
         super().__init__()
         num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
-        check_sizes(d_in=d_in, d_out=d_out, num_heads=num_heads)
-        check_sizes(num_kv_heads=num_kv_heads)
+        d_in, d_out = check_sizes(d_in=d_in, d_out=d_out)
+        (num_heads,) = check_sizes(num_heads=num_heads)
+        (num_kv_heads,) = check_sizes(num_kv_heads=num_kv_heads)
         if num_heads % num_kv_heads:
             raise expected("num_heads", f"a multiple of {num_kv_heads=}", num_heads)
         if head_dim is None:
-            check_heads(d_out, num_heads)
+            d_out, num_heads = check_heads(d_out, num_heads)
             head_dim = d_out // num_heads
-        check_sizes(head_dim=head_dim)
+        (head_dim,) = check_sizes(head_dim=head_dim)
         check_slots(masks, process_heads=process_heads, bias=bias, attend=attend)
         self.d_in, self.d_out, self.context_length = d_in, d_out, None
         self.num_heads, self.num_kv_heads = num_heads, num_kv_heads
@@ -310,7 +312,7 @@ class Attention(nn.Module):
         self.W_key = nn.Linear(d_in, width, bias=qkv_bias)
         self.W_value = nn.Linear(d_in, width, bias=qkv_bias)
         self.out_proj = nn.Linear(num_heads * head_dim, d_out, bias=out_bias)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = nn.Dropout(own_number(dropout))
         self.process_heads, self.bias, self.attend = process_heads, bias, attend
         self.masks = tuple(masks)
         trained = [mask for mask in masks if isinstance(mask, nn.Module)]

@@ -13,7 +13,13 @@ from torch import Tensor, nn
 
 from attention.core.causal import CausalAttention, ignore_saved_mask
 from attention.core.scaled_dot_product import Attend, attend, weights_of
-from attention.tools.checks import check_heads, check_input, check_sizes, dropout_now
+from attention.tools.checks import (
+    check_heads,
+    check_input,
+    check_sizes,
+    dropout_now,
+    own_number,
+)
 
 __all__ = ["MultiHeadAttention", "StackedHeads"]
 
@@ -37,7 +43,7 @@ class StackedHeads(nn.Module):
         attend: Attend = attend,
     ) -> None:
         super().__init__()
-        check_sizes(num_heads=num_heads)
+        (num_heads,) = check_sizes(num_heads=num_heads)
         sizes = (d_in, d_out, context_length, dropout, qkv_bias)
         heads = (CausalAttention(*sizes, attend=attend) for _ in range(num_heads))
         self.heads = nn.ModuleList(heads)
@@ -82,15 +88,15 @@ class MultiHeadAttention(nn.Module):
         attend: Attend = attend,
     ) -> None:
         super().__init__()
-        check_sizes(d_in=d_in, context_length=context_length)
-        check_heads(d_out, num_heads)
+        d_in, context_length = check_sizes(d_in=d_in, context_length=context_length)
+        d_out, num_heads = check_heads(d_out, num_heads)
         self.d_in, self.d_out, self.context_length = d_in, d_out, context_length
         self.num_heads, self.head_dim = num_heads, d_out // num_heads
         self.W_query = nn.Linear(d_in, d_out, bias=qkv_bias)
         self.W_key = nn.Linear(d_in, d_out, bias=qkv_bias)
         self.W_value = nn.Linear(d_in, d_out, bias=qkv_bias)
         self.out_proj = nn.Linear(d_out, d_out)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = nn.Dropout(own_number(dropout))
         self.attend = attend
         ignore_saved_mask(self)
 

@@ -30,6 +30,7 @@ from attention.tools.checks import (
     check_sizes,
     first_order,
     has_numbers,
+    is_size,
     nan_of,
     precise,
     readable,
@@ -72,7 +73,7 @@ def visible(
         if mask.dtype != torch.bool or mask.device != device:
             raise expected("mask", f"booleans (True: may see) on {device}", mask)
         mask = spread("mask", mask, shape)
-    check_window(window, causal)
+    window = check_window(window, causal)
     if causal:
         i, j = shape[-2:]
         past = torch.ones(i, j, dtype=torch.bool, device=device).tril(j - i)
@@ -82,15 +83,14 @@ def visible(
     return mask
 
 
-def check_window(window: int | None, causal: bool) -> None:
-    """ValueError unless the window is a whole number of keys, of a causal query."""
+def check_window(window: int | None, causal: bool) -> int | None:
+    """The window; ValueError unless it is a number of keys, of a causal query."""
     if window is None:
-        return
-    whole = isinstance(window, int) and not isinstance(window, bool) and window >= 1
-    if not (whole and causal):
+        return None
+    if not (is_size(window) and window >= 1 and causal):
         must = "a whole number of at least 1, with causal=True"
         raise expected("window", must, f"{window!r}, with {causal=}")
-    check_sizes(window=window)
+    return check_sizes(window=window)[0]
 
 
 def dot_product(
@@ -131,7 +131,7 @@ def attention_weights(
     mask = visible(shape, mask, causal, queries.device, window)
     if scale is None:
         scale = queries.shape[-1] ** -0.5 if score is dot_product else 1.0
-    check_scale(scale, queries)
+    scale = check_scale(scale, queries)
     with as_given(queries):
         scores = scale * score(queries, repeat_kv(keys, queries))
         if scores.shape != shape:
@@ -310,7 +310,7 @@ def attend(
     queries = queries.expand(*shape[:-1], -1)  # the others may have more batch axes
     if bias is not None:
         bias = check_bias(bias, shape, queries)
-    check_window(window, causal)
+    window = check_window(window, causal)
     queries, scale = scale_queries(queries, scale)
     options = {"dropout_p": dropout_p, "scale": scale}
     alone = causal and mask is None and bias is None and window is None
@@ -444,7 +444,7 @@ class SelfAttention(nn.Module):
         attend: Attend = attend,
     ) -> None:
         super().__init__()
-        check_sizes(d_in=d_in, d_out=d_out)
+        d_in, d_out = check_sizes(d_in=d_in, d_out=d_out)
         self.d_in, self.attend = d_in, attend
         self.W_query = nn.Linear(d_in, d_out, bias=qkv_bias)
         self.W_key = nn.Linear(d_in, d_out, bias=qkv_bias)

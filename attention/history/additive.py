@@ -102,7 +102,8 @@ class AdditiveAttention(nn.Module):
 
     def __init__(self, d_query: int, d_key: int, d_hidden: int) -> None:
         super().__init__()
-        check_sizes(d_query=d_query, d_key=d_key, d_hidden=d_hidden)
+        d_query, d_key = check_sizes(d_query=d_query, d_key=d_key)
+        (d_hidden,) = check_sizes(d_hidden=d_hidden)
         self.d_query, self.d_key = d_query, d_key
         self.W_query = nn.Linear(d_query, d_hidden, bias=False)
         self.W_key = nn.Linear(d_key, d_hidden, bias=False)

@@ -22,7 +22,7 @@ from attention.memory.kv_cache import (
     joined_positions,
 )
 from attention.position.rotary import Rotary, rotate
-from attention.tools.checks import check_sizes, readable
+from attention.tools.checks import check_sizes, own_number, readable
 from attention.tools.workbench import expected
 
 __all__ = ["RollingCache", "check_counts", "check_inside", "window_and_sinks"]
@@ -57,8 +57,8 @@ class RollingCache:
         rotary: Rotary | None = None,
         spare: int = 0,
     ) -> None:
-        check_sizes(window=window)
-        check_counts(sinks=sinks, spare=spare)
+        (window,) = check_sizes(window=window)
+        sinks, spare = check_counts(sinks=sinks, spare=spare)
         check_inside(inside, rotary)
         self.window, self.sinks, self.spare = window, sinks, spare
         self.inside, self.rotary = inside or rotary is not None, rotary
@@ -237,11 +237,13 @@ def _with_room(
     return tuple(torch.cat([t, t.new_zeros(shape)], a) for t, shape, a in pairs)
 
 
-def check_counts(**counts: int) -> None:
-    """ValueError if a count is not a whole number of at least 0."""
+def check_counts(**counts: int) -> list[int]:
+    """The counts, as Python's; ValueError if one is no whole number of at least 0."""
     for name, count in counts.items():
-        if not isinstance(count, int) or isinstance(count, bool) or count < 0:
+        whole = isinstance(own_number(count), int) and not isinstance(count, bool)
+        if not whole or count < 0:
             raise expected(name, "a whole number of at least 0", repr(count))
+    return [own_number(count) for count in counts.values()]
 
 
 def check_inside(inside: bool, rotary: Rotary | None) -> None:
@@ -265,8 +267,8 @@ def window_and_sinks(size: int, sinks: int) -> Callable[[Tensor, Tensor], Tensor
     A query sees its own key, the size - 1 before it, and the keys at positions below
     `sinks` that are not later than it is.
     """
-    check_sizes(size=size)
-    check_counts(sinks=sinks)
+    (size,) = check_sizes(size=size)
+    (sinks,) = check_counts(sinks=sinks)
     return partial(_within_or_first, size=size, sinks=sinks)
 
 

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from attention.tools.checks import check_positions, check_sizes, readable
+from attention.tools.checks import check_positions, check_sizes, own_number, readable
 from attention.tools.workbench import check_tensor, expected
 
 __all__ = [
@@ -94,7 +94,7 @@ def check_rollback(length: int, held: int, oldest: int = 0) -> None:
 
     `oldest` is the smallest length whose tokens are all still there.
     """
-    whole = isinstance(length, int) and not isinstance(length, bool)
+    whole = isinstance(own_number(length), int) and not isinstance(length, bool)
     if not whole or not oldest <= length <= held:
         must = f"a whole number from {oldest} to {held}, those still held"
         raise expected("length", must, repr(length))
@@ -115,9 +115,9 @@ class KVCache:
     """
 
     def __init__(self, capacity: int | None = None, *, block: int = 256) -> None:
-        check_sizes(block=block)
+        (block,) = check_sizes(block=block)
         if capacity is not None:
-            check_sizes(capacity=capacity)
+            (capacity,) = check_sizes(capacity=capacity)
         self.capacity, self.block, self.length = capacity, block, 0
         self._memory: tuple[Tensor, ...] = ()  # for keys, values and positions
         self._room = 0  # how many tokens may be written to it in place

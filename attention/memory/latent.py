@@ -35,6 +35,7 @@ from attention.tools.checks import (
     check_slots,
     dropout_now,
     is_number,
+    own_number,
 )
 from attention.tools.workbench import check_tensor, expected
 
@@ -57,10 +58,10 @@ class RMSNorm(nn.Module):
 
     def __init__(self, width: int, *, eps: float = 1e-6) -> None:
         super().__init__()
-        check_sizes(width=width)
+        (width,) = check_sizes(width=width)
         if not is_number(eps) or eps < 0:
             raise expected("eps", "a number of at least 0", eps)
-        self.weight, self.eps = nn.Parameter(torch.ones(width)), eps
+        self.weight, self.eps = nn.Parameter(torch.ones(width)), own_number(eps)
 
     def forward(self, x: Float[Tensor, "*axes width"]) -> Float[Tensor, "*axes width"]:
         """The vectors, normalised."""
@@ -170,13 +171,14 @@ class LatentAttention(nn.Module):
     ) -> None:
         super().__init__()
         if head_dim is None:
-            check_heads(d_out, num_heads)
+            d_out, num_heads = check_heads(d_out, num_heads)
             head_dim = d_out // num_heads
         value_dim = head_dim if value_dim is None else value_dim
         read = d_in if query_latent_dim is None else query_latent_dim
-        check_sizes(d_in=d_in, d_out=d_out, num_heads=num_heads, latent_dim=latent_dim)
-        check_sizes(head_dim=head_dim, value_dim=value_dim, query_latent_dim=read)
-        check_rotary(rotary_dim)
+        d_in, d_out, read = check_sizes(d_in=d_in, d_out=d_out, query_latent_dim=read)
+        num_heads, latent_dim = check_sizes(num_heads=num_heads, latent_dim=latent_dim)
+        head_dim, value_dim = check_sizes(head_dim=head_dim, value_dim=value_dim)
+        rotary_dim, _ = check_rotary(rotary_dim)
         if absorb not in (None, True, False):
             raise expected("absorb", "None, True or False", repr(absorb))
         if process_heads is None:
@@ -198,7 +200,7 @@ class LatentAttention(nn.Module):
         self.W_key = nn.Linear(latent_dim, num_heads * head_dim, bias=False)
         self.W_value = nn.Linear(latent_dim, num_heads * value_dim, bias=False)
         self.out_proj = nn.Linear(num_heads * value_dim, d_out, bias=out_bias)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = nn.Dropout(own_number(dropout))
         self.process_heads, self.bias, self.attend = process_heads, bias, attend
         self.masks = tuple(masks)
         trained = [mask for mask in masks if isinstance(mask, nn.Module)]

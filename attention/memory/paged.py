@@ -65,7 +65,7 @@ def slots_of(
     n · block_size on. Places count from 0. Kwon et al. 2023, section 4.3. ValueError
     for a place that the table does not cover.
     """
-    check_sizes(block_size=block_size)
+    (block_size,) = check_sizes(block_size=block_size)
     end = table.shape[-1] * block_size
     if places.numel() and readable(places):
         _check_within("places", places, 0, end - 1)
@@ -80,7 +80,7 @@ def _check_within(name: str, numbers: Tensor, least: int, most: int) -> None:
 
 def blocks_for(length: int, block_size: int) -> int:
     """How many blocks a text of this length fills, the last one perhaps in part."""
-    check_sizes(block_size=block_size)
+    (block_size,) = check_sizes(block_size=block_size)
     if length < 0:
         raise expected("length", "at least 0", length)
     return -(-length // block_size)
@@ -112,13 +112,14 @@ class BlockPool:
     """
 
     def __init__(self, block_size: int, num_blocks: int | None = None) -> None:
-        check_sizes(block_size=block_size)
+        (block_size,) = check_sizes(block_size=block_size)
+        if num_blocks is not None:
+            (num_blocks,) = check_sizes(num_blocks=num_blocks)
         self.block_size, self.num_blocks = block_size, num_blocks
         self.keys, self.values = None, None  # (blocks, block_size, num_kv_heads, width)
         self.users, self.free = [], {}  # a dict, since it keeps the order
         self.known, self.names = {}, {}  # block by name, and name by block
         if num_blocks is not None:
-            check_sizes(num_blocks=num_blocks)
             self._add(num_blocks)
 
     def _add(self, count: int) -> None:
@@ -247,7 +248,7 @@ class PagedCache:
         *,
         pool: BlockPool | None = None,
     ) -> None:
-        check_sizes(block_size=block_size)
+        (block_size,) = check_sizes(block_size=block_size)
         if pool is None:
             pool = BlockPool(block_size, num_blocks)
         elif num_blocks is not None:

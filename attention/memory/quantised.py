@@ -34,7 +34,7 @@ def quantize(
     65,024 on, is there no such offset.) ValueError for bits other than 8, 4 and 2, and
     for numbers that are not finite.
     """
-    check_bits(bits)
+    bits = check_bits(bits)
     check_numbers(dim, numbers=numbers)
     exact, levels = numbers.to(precise(numbers)), 2**bits - 1
     lowest, highest = exact.aminmax(dim=dim, keepdim=True)
@@ -66,10 +66,11 @@ def dequantize(
     return numbers.clamp(-most, most).to(step.dtype)  # the last mark may lie beyond
 
 
-def check_bits(bits: int) -> None:
-    """ValueError unless codes may have that many bits."""
+def check_bits(bits: int) -> int:
+    """How many; ValueError unless codes may have that many bits."""
     if isinstance(bits, bool) or bits not in (8, 4, 2):
         raise expected("bits", "8, 4 or 2", repr(bits))
+    return int(bits)
 
 
 def check_numbers(dim: int = -1, **tensors: Tensor) -> None:
@@ -162,12 +163,12 @@ class QuantizedCache:
     """
 
     def __init__(self, bits: int, *, group: int = 32, residual: int = 0) -> None:
-        check_bits(bits)
-        check_sizes(group=group)
+        bits = check_bits(bits)
+        (group,) = check_sizes(group=group)
         if group * bits % 8:
             must = f"a multiple of {8 // bits}, to fill whole bytes with {bits=}"
             raise expected("group", must, group)
-        check_counts(residual=residual)
+        (residual,) = check_counts(residual=residual)
         self.bits, self.group, self.residual = bits, group, residual
         self._clear()
 

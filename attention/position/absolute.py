@@ -11,7 +11,7 @@ from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
 from attention.core.layer import positions_of
-from attention.tools.checks import check_sizes, is_number, readable
+from attention.tools.checks import check_sizes, is_number, own_number, readable
 from attention.tools.workbench import check_tensor, expected
 
 __all__ = ["LearnedPositions", "sinusoidal"]
@@ -30,11 +30,12 @@ def sinusoidal(
     1, 2, … pick rows: sinusoidal(…)[positions]. Vaswani et al. 2017, section 3.5.
     ValueError unless d is even and the base above 0.
     """
-    check_sizes(length=length, d=d)
+    length, d = check_sizes(length=length, d=d)
     if d % 2:
         raise expected("d", "an even number, a sine and a cosine for each pair", d)
     if not (is_number(base) or isinstance(base, Tensor)) or not base > 0:
         raise expected("base", "a number above 0", base)
+    base = own_number(base)
     speeds = base ** -(torch.arange(0, d, 2, dtype=torch.float64) / d)
     angles = torch.arange(length, dtype=torch.float64).unsqueeze(1) * speeds
     table = torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)
@@ -51,7 +52,7 @@ class LearnedPositions(nn.Module):
 
     def __init__(self, context_length: int, d: int) -> None:
         super().__init__()
-        check_sizes(context_length=context_length, d=d)
+        context_length, d = check_sizes(context_length=context_length, d=d)
         self.table = nn.Embedding(context_length, d)
 
     def forward(

@@ -21,7 +21,13 @@ from attention.position.rotary import (
     rotary_frequencies,
     rotate,
 )
-from attention.tools.checks import are_whole, check_sizes, is_number
+from attention.tools.checks import (
+    are_whole,
+    check_sizes,
+    is_number,
+    own_number,
+    own_numbers,
+)
 from attention.tools.workbench import check_tensor, expected
 
 __all__ = [
@@ -45,6 +51,7 @@ class LinearScaling:
     factor: float | int
 
     def __post_init__(self) -> None:
+        own_numbers(self)
         check_factor(self.factor)
 
     def __call__(self, rotary_dim: int, base: float | int, positions: Tensor) -> Tensor:
@@ -59,11 +66,12 @@ def ntk_base(
 
     ValueError for fewer than two pairs, and for a factor below 1. bloc97 2023.
     """
-    check_rotary(rotary_dim, base)
+    rotary_dim, base = check_rotary(rotary_dim, base)
     if rotary_dim < 4:
         raise expected("rotary_dim", "at least 4: a fastest and a slowest", rotary_dim)
     if not isinstance(factor, Tensor):
         check_factor(factor)
+        factor = own_number(factor)
     return base * factor ** (rotary_dim / (rotary_dim - 2))
 
 
@@ -74,6 +82,7 @@ class NTKScaling:
     factor: float | int
 
     def __post_init__(self) -> None:
+        own_numbers(self)
         check_factor(self.factor)
 
     def __call__(self, rotary_dim: int, base: float | int, positions: Tensor) -> Tensor:
@@ -89,7 +98,7 @@ def yarn_factor(factor: float | int, mscale: float | int = 1.0) -> float:
     check_factor(factor)
     if not is_number(mscale):
         raise expected("mscale", "a number", mscale)
-    return 0.1 * mscale * math.log(factor) + 1
+    return 0.1 * own_number(mscale) * math.log(factor) + 1
 
 
 @dataclass(frozen=True)
@@ -115,6 +124,7 @@ class YaRN:
     _made: float | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        own_numbers(self)
         check_factor(self.factor)
         check_sizes(original_length=self.original_length)
         check_turns("slow", self.slow, "fast", self.fast)
@@ -174,6 +184,7 @@ class Llama3Scaling:
     high: float | int = 4.0
 
     def __post_init__(self) -> None:
+        own_numbers(self)
         check_factor(self.factor)
         check_sizes(original_length=self.original_length)
         check_turns("low", self.low, "high", self.high)
@@ -198,6 +209,7 @@ class DynamicNTKScaling:
     original_length: int
 
     def __post_init__(self) -> None:
+        own_numbers(self)
         check_factor(self.factor)
         check_sizes(original_length=self.original_length)
 
@@ -251,9 +263,10 @@ class MultimodalRotary(nn.Module):
         interleaved: bool = False,
     ) -> None:
         super().__init__()
-        check_rotary(head_dim, base)
+        head_dim, base = check_rotary(head_dim, base)
         check_tensor(places=places)
-        check_sizes(**{f"sections[{n}]": size for n, size in enumerate(sections)})
+        named = {f"sections[{n}]": size for n, size in enumerate(sections)}
+        sections = check_sizes(**named)
         if 2 * sum(sections) != head_dim:
             must = f"a sum of {head_dim // 2} pairs"
             raise expected("sections", must, tuple(sections))

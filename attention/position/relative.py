@@ -84,7 +84,8 @@ def relative_bucket(
     check_tensor(distance=distance)
     if not are_whole(distance):
         raise expected("distance", "whole numbers", distance)
-    _check_buckets(bidirectional, num_buckets, max_distance)
+    checked = _check_buckets(bidirectional, num_buckets, max_distance)
+    num_buckets, max_distance = checked
     distance = distance.long()
     if not bidirectional:
         return _bucket(-distance.clamp(max=0), num_buckets, max_distance)
@@ -92,8 +93,11 @@ def relative_bucket(
     return half * (distance > 0) + _bucket(distance.abs(), half, max_distance)
 
 
-def _check_buckets(bidirectional: bool, num_buckets: int, max_distance: int) -> None:
-    check_sizes(num_buckets=num_buckets, max_distance=max_distance)
+def _check_buckets(
+    bidirectional: bool, num_buckets: int, max_distance: int
+) -> tuple[int, int]:
+    (num_buckets,) = check_sizes(num_buckets=num_buckets)
+    (max_distance,) = check_sizes(max_distance=max_distance)
     ways = 2 if bidirectional else 1
     if num_buckets % ways or num_buckets < 2 * ways:
         must = "an even number of at least 4" if bidirectional else "at least 2"
@@ -102,6 +106,7 @@ def _check_buckets(bidirectional: bool, num_buckets: int, max_distance: int) -> 
     if max_distance <= exact:
         must = f"more than the {exact} distances that have a bucket each"
         raise expected("max_distance", must, max_distance)
+    return num_buckets, max_distance
 
 
 class RelativeBias(nn.Module):
@@ -123,8 +128,9 @@ class RelativeBias(nn.Module):
         max_distance: int = 128,
     ) -> None:
         super().__init__()
-        check_sizes(num_heads=num_heads)
-        _check_buckets(bidirectional, num_buckets, max_distance)
+        (num_heads,) = check_sizes(num_heads=num_heads)
+        checked = _check_buckets(bidirectional, num_buckets, max_distance)
+        num_buckets, max_distance = checked
         buckets = {"num_buckets": num_buckets, "max_distance": max_distance}
         self.options = {"bidirectional": bidirectional} | buckets
         self.table = nn.Embedding(num_buckets, num_heads)
@@ -152,7 +158,7 @@ def alibi_slopes(
     This is for n heads, a power of two. Otherwise n is the next smaller one, and every
     other slope of 2n heads follows, from the steepest. Press et al. 2022, their code.
     """
-    check_sizes(num_heads=num_heads)
+    (num_heads,) = check_sizes(num_heads=num_heads)
     n = 2 ** (num_heads.bit_length() - 1)
     series = [8 * k / n for k in range(1, n + 1)]
     further = [8 * k / (2 * n) for k in range(1, 2 * n, 2)]
@@ -167,7 +173,7 @@ def alibi(num_heads: int) -> Callable[[Tensor, Tensor], Tensor]:
     It gives (*batch, heads, queries, keys), in float32, to be added after the scale.
     Keys after the query cost as much as those before. Press et al. 2022, section 3.
     """
-    check_sizes(num_heads=num_heads)
+    (num_heads,) = check_sizes(num_heads=num_heads)
     return partial(_cost, num_heads=num_heads)
 
 

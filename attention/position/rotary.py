@@ -14,7 +14,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from attention.tools.checks import check_positions, check_sizes, is_number, precise
+from attention.tools.checks import (
+    check_positions,
+    check_sizes,
+    is_number,
+    own_number,
+    own_numbers,
+    precise,
+)
 from attention.tools.workbench import check_tensor, expected
 
 __all__ = [
@@ -61,7 +68,7 @@ def rotary_frequencies(
     They are float64 where that exists, on the device of `positions`. ValueError for
     an odd rotary_dim, and a base of at most 1. Su et al. 2024, section 3.2.2.
     """
-    check_rotary(rotary_dim, base)
+    rotary_dim, base = check_rotary(rotary_dim, base)
     place = torch.zeros(1, dtype=torch.int64) if positions is None else positions
     if scaling is not None:
         return check_speeds(scaling(rotary_dim, base, place), rotary_dim)
@@ -70,14 +77,17 @@ def rotary_frequencies(
     return base ** (-even / rotary_dim)
 
 
-def check_rotary(rotary_dim: int, base: float | int | Tensor = 10_000.0) -> None:
-    """ValueError unless pairs of numbers can be turned with this base."""
-    check_sizes(rotary_dim=rotary_dim)
+def check_rotary(
+    rotary_dim: int, base: float | int | Tensor = 10_000.0
+) -> tuple[int, float | int | Tensor]:
+    """Both, as Python's; ValueError unless pairs can be turned with this base."""
+    (rotary_dim,) = check_sizes(rotary_dim=rotary_dim)
     if rotary_dim % 2:
         raise expected("rotary_dim", "an even number, since pairs turn", rotary_dim)
     number = is_number(base) and base > 1
     if not number and not isinstance(base, Tensor):
         raise expected("base", "a number above 1", base)
+    return rotary_dim, own_number(base)
 
 
 def check_speeds(frequencies: Tensor, rotary_dim: int) -> Tensor:
@@ -152,8 +162,8 @@ class Rotary(nn.Module):
     ) -> None:
         super().__init__()
         rotary_dim = head_dim if rotary_dim is None else rotary_dim
-        check_sizes(head_dim=head_dim)
-        check_rotary(rotary_dim, base)
+        (head_dim,) = check_sizes(head_dim=head_dim)
+        rotary_dim, base = check_rotary(rotary_dim, base)
         if rotary_dim > head_dim:
             raise expected("rotary_dim", f"at most {head_dim=}", rotary_dim)
         if scaling is not None and not callable(scaling):
@@ -213,7 +223,7 @@ def convert_pairing(
     """
     check_tensor(rows=rows)
     rotary_dim = head_dim if rotary_dim is None else rotary_dim
-    check_sizes(head_dim=head_dim)
+    (head_dim,) = check_sizes(head_dim=head_dim)
     check_rotary(rotary_dim)
     if rotary_dim > head_dim:
         raise expected("rotary_dim", f"at most {head_dim=}", rotary_dim)
@@ -239,6 +249,7 @@ class ProportionalScaling:
     factor: float | int = 1.0
 
     def __post_init__(self) -> None:
+        own_numbers(self)
         if not is_number(self.share) or not 0 < self.share <= 1:
             raise expected("share", "above 0 and at most 1", self.share)
         check_factor(self.factor)
@@ -274,9 +285,10 @@ class QKNorm(nn.Module):
 
     def __init__(self, head_dim: int, *, eps: float = 1e-6) -> None:
         super().__init__()
-        check_sizes(head_dim=head_dim)
+        (head_dim,) = check_sizes(head_dim=head_dim)
         if not is_number(eps) or eps < 0:
             raise expected("eps", "a number of at least 0", eps)
+        eps = own_number(eps)
         self.query_weight = nn.Parameter(torch.ones(head_dim))
         self.key_weight = nn.Parameter(torch.ones(head_dim))
         self.eps = eps

@@ -29,7 +29,13 @@ from torch.nn import functional as F
 from attention.core.layer import Attention, Cache, causal, set_back
 from attention.core.scaled_dot_product import Attend, attend
 from attention.position.rotary import Rotary
-from attention.tools.checks import check_sizes, is_number, precise, readable
+from attention.tools.checks import (
+    check_sizes,
+    is_number,
+    own_number,
+    precise,
+    readable,
+)
 from attention.tools.gguf import StoredTensors, read_gguf
 from attention.tools.workbench import check_tensor, check_tokens, expected
 
@@ -152,11 +158,11 @@ class BytePairTokenizer:
 
     def decode_bytes(self, ids: Iterable[int] | Tensor) -> bytes:
         """The bytes of these pieces, all that `encode` was given."""
-        ids = ids.tolist() if isinstance(ids, Tensor) else ids
+        ids = ids.tolist() if hasattr(ids, "tolist") else ids
         must = f"whole numbers from 0 to {len(self) - 1}"
         if not isinstance(ids, Iterable):
             raise expected("ids", must, repr(ids))
-        ids = list(ids)
+        ids = list(map(own_number, ids))
         for number in ids:
             whole = isinstance(number, int) and not isinstance(number, bool)
             if not whole or not 0 <= number < len(self):
@@ -278,7 +284,7 @@ class SwiGLU(nn.Module):
 
     def __init__(self, d: int, d_hidden: int) -> None:
         super().__init__()
-        check_sizes(d=d, d_hidden=d_hidden)
+        d, d_hidden = check_sizes(d=d, d_hidden=d_hidden)
         self.gate = nn.Linear(d, d_hidden, bias=False)
         self.up = nn.Linear(d, d_hidden, bias=False)
         self.down = nn.Linear(d_hidden, d, bias=False)
@@ -342,14 +348,16 @@ class LanguageModel(nn.Module):
         attend: Attend = attend,
     ) -> None:
         super().__init__()
-        check_sizes(vocabulary=vocabulary, d=d, num_layers=num_layers)
+        vocabulary, d = check_sizes(vocabulary=vocabulary, d=d)
+        (num_layers,) = check_sizes(num_layers=num_layers)
         if context_length is not None:
-            check_sizes(context_length=context_length)
-        check_sizes(num_heads=num_heads)
+            (context_length,) = check_sizes(context_length=context_length)
+        (num_heads,) = check_sizes(num_heads=num_heads)
         if d % num_heads:
             raise expected("d", f"a multiple of {num_heads=}", d)
         if not is_number(eps) or eps < 0:
             raise expected("eps", "a number of at least 0", eps)
+        eps = own_number(eps)
         rotary = Rotary(d // num_heads, base=base, interleaved=interleaved)
         options = {"num_kv_heads": num_kv_heads, "out_bias": False}
         options |= {"process_heads": rotary, "masks": (causal,), "attend": attend}
@@ -490,7 +498,7 @@ def next_probabilities(
     largest stay, then the fewest that have `top_p` together. Holtzman et al. 2020.
     Logits of 16 bits are compared and summed in 32. ValueError for what does not fit.
     """
-    check_choice(temperature, top_k, top_p)
+    temperature, top_k, top_p = check_choice(temperature, top_k, top_p)
     scores = _scores(logits)
     best = scores.amax(dim=-1, keepdim=True)
     check_best(best)
@@ -524,14 +532,15 @@ def check_choice(
     temperature: float | int,
     top_k: int | None = None,
     top_p: float | int | None = None,
-) -> None:
-    """ValueError unless tokens can be drawn in this way."""
+) -> list[float | int | None]:
+    """The three, as Python's; ValueError unless tokens can be drawn in this way."""
     if not is_number(temperature) or temperature < 0:
         raise expected("temperature", "a number of at least 0", temperature)
     if top_k is not None:
-        check_sizes(top_k=top_k)
+        (top_k,) = check_sizes(top_k=top_k)
     if top_p is not None and not (is_number(top_p) and 0 < top_p <= 1):
         raise expected("top_p", "above 0 and at most 1", top_p)
+    return [own_number(each) for each in (temperature, top_k, top_p)]
 
 
 def check_best(best: Float[Tensor, "..."]) -> None:
@@ -565,7 +574,7 @@ def _ends(stop: Iterable[int]) -> frozenset[int]:
 def _draws(seed: int) -> torch.Generator:
     """Where random numbers come from; ValueError for what is not a seed."""
     try:
-        return torch.Generator().manual_seed(seed)
+        return torch.Generator().manual_seed(own_number(seed))
     except (RuntimeError, TypeError, ValueError):
         raise expected("seed", "a whole number of 64 bits", repr(seed)[:40]) from None
 
@@ -589,7 +598,7 @@ def generate(
     (`next_probabilities`) with random numbers of its own. With `make_cache`, called for
     each of `model.blocks`, no token is read twice. ValueError for what does not fit.
     """
-    check_sizes(num_tokens=num_tokens)
+    (num_tokens,) = check_sizes(num_tokens=num_tokens)
     check_choice(temperature, top_k, top_p)
     ids, stop, draws = _row(ids), _ends(stop), _draws(seed)
     choice = {"temperature": temperature, "top_k": top_k, "top_p": top_p}

@@ -70,7 +70,7 @@ class SimplerSimpleRecurrentUnit(nn.Module):
 
     def __init__(self, d: int) -> None:
         super().__init__()
-        check_sizes(d=d)
+        (d,) = check_sizes(d=d)
         self.d, self.new = d, nn.Linear(d, d, bias=False)
         self.keep = nn.Linear(d, d)
 
@@ -108,7 +108,7 @@ class _Layer(nn.Module):
         self, d: int, d_hidden: int, num_heads: int, *, attend: Attend = attend
     ) -> None:
         super().__init__()
-        check_sizes(d=d, d_hidden=d_hidden)
+        d, d_hidden = check_sizes(d=d, d_hidden=d_hidden)
         self.attention = CrossAttention(d, d, num_heads, qkv_bias=True, attend=attend)
         self.attention_norm = nn.LayerNorm(d, eps=1e-6)
         layers = nn.Linear(d, d_hidden), nn.ReLU(), nn.Linear(d_hidden, d)
@@ -213,8 +213,9 @@ class Translator(nn.Module):
         attend: Attend = attend,
     ) -> None:
         super().__init__()
-        check_sizes(d=d, d_hidden=d_hidden, num_encoder_layers=num_encoder_layers)
-        check_sizes(num_decoder_layers=num_decoder_layers)
+        d, d_hidden = check_sizes(d=d, d_hidden=d_hidden)
+        (num_encoder_layers,) = check_sizes(num_encoder_layers=num_encoder_layers)
+        (num_decoder_layers,) = check_sizes(num_decoder_layers=num_decoder_layers)
         if d % 2 or d < 4:
             raise expected("d", "an even number of at least 4", d)
         self.vocabulary, self.d = vocabulary, d
@@ -249,7 +250,7 @@ class Translator(nn.Module):
         """The best piece at each step, to the end or to `limit` (2.5 x length)."""
         _check_sentence("source", source, self.embedding)
         limit = int(2.5 * source.numel()) if limit is None else limit
-        check_sizes(limit=limit)
+        (limit,) = check_sizes(limit=limit)
         encoded, target = self.encode(source), source[:0]
         while len(target) < limit:
             x = self.decode(F.pad(target, (0, 1)), encoded)

@@ -26,6 +26,7 @@ from attention.tools.checks import (
     check_fit,
     check_no_dropout,
     check_sizes,
+    own_number,
     precise,
     wants_gradient,
 )
@@ -177,8 +178,7 @@ def _ranges(lengths: list[int], order: str, name: str) -> list[list[range]]:
 
 def _check_dim(tensor: Tensor, dim: int) -> None:
     check_tensor(tensor=tensor)
-    whole = isinstance(dim, int) and not isinstance(dim, bool)
-    if not whole or not -tensor.ndim <= dim < tensor.ndim:
+    if type(own_number(dim)) is not int or not -tensor.ndim <= dim < tensor.ndim:
         must = f"an axis of the tensor, which has {tensor.ndim}"
         raise expected("dim", must, repr(dim))
 

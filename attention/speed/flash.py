@@ -449,8 +449,8 @@ def flash_attend(
     check_no_dropout("flash_attend", dropout_p)
     if not isinstance(tile, Sequence) or len(tile) != 2:
         raise expected("tile", "(BLOCK_M, BLOCK_N)", tile)
-    check_sizes(BLOCK_M=tile[0], BLOCK_N=tile[1])
-    check_window(window, causal)
+    tile = tuple(check_sizes(BLOCK_M=tile[0], BLOCK_N=tile[1]))
+    window = check_window(window, causal)
     queries, keys, values = unified(queries, keys, values)
     shape = check_fit(queries, keys, values, causal=causal)
     mask = visible(shape, mask, False, queries.device)

@@ -442,7 +442,7 @@ def triton_attend(
     dropout), RuntimeError for a second derivative, or one in forward mode,
     ModuleNotFoundError without Triton. Dao et al. 2022; Dao 2024; Tillet et al. 2019.
     """
-    check_window(window, causal)
+    window = check_window(window, causal)
     queries, keys, values = unified(queries, keys, values)
     shape = check_fit(queries, keys, values, causal=causal)
     _import_triton()

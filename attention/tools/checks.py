@@ -9,8 +9,9 @@ Written by `book/tools/checks.ipynb`: read and change it there.
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import fields
 from math import isfinite
-from numbers import Real
+from numbers import Integral, Real
 
 import torch
 from jaxtyping import Float
@@ -42,6 +43,8 @@ __all__ = [
     "is_number",
     "is_size",
     "nan_of",
+    "own_number",
+    "own_numbers",
     "precise",
     "readable",
     "repeat_kv",
@@ -184,19 +187,23 @@ def scale_queries(
     """
     if scale is None:
         return queries, queries.shape[-1] ** -0.5
-    check_scale(scale, queries)
+    scale = check_scale(scale, queries)
     if not isinstance(scale, Tensor):
         return queries, scale
     return (queries * scale.to(precise(queries))).to(queries.dtype), 1.0
 
 
-def check_scale(scale: float | Tensor, queries: Tensor) -> None:
-    """ValueError if it is no number; of a tensor, one for all, each head or query."""
+def check_scale(scale: float | Tensor, queries: Tensor) -> float | Tensor:
+    """The scale, a number as a float; ValueError if it is none.
+
+    A tensor has one for all, for each head or for each query.
+    """
     if not isinstance(scale, Tensor):
-        too_large = isinstance(scale, int) and not is_number(scale)
-        if too_large or not isinstance(scale, Real):
+        own = own_number(scale)
+        too_large = isinstance(own, int) and not is_number(own)
+        if too_large or not isinstance(own, int | float):
             raise expected("scale", "a number, or a tensor", repr(scale))
-        return
+        return float(own)
     fits = (scale.ndim == 0 or scale.shape[-1] == 1) and not scale.is_complex()
     try:
         scale.expand(queries.shape)
@@ -205,6 +212,7 @@ def check_scale(scale: float | Tensor, queries: Tensor) -> None:
     if not fits or scale.device.type not in (queries.device.type, "cpu"):
         must = f"a number, or a tensor that broadcasts to {(*queries.shape[:-1], 1)}"
         raise expected("scale", must, scale)
+    return scale
 
 
 def autocast_on(tensor: Tensor) -> bool:
@@ -234,19 +242,42 @@ def unified(*tensors: Tensor) -> tuple[Tensor, ...]:
     )
 
 
-def check_sizes(**sizes: int) -> None:
-    """ValueError if a size is not a whole number of at least 1."""
-    for name, size in sizes.items():
+def own_number(thing: object) -> object:
+    """NumPy's numbers, and other real ones, as Python's; all else as it is."""
+    if type(thing) in (int, float, bool):
+        return thing
+    try:
+        if isinstance(thing, Integral):
+            return int(thing)
+        return float(thing) if isinstance(thing, Real) else thing
+    except OverflowError:
+        return thing
+
+
+def own_numbers(thing: object) -> None:
+    """The same for all fields of a dataclass, in place."""
+    for each in fields(thing):
+        number = own_number(getattr(thing, each.name))
+        object.__setattr__(thing, each.name, number)  # it may be frozen
+
+
+def check_sizes(**sizes: int) -> list[int]:
+    """The sizes, as Python's; ValueError if one is no whole number of at least 1."""
+    own = []
+    for name, given in sizes.items():
+        size = own_number(given)
         if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-            raise expected(name, "a whole number of at least 1", repr(size))
+            raise expected(name, "a whole number of at least 1", repr(given))
         if size >= 2**63:
             raise expected(name, "a whole number within 64 bits", size)
+        own.append(size)
+    return own
 
 
 def is_size(number: object) -> bool:
     """Whether an axis may have this size: a whole number of at least 0."""
     try:  # while a graph is made, a size may be another thing than an int
-        whole = not isinstance(number, float | bool)
+        whole = not isinstance(own_number(number), float | bool)
         return whole and bool(number >= 0 and number % 1 == 0)
     except (TypeError, RuntimeError):
         return False
@@ -254,17 +285,19 @@ def is_size(number: object) -> bool:
 
 def is_number(thing: object) -> bool:
     """Whether it is a number that a float can hold; inf and nan are none."""
-    return isinstance(thing, int | float) and abs(thing) <= sys.float_info.max
+    own = own_number(thing)
+    return isinstance(own, int | float) and abs(own) <= sys.float_info.max
 
 
-def check_heads(d_out: int, num_heads: int) -> None:
-    """ValueError unless the heads can share d_out evenly."""
-    check_sizes(d_out=d_out, num_heads=num_heads)
+def check_heads(d_out: int, num_heads: int) -> list[int]:
+    """Both, as Python's; ValueError unless the heads can share d_out evenly."""
+    d_out, num_heads = check_sizes(d_out=d_out, num_heads=num_heads)
     if d_out % num_heads != 0:
         below = d_out // num_heads * num_heads
         near = f"{below} or {below + num_heads}" if below else f"{num_heads}"
         must = f"{d_out=} must be a multiple of {num_heads=}"
         raise ValueError(f"{must}: expected {near}, got {d_out}")
+    return [d_out, num_heads]
 
 
 def check_input(module: nn.Module, x: Tensor) -> None:

@@ -36,7 +36,13 @@ from attention.reading.language_model import (
     through,
     weights_through,
 )
-from attention.tools.checks import are_whole, check_heads, check_sizes, readable
+from attention.tools.checks import (
+    are_whole,
+    check_heads,
+    check_sizes,
+    own_number,
+    readable,
+)
 from attention.tools.layouts import check_tensors
 from attention.tools.workbench import check_tensor, expected
 
@@ -99,7 +105,8 @@ class Characters:
 
     def decode(self, ids: Sequence[int]) -> str:
         """The characters of these numbers; ValueError for one that has none."""
-        ids = ids.tolist() if isinstance(ids, Tensor) else list(ids)
+        ids = ids.tolist() if hasattr(ids, "tolist") else map(own_number, ids)
+        ids = list(ids)
         for number in ids:
             whole = isinstance(number, int) and not isinstance(number, bool)
             if not whole or not 0 <= number < len(self):
@@ -133,7 +140,7 @@ def batch_at(
     each is read once. Everything follows from `seed` and `step`. ValueError for a text
     too short for one batch.
     """
-    check_sizes(count=count, length=length)
+    count, length = check_sizes(count=count, length=length)
     _check_text(ids, (count + 1) * length)
     in_a_round = (len(ids) - length) // length // count
     rounds, turn = divmod(step, in_a_round)
@@ -196,8 +203,9 @@ class GPT(nn.Module):
         bias: bool = False,
     ) -> None:
         super().__init__()
-        check_sizes(vocabulary=vocabulary, d=d, num_blocks=num_blocks)
-        check_sizes(context_length=context_length)
+        vocabulary, d = check_sizes(vocabulary=vocabulary, d=d)
+        (num_blocks,) = check_sizes(num_blocks=num_blocks)
+        (context_length,) = check_sizes(context_length=context_length)
         check_heads(d, num_heads)
         if positions not in _POSITIONS:
             raise expected("positions", f"one of {', '.join(_POSITIONS)}", positions)
@@ -288,7 +296,7 @@ def _check_targets(targets: Tensor, logits: Tensor) -> Tensor:
 @torch.no_grad()
 def held_out_loss(model: nn.Module, ids: Int[Tensor, " all"], length: int) -> float:
     """The loss of a whole text, read in pieces of `length`, each without a past."""
-    check_sizes(length=length)
+    (length,) = check_sizes(length=length)
     _check_text(ids, length + 1)
     whole = (len(ids) - 1) // length * length
     inputs, targets = (ids[at : at + whole].view(-1, length) for at in (0, 1))

@@ -126,6 +126,8 @@ OTHERS = {
     "read_marian": CHECKPOINT,
     "has_numbers": CHECK,
     "is_number": CHECK,
+    "own_number": "makes Python's numbers of others, and mixes no values",
+    "own_numbers": "makes Python's numbers of others, and mixes no values",
     "is_size": CHECK,
     "readable": CHECK,
     "share": SHOW,

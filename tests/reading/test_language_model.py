@@ -64,6 +64,21 @@ def small():
     return model.eval()
 
 
+def test_numbers_of_numpy_choose_and_decode_as_those_of_python(small):
+    options = {"temperature": 0.5, "top_k": 7, "top_p": 0.875, "num_tokens": 4}
+    must = [*generate(small, [3, 5], **options)]
+    whole = {name: np.int64(options[name]) for name in ("top_k", "num_tokens")}
+    parts = {name: np.float32(options[name]) for name in ("temperature", "top_p")}
+    ids = np.array([3, 5])
+    assert [*generate(small, ids, seed=np.int64(0), **whole, **parts)] == must
+    tokenizer = BytePairTokenizer(["a", "b"], [])
+    assert tokenizer.decode(np.array([0, 1])) == "ab"
+    assert "".join(tokenizer.stream([np.int64(0), np.uint8(1)])) == "ab"
+    for wrong in (np.array([0.0]), [np.True_], [True], [0.0]):
+        with pytest.raises(ValueError, match=said("ids", "whole numbers", "got")):
+            tokenizer.decode(wrong)
+
+
 # The numbers of the real model
 
 

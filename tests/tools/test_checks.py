@@ -1,17 +1,28 @@
 """Checks: what does not fit is refused in words, and what fits is left alone."""
 
+import dataclasses
 import re
 import subprocess
 import sys
+from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from examples import said
 from torch import nn
 
 import attention
-from attention import MultiHeadAttention, SelfAttention, attend
+from attention import (
+    LinearScaling,
+    MultiHeadAttention,
+    SelfAttention,
+    attend,
+    attention_weights,
+    flash_attend,
+)
 from attention.tools.checks import (
     are_groups,
     as_given,
@@ -25,6 +36,9 @@ from attention.tools.checks import (
     scale_queries,
     unified,
 )
+from conformance.names import public
+
+PUBLIC = public()
 
 
 def heads(count, length=5, width=11):
@@ -224,3 +238,141 @@ def test_each_function_of_mkl_is_first_called_with_one_number():
     wanted = {f"{name} {dtype}" for name in used for dtype in dtypes}
     assert used
     assert wanted <= set(run.stdout.strip().split(","))
+
+
+# Numbers of NumPy
+
+
+def of_numpy(kind):
+    """The same numbers, as NumPy has them."""
+    whole, part = getattr(np, kind[0]), getattr(np, kind[1])
+
+    def turned(number):
+        if isinstance(number, bool) or not isinstance(number, int | float):
+            return number
+        return whole(number) if isinstance(number, int) else part(number)
+
+    return turned
+
+
+MADE = {
+    "SelfAttention": (6, 4),
+    "CausalAttention": (6, 4, 9),
+    "StackedHeads": (6, 4, 9, 0.0, 2),
+    "MultiHeadAttention": (6, 4, 9, 0.0, 2),
+    "CrossAttention": (6, 4, 2),
+    "Attention": (6, 4, 2),
+    "AdditiveAttention": (6, 4, 3),
+    "QKNorm": (6,),
+    "Rotary": (6,),
+    "LearnedPositions": (9, 6),
+    "RelativeBias": (4,),
+    "KVCache": (9,),
+    "RollingCache": (9, 2),
+    "PagedCache": (4, 3),
+    "BlockPool": (4, 3),
+    "QuantizedCache": (4,),
+    "LinearScaling": (4,),
+    "NTKScaling": (4.0,),
+    "YaRN": (4, 64, 30.0, 2),
+    "Llama3Scaling": (4.0, 64, 2.0, 5),
+    "DynamicNTKScaling": (4, 64),
+    "ProportionalScaling": (0.5, 2),
+    "window": (4,),
+    "prefix": (4,),
+    "alibi": (6,),
+    "window_and_sinks": (4, 2),
+    "GPT": (11,),
+    "LanguageModel": (11, 8, 16, 2, 4),
+}
+OPTIONS = {
+    "CrossAttention": {"d_context": 8},
+    "Attention": {"num_kv_heads": 1, "head_dim": 3},
+    "QKNorm": {"eps": 0.5},
+    "Rotary": {"base": 64.0, "rotary_dim": 4},
+    "RelativeBias": {"num_buckets": 8, "max_distance": 16},
+    "KVCache": {"block": 5},
+    "RollingCache": {"spare": 3},
+    "QuantizedCache": {"group": 4, "residual": 3},
+    "GPT": {"d": 8, "num_blocks": 2, "num_heads": 2, "context_length": 9, "window": 3},
+    "LanguageModel": {"base": 64.0, "eps": 0.5, "context_length": 9},
+}
+KINDS = [("int64", "float32"), ("uint8", "float16"), ("int32", "float64")]
+
+
+def inside(thing, found):
+    """The numbers that a thing keeps, and its parts, and what its parts keep."""
+    if isinstance(thing, nn.Module):
+        return {k: inside(v, found) for k, v in vars(thing).items() if k[0] != "_"} | {
+            name: inside(part, found) for name, part in thing.named_children()
+        }
+    if isinstance(thing, np.generic):
+        found.append(thing)
+    if isinstance(thing, dict):
+        return {key: inside(each, found) for key, each in thing.items()}
+    if isinstance(thing, list | tuple):
+        return [inside(each, found) for each in thing]
+    if isinstance(thing, partial):
+        return inside(thing.keywords, found)
+    if hasattr(thing, "__dict__") and type(thing).__module__.startswith("attention."):
+        return inside(vars(thing), found)
+    return repr(thing) if isinstance(thing, int | float) else None
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", MADE)
+def test_numbers_of_numpy_are_taken_and_kept_as_those_of_python(name, kind):
+    make, turned, found = PUBLIC[name], of_numpy(kind), []
+    options = OPTIONS.get(name, {})
+    must = make(*MADE[name], **options)
+    theirs = {key: turned(number) for key, number in options.items()}
+    got = make(*map(turned, MADE[name]), **theirs)
+    assert inside(got, found) == inside(must, [])
+    assert not found
+    if isinstance(must, nn.Module) or dataclasses.is_dataclass(must):
+        assert repr(got) == repr(must)
+
+
+@pytest.mark.parametrize("number", [np.True_, np.float64(8), np.array([8]), True, "8"])
+def test_what_is_no_whole_number_of_numpy_either_is_no_size(number, as_importer):
+    with pytest.raises(ValueError, match=said("d_in", "whole number", "got", number)):
+        SelfAttention(number, 8)
+
+
+@pytest.mark.parametrize("number", [np.float32("inf"), np.float64("nan"), np.True_])
+def test_what_is_no_number_of_numpy_either_is_refused(number, as_importer):
+    with pytest.raises(ValueError, match=said("factor", "a number", "got")):
+        LinearScaling(number)
+
+
+def test_fractions_are_numbers_too():
+    q = torch.randn(2, 3, 5, 4)
+    must = attend(q, q, q, scale=0.25)
+    assert torch.equal(attend(q, q, q, scale=Fraction(1, 4)), must)
+    assert LinearScaling(Fraction(3, 2)) == LinearScaling(1.5)
+    with pytest.raises(ValueError, match=said("scale", "a number", "got")):
+        attend(q, q, q, scale=Fraction(10**400))
+
+
+@pytest.mark.parametrize("scale", [np.float32(0.5), np.int64(2), True, Fraction(1, 2)])
+@pytest.mark.parametrize("form", [attend, flash_attend])
+def test_any_number_scales_the_scores_and_has_its_gradient(form, scale):
+    q = torch.randn(2, 3, 5, 4, requires_grad=True)
+    must = torch.autograd.grad(form(q, q, q, scale=float(scale)).sum(), q)
+    got = torch.autograd.grad(form(q, q, q, scale=scale).sum(), q)
+    torch.testing.assert_close(got, must)
+
+
+@pytest.mark.parametrize("form", [attend, attention_weights, flash_attend])
+def test_a_window_of_numpy_is_a_window(form):
+    three = torch.randn(3, 1, 2, 9, 16)[: 2 if form is attention_weights else 3]
+    must = form(*three, causal=True, window=3)
+    torch.testing.assert_close(form(*three, causal=True, window=np.int64(3)), must)
+
+
+@pytest.mark.parametrize("name", ["Attention", "MultiHeadAttention"])
+def test_a_layer_of_numpys_sizes_is_compiled_in_one_piece(name):
+    layer = PUBLIC[name](*map(of_numpy(KINDS[0]), MADE[name]))
+    x = torch.randn(2, 5, 6)
+    compiled = torch.compile(layer, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(x), layer(x))

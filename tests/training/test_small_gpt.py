@@ -13,6 +13,7 @@ from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from examples import said
@@ -131,6 +132,14 @@ def test_targets_of_few_bits_have_the_same_loss(dtype, vocabulary):
     assert_close(text_loss(model, ids, ids.to(dtype)), must, rtol=0, atol=0)
     with pytest.raises(ValueError, match=said("ids", "int32", "int64", "got", dtype)):
         text_loss(model, ids.to(dtype), ids)
+
+
+@pytest.mark.parametrize("kind", [list, torch.tensor, np.array, np.uint8])
+def test_numbers_of_any_kind_are_characters_again(kind):
+    assert Characters("hello").decode(kind([1, 2, 0])) == "hle"
+    for wrong in ([1.0], [True], np.array([1.0]), [np.True_]):
+        with pytest.raises(ValueError, match=said("ids", "whole numbers", "got")):
+            Characters("hello").decode(wrong)
 
 
 def test_targets_are_the_inputs_one_token_further():
