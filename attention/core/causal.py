@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from attention.core.scaled_dot_product import Attend, attend, weights_of
 from attention.tools.checks import (
+    check_form,
     check_input,
     check_sizes,
     dropout_now,
@@ -120,6 +121,7 @@ class CausalAttention(nn.Module):
         super().__init__()
         d_in, d_out = check_sizes(d_in=d_in, d_out=d_out)
         (context_length,) = check_sizes(context_length=context_length)
+        check_form(attend)
         self.d_in, self.context_length, self.attend = d_in, context_length, attend
         self.W_query = nn.Linear(d_in, d_out, bias=qkv_bias)
         self.W_key = nn.Linear(d_in, d_out, bias=qkv_bias)

@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from attention.core.scaled_dot_product import Attend, attend, weights_of
 from attention.tools.checks import (
     autocast_on,
+    check_form,
     check_heads,
     check_input,
+    check_returned,
     check_sizes,
     dropout_now,
     own_number,
@@ -64,6 +66,7 @@ class CrossAttention(nn.Module):
         d_context = d_in if d_context is None else d_context
         d_in, d_context = check_sizes(d_in=d_in, d_context=d_context)
         d_out, num_heads = check_heads(d_out, num_heads)
+        check_form(attend)
         self.d_in, self.d_out, self.d_context = d_in, d_out, d_context
         self.num_heads, self.head_dim = num_heads, d_out // num_heads
         self.W_query = nn.Linear(d_in, d_out, bias=qkv_bias)
@@ -82,6 +85,7 @@ class CrossAttention(nn.Module):
         """Context vectors of `x`; `mask` is True where a query may see a key."""
         inputs, dropout_p = self._inputs(x, context_input), dropout_now(self)
         context = self.attend(*inputs, mask, causal=False, dropout_p=dropout_p)
+        check_returned(attend=context)
         return self.out_proj(rearrange(context, "... h i d -> ... i (h d)"))
 
     def attention_weights(

@@ -23,8 +23,10 @@ from attention.core.scaled_dot_product import Attend, attend, visible, weights_o
 from attention.tools.checks import (
     check_heads,
     check_input,
+    check_pair,
     check_places,
     check_positions,
+    check_returned,
     check_sizes,
     check_slots,
     dropout_now,
@@ -336,6 +338,7 @@ class Attention(nn.Module):
         with set_back(cache):
             inputs, options = self._inputs(x, mask, positions, cache)
             context = self.attend(*inputs, dropout_p=dropout_now(self), **options)
+            check_returned(attend=context)
             return self.out_proj(rearrange(context, "... h i d -> ... i (h d)"))
 
     def attention_weights(
@@ -382,7 +385,8 @@ class Attention(nn.Module):
         if self.process_heads is None:
             return queries, keys, values
         heads = queries.shape[:-1], keys.shape[:-1]
-        queries, keys = self.process_heads(queries, keys, positions)
+        made = self.process_heads(queries, keys, positions)
+        queries, keys = check_pair("process_heads", made)
         if (queries.shape[:-1], keys.shape[:-1]) != heads:
             got = f"{tuple(queries.shape)} and {tuple(keys.shape)}"
             must = f"queries {(*heads[0], 'd')} and keys {(*heads[1], 'd')}"

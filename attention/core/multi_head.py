@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from attention.core.causal import CausalAttention, ignore_saved_mask
 from attention.core.scaled_dot_product import Attend, attend, weights_of
 from attention.tools.checks import (
+    check_form,
     check_heads,
     check_input,
+    check_returned,
     check_sizes,
     dropout_now,
     own_number,
@@ -90,6 +92,7 @@ class MultiHeadAttention(nn.Module):
         super().__init__()
         d_in, context_length = check_sizes(d_in=d_in, context_length=context_length)
         d_out, num_heads = check_heads(d_out, num_heads)
+        check_form(attend)
         self.d_in, self.d_out, self.context_length = d_in, d_out, context_length
         self.num_heads, self.head_dim = num_heads, d_out // num_heads
         self.W_query = nn.Linear(d_in, d_out, bias=qkv_bias)
@@ -108,6 +111,7 @@ class MultiHeadAttention(nn.Module):
         """Context vectors; `mask` (True where a query may see) hides further keys."""
         inputs, dropout_p = self._inputs(x), dropout_now(self)
         context = self.attend(*inputs, mask, causal=True, dropout_p=dropout_p)
+        check_returned(attend=context)
         return self.out_proj(rearrange(context, "... h i d -> ... i (h d)"))
 
     def attention_weights(

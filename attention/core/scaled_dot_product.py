@@ -25,7 +25,9 @@ from attention.tools.checks import (
     autocast_on,
     check_bias,
     check_fit,
+    check_form,
     check_input,
+    check_returned,
     check_scale,
     check_sizes,
     first_order,
@@ -372,6 +374,7 @@ def _by_identity(form, queries, keys, values, mask, options) -> Tensor:
         block.diagonal(-start).fill_(1)
         block = block.expand(*batch, *block.shape)
         blocks.append(form(queries, keys, block, mask, **options))
+        check_returned(attend=blocks[-1])
     return torch.cat(blocks, dim=-1)[..., :count]
 
 
@@ -445,6 +448,7 @@ class SelfAttention(nn.Module):
     ) -> None:
         super().__init__()
         d_in, d_out = check_sizes(d_in=d_in, d_out=d_out)
+        check_form(attend)
         self.d_in, self.attend = d_in, attend
         self.W_query = nn.Linear(d_in, d_out, bias=qkv_bias)
         self.W_key = nn.Linear(d_in, d_out, bias=qkv_bias)

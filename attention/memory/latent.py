@@ -31,6 +31,8 @@ from attention.position.rotary import Rotary, check_rotary, normalised
 from attention.tools.checks import (
     check_heads,
     check_input,
+    check_pair,
+    check_returned,
     check_sizes,
     check_slots,
     dropout_now,
@@ -219,6 +221,7 @@ class LatentAttention(nn.Module):
             absorbed, inputs, options = self._inputs(x, mask, positions, cache)
             form = self._form(absorbed)
             context = form(*inputs, dropout_p=dropout_now(self), **options)
+            check_returned(attend=context)
             if absorbed:  # what was averaged are latents
                 weight = self.W_value.weight.unflatten(0, (self.num_heads, -1))
                 context = torch.einsum("...hic,hec->...hie", context, weight)
@@ -274,7 +277,8 @@ class LatentAttention(nn.Module):
         latents = self.latent_norm(self.W_latent(x)).unsqueeze(-3)
         own, turning = queries.split([self.head_dim, self.rotary_dim], dim=-1)
         slices = turning, self.W_turned_key(x).unsqueeze(-3)
-        turned, keys = self.process_heads(*slices, positions)
+        made = self.process_heads(*slices, positions)
+        turned, keys = check_pair("process_heads", made)
         if [turned.shape, keys.shape] != [t.shape for t in slices]:
             must = f"queries and keys {[tuple(t.shape) for t in slices]}"
             got = f"{tuple(turned.shape)} and {tuple(keys.shape)}"

@@ -15,7 +15,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from attention.tools.checks import (
+    check_pair,
     check_positions,
+    check_returned,
     check_sizes,
     is_number,
     own_number,
@@ -92,6 +94,7 @@ def check_rotary(
 
 def check_speeds(frequencies: Tensor, rotary_dim: int) -> Tensor:
     """What a scaling gave; ValueError unless it is one number for each pair."""
+    check_returned(scaling=frequencies)
     if frequencies.shape[-1:] != (rotary_dim // 2,):
         raise expected("scaling", f"{rotary_dim // 2} frequencies", frequencies)
     return frequencies
@@ -323,6 +326,7 @@ class ProcessHeads(nn.Module):
         self, queries: Tensor, keys: Tensor, positions: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Queries and keys after all steps."""
-        for each in self.steps:
-            queries, keys = each(queries, keys, positions)
+        for place, each in enumerate(self.steps):
+            made = each(queries, keys, positions)
+            queries, keys = check_pair(f"steps[{place}]", made)
         return queries, keys

@@ -10,12 +10,14 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields
+from inspect import signature
 from math import isfinite
 from numbers import Integral, Real
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from attention.tools.workbench import check_tensor, expected
 
@@ -28,12 +30,15 @@ __all__ = [
     "broadcast_heads",
     "check_bias",
     "check_fit",
+    "check_form",
     "check_heads",
     "check_input",
     "check_kind",
     "check_no_dropout",
+    "check_pair",
     "check_places",
     "check_positions",
+    "check_returned",
     "check_scale",
     "check_sizes",
     "check_slots",
@@ -445,12 +450,56 @@ def check_slots(masks: Sequence[Callable], **slots: Callable | None) -> None:
     for name, slot in slots.items():
         if slot is not None and not callable(slot):
             raise expected(name, "a function, or another callable", slot)
-    if slots["attend"] is None:
-        raise expected("attend", "a form of attention (`Attend`)", None)
+    check_form(slots["attend"], *(["bias"] if slots["bias"] is not None else ()))
     several = isinstance(masks, tuple | list | nn.ModuleList)
     if not several or not all(map(callable, masks)):
         must = "a tuple of functions (query_positions, key_positions) -> booleans"
         raise expected("masks", must, masks)
+
+
+def check_form(form: Callable, *further: str) -> None:
+    """ValueError unless a module can call `form`, with these options beside its own."""
+    if not callable(form):
+        raise expected("attend", "a form of attention (`Attend`)", form)
+    for options in (("causal", "dropout_p"), further):
+        if not _takes(form, options):
+            must = " and ".join(f"{name}=…" for name in options)
+            name = getattr(form, "__name__", type(form).__name__)
+            raise expected("attend", f"a form that takes {must}", name)
+
+
+def _takes(form: Callable, options: Sequence[str]) -> bool:
+    """Whether it can be called with a mask and these options, as far as it tells."""
+    if (
+        getattr(form, "func", form) is F.scaled_dot_product_attention
+    ):  # it tells nothing
+        return False
+    try:
+        options = dict.fromkeys(("causal", "dropout_p", *options))
+        signature(form, follow_wrapped=False).bind(*[None] * 4, **options)
+    except TypeError:
+        return False
+    except ValueError:
+        return True
+    return True
+
+
+def check_returned(**given: object) -> None:
+    """ValueError unless what a slot gave is a tensor."""
+    for name, thing in given.items():
+        if not isinstance(thing, Tensor):
+            must = "a function that returns a torch.Tensor"
+            raise expected(name, must, type(thing).__name__)
+
+
+def check_pair(name: str, pair: Sequence[Tensor]) -> Sequence[Tensor]:
+    """What a slot made of queries and keys; ValueError unless it is two tensors."""
+    several = isinstance(pair, tuple | list)
+    if several and len(pair) == 2 and all(isinstance(each, Tensor) for each in pair):
+        return pair
+    kinds = ", ".join(type(each).__name__ for each in pair) if several else ""
+    got = f"({kinds})" if several else type(pair).__name__
+    raise expected(name, "a function that returns queries and keys", got)
 
 
 def _choose_versions() -> None:
