@@ -182,6 +182,14 @@ def test_a_sparse_tensor_is_told_so(form, place, as_importer):
         form(*inputs)
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("form", EVERY_FORM)
+def test_a_nested_tensor_is_told_so(form, as_importer):
+    nested = torch.nested.nested_tensor([torch.randn(3, 7), torch.randn(2, 7)])
+    with pytest.raises(TypeError, match=said("a dense tensor", "got a nested one")):
+        form(*[nested] * 3)
+
+
 # A scale that is zero or negative
 
 

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from attention.tools.checks import precise
+from attention.tools.checks import as_given, precise
 from attention.tools.workbench import check_tensor, expected
 
 __all__ = ["simple_self_attention", "softmax"]
@@ -47,4 +47,6 @@ def simple_self_attention(
     if x.ndim < 2 or not x.is_floating_point():
         raise expected("x", "floats (..., length, d_in)", x)
     wide = x.to(precise(x))
-    return softmax(wide @ wide.mT).to(x.dtype) @ x
+    with as_given(x):  # or autocast would compute them in 16 bits
+        weights = softmax(wide @ wide.mT).to(x.dtype)
+    return weights @ x

@@ -36,8 +36,10 @@ def sinusoidal(
     if not (is_number(base) or isinstance(base, Tensor)) or not base > 0:
         raise expected("base", "a number above 0", base)
     base = own_number(base)
-    speeds = base ** -(torch.arange(0, d, 2, dtype=torch.float64) / d)
-    angles = torch.arange(length, dtype=torch.float64).unsqueeze(1) * speeds
+    device = torch.get_default_device() if device is None else device
+    kind = {"dtype": torch.float64, "device": getattr(base, "device", "cpu")}
+    speeds = base ** -(torch.arange(0, d, 2, **kind) / d)
+    angles = torch.arange(length, **kind).unsqueeze(1) * speeds
     table = torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)
     return table.to(device, torch.float32)
 

@@ -284,5 +284,6 @@ def check_tensor(**arguments: object) -> None:
             can = isinstance(thing, list | tuple) or hasattr(thing, "__array__")
             how = f"; torch.as_tensor({name}) makes one" if can else ""
             raise TypeError(f"{name}: {came}{how}")
-        if thing.layout != torch.strided:
-            raise TypeError(f"{name}: expected a dense tensor, got {thing.layout}")
+        if thing.layout != torch.strided or thing.is_nested:
+            kind = "a nested one" if thing.is_nested else thing.layout
+            raise TypeError(f"{name}: expected a dense tensor, got {kind}")

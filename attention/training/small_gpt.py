@@ -12,7 +12,7 @@ import io
 import math
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from importlib.util import find_spec
@@ -144,7 +144,8 @@ def batch_at(
     _check_text(ids, (count + 1) * length)
     in_a_round = (len(ids) - length) // length // count
     rounds, turn = divmod(step, in_a_round)
-    random = torch.Generator().manual_seed(1_000_003 * seed + rounds)
+    seed = (1_000_003 * own_number(seed) + rounds) % 2**64
+    random = torch.Generator().manual_seed(seed)
     drawn = {"generator": random, "device": "cpu"}
     start = torch.randint(length, (), **drawn)
     order = torch.randperm(in_a_round * count, **drawn)
@@ -344,10 +345,18 @@ class Muon(torch.optim.Optimizer):
                 raise expected("matrices", "floats of two axes", matrix)
 
     @torch.no_grad()
-    def step(self) -> None:
-        """One step, by the gradients that the matrices hold; one without any stays."""
+    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
+        """One step, by the gradients that the matrices hold; one without any stays.
+
+        A `closure` makes the gradients first; the loss that it returns is returned.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
         for group in self.param_groups:
             self._step(group)
+        return loss
 
     def _step(self, group: dict) -> None:
         alike: dict[tuple, list[Tensor]] = {}

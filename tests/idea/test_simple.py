@@ -117,6 +117,13 @@ def test_in_half_precision_scores_do_not_overflow(dtype):
     torch.testing.assert_close(context, simple_self_attention(x.float()).to(dtype))
 
 
+def test_under_autocast_scores_of_16_bits_are_in_32_too():
+    x = (2 + 0.1 * torch.randn(5, 64)).bfloat16()
+    must = simple_self_attention(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(simple_self_attention(x), must)
+
+
 @pytest.mark.parametrize("length", [0, 1, 5])
 def test_the_dtype_does_not_depend_on_the_length(length):
     x = torch.randn(length, 7)

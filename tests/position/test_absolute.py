@@ -63,6 +63,10 @@ def test_products_depend_on_the_distance_and_all_lengths_are_alike():
 
 def test_the_table_is_made_on_the_device_that_is_asked_for():
     assert sinusoidal(3, 4, device="meta").device.type == "meta"
+    must = sinusoidal(3, 4)
+    with torch.device("meta"):
+        assert torch.equal(sinusoidal(3, 4, device="cpu"), must)
+        assert sinusoidal(3, 4).device.type == "meta"
 
 
 # Trained vectors

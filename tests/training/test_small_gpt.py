@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 from copy import deepcopy
-from functools import cache
+from functools import cache, partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -132,6 +132,17 @@ def test_targets_of_few_bits_have_the_same_loss(dtype, vocabulary):
     assert_close(text_loss(model, ids, ids.to(dtype)), must, rtol=0, atol=0)
     with pytest.raises(ValueError, match=said("ids", "int32", "int64", "got", dtype)):
         text_loss(model, ids.to(dtype), ids)
+
+
+@pytest.mark.parametrize(
+    "seed", [-1, 2**40, 1_700_000_000_000_000_000, np.int64(2**62)]
+)
+def test_any_seed_of_64_bits_draws_pieces_of_its_own(seed):
+    first = batch_at(3, torch.arange(9999), 3, 7, seed=seed)[0]
+    assert torch.equal(first, batch_at(3, torch.arange(9999), 3, 7, seed=int(seed))[0])
+    assert not torch.equal(
+        first, batch_at(3, torch.arange(9999), 3, 7, seed=seed + 1)[0]
+    )
 
 
 @pytest.mark.parametrize("kind", [list, torch.tensor, np.array, np.uint8])
@@ -379,6 +390,24 @@ def test_muon_moves_all_its_groups_and_leaves_what_has_no_gradient():
     assert_close(second.detach(), 10 * first.detach())
     assert first.detach().any()
     assert not idle.detach().any()
+
+
+def test_muon_asks_a_closure_as_the_optimisers_of_pytorch_do():
+    moved = []
+    for kind in (Muon, partial(torch.optim.SGD, lr=0.1)):
+        matrix = torch.nn.Parameter(torch.ones(3, 4))
+        optimiser = kind([matrix])
+
+        def closure(matrix=matrix):
+            loss = matrix.square().sum()
+            loss.backward()
+            return loss
+
+        assert optimiser.step(closure).item() == 12
+        moved.append(bool((matrix < 1).all()))
+        matrix.grad = None
+        assert optimiser.step() is None
+    assert moved == [True, True]
 
 
 def test_what_is_no_matrix_leaves_muon_as_it_was():
