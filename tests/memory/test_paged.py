@@ -912,11 +912,11 @@ WRONG = {
     ),
     "a table of floats": (
         {"table": lambda t: t.float()},
-        ("table", "whole", "float32"),
+        ("table", "int32", "float32"),
     ),
     "a table too short": ({"table": lambda t: t[1:]}, ("table", "2 texts", "got")),
     "lengths too few": ({"lengths": lambda t: t[1:]}, ("lengths", "2 texts", "got")),
-    "booleans": ({"lengths": lambda t: t.bool()}, ("lengths", "whole", "bool")),
+    "booleans": ({"lengths": lambda t: t.bool()}, ("lengths", "int32", "bool")),
     "no token": (
         {"lengths": lambda t: t - 5},
         ("lengths", "from 1 to 12", "got 0 to 4"),
