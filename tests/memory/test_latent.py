@@ -584,7 +584,8 @@ def test_what_cannot_be_absorbed_is_refused_where_it_is_asked_for():
     nn.utils.parametrizations.weight_norm(layer.W_value)
     with pytest.raises(ValueError, match=said("W_value", "nn.Linear", "got")):
         layer(x)
-    layer, x = some_layer(absorb=True, attend=lambda q, k, v, mask=None: v)
+    layer, x = some_layer(absorb=True)
+    layer.attend = lambda q, k, v, mask=None: v
     with pytest.raises(ValueError, match=said("attend", "scale", "got", "lambda")):
         layer(x)
 
