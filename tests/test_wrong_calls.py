@@ -50,6 +50,15 @@ def test_the_calls_are_many_and_each_is_another():
 
 
 @pytest.mark.parametrize("scale", ["nan", "inf", "-inf"])
-@pytest.mark.parametrize("call", ["attend(q, k, v", "attention_weights(q, k"])
+@pytest.mark.parametrize("form", ["attend", "flash_attend"])
+@pytest.mark.parametrize(
+    "rest", ["q, k, v", "k, k, k", "k, k, k, causal=True", "k[..., :1, :], k, k"]
+)
+def test_a_scale_that_is_no_number_gives_none_in_any_form(names, form, rest, scale):
+    assert not eval(f"{form}({rest}, scale={scale})", names).isfinite().any()
+
+
+@pytest.mark.parametrize("scale", ["nan", "inf", "-inf"])
+@pytest.mark.parametrize("call", ["attention_weights(q, k"])
 def test_a_scale_that_is_no_number_gives_none(names, call, scale):
     assert not eval(f"{call}, scale={scale})", names).isfinite().any()

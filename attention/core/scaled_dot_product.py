@@ -314,6 +314,8 @@ def attend(
         bias = check_bias(bias, shape, queries)
     window = check_window(window, causal)
     queries, scale = scale_queries(queries, scale)
+    if scale != scale:  # nan, from which the kernel may make zeros
+        queries = queries * scale
     options = {"dropout_p": dropout_p, "scale": scale}
     alone = causal and mask is None and bias is None and window is None
     by_itself = alone and shape[-2] == shape[-1] and scale > 0
