@@ -33,7 +33,9 @@ def names(as_importer):
     queries, keys = draw(2, 3, 5, 11), draw(2, 3, 7, 11)
     tensors = {"q": queries, "k": keys, "v": draw(2, 3, 7, 13), "x": draw(2, 5, 3)}
     state = attention.MultiHeadAttention(3, 4, 5, 0.0, 2).state_dict()
-    tools = {"mask": mask, "state": state, "torch": torch}
+    shared = attention.AttentionOnly(7, 4, num_layers=2, num_heads=2)
+    shared.blocks[1].attention = shared.blocks[0].attention
+    tools = {"mask": mask, "state": state, "torch": torch, "shared": shared}
     return PUBLIC | tensors | tools | {"nan": math.nan, "inf": math.inf}
 
 

@@ -67,9 +67,9 @@ def head_scores(
 
     Each is the mean weight where such a head looks (`where_heads_look`), over queries
     that have such a place, and then over texts. Induction is nan if no token occurs
-    twice. The model has `blocks`, each with an `attention` that has heads and an
-    out_proj. ValueError for another model, and for texts of `skip` tokens or fewer.
-    Olsson et al. 2022.
+    twice. The model has `blocks`, each with an `attention` of its own, which has heads
+    and an out_proj. ValueError for another model, and for texts of `skip` tokens or
+    fewer. Olsson et al. 2022.
     """
     check_sizes(skip=skip)
     rows = _texts(ids, skip)
@@ -98,6 +98,9 @@ def attentions_of(model: nn.Module) -> list[nn.Module]:
     if not found or not all(hasattr(each, part) for each in found for part in parts):
         must = "a model with `blocks`, each with an attention of this book in it"
         raise expected("model", must, type(model).__name__)
+    if len({id(each.out_proj) for each in found}) < len(found):
+        must = "an attention for each block, to tell their heads apart"
+        raise expected("model", must, "one that several share")
     return found
 
 
