@@ -137,8 +137,8 @@ def test_a_chapter_of_the_book_holds_no_words_of_the_skeleton(capsys):
 
 def asked(chapter: str, *options: str) -> subprocess.CompletedProcess[str]:
     """`make check` of a chapter, without what it stands on."""
-    command = ["make", "--old-file=.venv/.ready", *options, "check"]
-    command += [f"PY={sys.executable}", f"CHAPTER={chapter}"]
+    command = ["make", "--no-print-directory", "--old-file=.venv/.ready", *options]
+    command += ["check", f"PY={sys.executable}", f"CHAPTER={chapter}"]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
 

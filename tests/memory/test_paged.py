@@ -165,6 +165,7 @@ def test_a_block_that_is_not_there_cannot_be_held(block, as_importer):
     assert (pool.users, [*pool.free]) == ([0, 0], [0, 1])
 
 
+@pytest.mark.usefixtures("as_importer")
 def test_blocks_may_be_named_by_a_tensor():
     pool = BlockPool(4, 3)
     pool.hold(torch.tensor([0, 2]))
@@ -862,6 +863,7 @@ def test_the_kernel_refuses_what_wants_a_gradient(as_importer):
 
 @every
 @pytest.mark.parametrize("shape", [(), (1,), (6, 1), (3, 1, 1), (3, 6, 1)])
+@pytest.mark.usefixtures("as_importer")
 def test_a_scale_may_be_a_tensor_for_texts_and_heads(form, shape):
     pool, caches, _ = some_texts([1, 9, 4])
     queries, scale = torch.randn(3, 6, 5), 3 * torch.rand(shape)

@@ -267,6 +267,7 @@ def test_dynamic_leaves_the_trained_length_alone_whatever_the_factor(factor):
 
 
 @pytest.mark.parametrize("dtype", NARROW)
+@pytest.mark.usefixtures("as_importer")
 def test_dynamic_takes_positions_of_few_bits(dtype):
     queries, rotary = torch.randn(2, 90, 8), Rotary(8, scaling=DynamicNTKScaling(2, 64))
     must = rotary(queries, queries, torch.arange(90))
@@ -285,6 +286,7 @@ def test_dynamic_reads_no_number_on_the_way():
 
 
 @pytest.mark.parametrize("dtype", NARROW)
+@pytest.mark.usefixtures("as_importer")
 def test_text_after_a_picture_goes_on_whatever_bits_its_places_have(dtype):
     places = torch.tensor([[0] * 3, [torch.iinfo(dtype).max] * 3])
     must = MultimodalRotary(8, places, sections=(1, 1, 2))

@@ -64,6 +64,7 @@ def small():
     return model.eval()
 
 
+@pytest.mark.usefixtures("as_importer")
 def test_numbers_of_numpy_choose_and_decode_as_those_of_python(small):
     options = {"temperature": 0.5, "top_k": 7, "top_p": 0.875, "num_tokens": 4}
     must = [*generate(small, [3, 5], **options)]

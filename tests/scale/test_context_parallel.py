@@ -483,6 +483,7 @@ def test_ranks_that_disagree_are_told_so_on_every_rank(form, as_importer):
     ],
     ids=repr,
 )
+@pytest.mark.usefixtures("as_importer")
 def test_an_option_may_be_a_number_of_numpy_or_a_tensor_on_one_rank(form, odd, plain):
     def work():
         torch.manual_seed(1)
@@ -495,6 +496,7 @@ def test_an_option_may_be_a_number_of_numpy_or_a_tensor_on_one_rank(form, odd, p
 
 
 @pytest.mark.parametrize("form", FORMS)
+@pytest.mark.usefixtures("as_importer")
 def test_a_whole_number_of_more_than_64_bits_is_a_scale_like_any_other(form):
     def work():
         inputs, _ = own_text()
@@ -609,6 +611,7 @@ def test_zigzag_is_the_order_of_all():
 
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("whole", [numpy.int64, numpy.uint8, torch.tensor])
+@pytest.mark.usefixtures("as_importer")
 def test_a_length_is_any_whole_number(whole, order):
     assert order_ranges(whole(10), 2, order) == order_ranges(10, 2, order)
     positions = order_positions(whole(10), order=order)

@@ -321,6 +321,7 @@ def inside(thing, found):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", MADE)
+@pytest.mark.usefixtures("as_importer")
 def test_numbers_of_numpy_are_taken_and_kept_as_those_of_python(name, kind):
     make, turned, found = PUBLIC[name], of_numpy(kind), []
     options = OPTIONS.get(name, {})
@@ -345,6 +346,7 @@ def test_what_is_no_number_of_numpy_either_is_refused(number, as_importer):
         LinearScaling(number)
 
 
+@pytest.mark.usefixtures("as_importer")
 def test_fractions_are_numbers_too():
     q = torch.randn(2, 3, 5, 4)
     must = attend(q, q, q, scale=0.25)
@@ -356,6 +358,7 @@ def test_fractions_are_numbers_too():
 
 @pytest.mark.parametrize("scale", [np.float32(0.5), np.int64(2), True, Fraction(1, 2)])
 @pytest.mark.parametrize("form", [attend, flash_attend])
+@pytest.mark.usefixtures("as_importer")
 def test_any_number_scales_the_scores_and_has_its_gradient(form, scale):
     q = torch.randn(2, 3, 5, 4, requires_grad=True)
     must = torch.autograd.grad(form(q, q, q, scale=float(scale)).sum(), q)
@@ -364,6 +367,7 @@ def test_any_number_scales_the_scores_and_has_its_gradient(form, scale):
 
 
 @pytest.mark.parametrize("form", [attend, attention_weights, flash_attend])
+@pytest.mark.usefixtures("as_importer")
 def test_a_window_of_numpy_is_a_window(form):
     three = torch.randn(3, 1, 2, 9, 16)[: 2 if form is attention_weights else 3]
     must = form(*three, causal=True, window=3)
@@ -371,6 +375,7 @@ def test_a_window_of_numpy_is_a_window(form):
 
 
 @pytest.mark.parametrize("name", ["Attention", "MultiHeadAttention"])
+@pytest.mark.usefixtures("as_importer")
 def test_a_layer_of_numpys_sizes_is_compiled_in_one_piece(name):
     layer = PUBLIC[name](*map(of_numpy(KINDS[0]), MADE[name]))
     x = torch.randn(2, 5, 6)

@@ -909,6 +909,7 @@ def test_a_file_that_is_cut_short_is_refused(path):
 
 
 @pytest.mark.parametrize("prefix", [None, 1, b"h"])
+@pytest.mark.usefixtures("as_importer")
 def test_a_prefix_that_is_no_string_is_refused(path, prefix):
     with pytest.raises(ValueError, match=said("prefix", "str", "got")):
         load_safetensors(path, prefix)

@@ -126,6 +126,7 @@ def test_a_context_is_a_whole_number(positions, context_length, as_importer):
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.uint16])
 @pytest.mark.parametrize("vocabulary", [100, 300])  # 300 would be 44 in eight bits
+@pytest.mark.usefixtures("as_importer")
 def test_targets_of_few_bits_have_the_same_loss(dtype, vocabulary):
     model, ids = GPT(vocabulary, d=8, num_heads=2), torch.arange(60, 66)[None]
     must = text_loss(model, ids, ids)
@@ -137,6 +138,7 @@ def test_targets_of_few_bits_have_the_same_loss(dtype, vocabulary):
 @pytest.mark.parametrize(
     "seed", [-1, 2**40, 1_700_000_000_000_000_000, np.int64(2**62)]
 )
+@pytest.mark.usefixtures("as_importer")
 def test_any_seed_of_64_bits_draws_pieces_of_its_own(seed):
     first = batch_at(3, torch.arange(9999), 3, 7, seed=seed)[0]
     assert torch.equal(first, batch_at(3, torch.arange(9999), 3, 7, seed=int(seed))[0])
@@ -146,6 +148,7 @@ def test_any_seed_of_64_bits_draws_pieces_of_its_own(seed):
 
 
 @pytest.mark.parametrize("kind", [list, torch.tensor, np.array, np.uint8])
+@pytest.mark.usefixtures("as_importer")
 def test_numbers_of_any_kind_are_characters_again(kind):
     assert Characters("hello").decode(kind([1, 2, 0])) == "hle"
     for wrong in ([1.0], [True], np.array([1.0]), [np.True_]):
