@@ -280,7 +280,7 @@ def cpp_attend(
     compiler, on Windows, and for a second derivative or one in forward mode. Dao et al.
     2022.
     """
-    check_window(window, causal)
+    window = check_window(window, causal)
     queries, keys, values = unified(queries, keys, values)
     shape = check_fit(queries, keys, values, causal=causal)
     _check_support(queries, dropout_p)
