@@ -270,9 +270,8 @@ def _white(width: float, height: float) -> "matplotlib.figure.Figure":
 
     page = figure.Figure(figsize=(width, height), layout="constrained")
     if rcParams["savefig.facecolor"] != "auto":  # put on when the figure is saved
-        paper = patches.Rectangle((-1, -1), 3, 3, facecolor="white", zorder=-1)
-        paper.set_in_layout(False)
-        page.add_artist(paper)
+        base = patches.Rectangle((-1, -1), 3, 3, fc="white", zorder=-1, in_layout=False)
+        page.add_artist(base)
     return page
 
 
