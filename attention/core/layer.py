@@ -221,7 +221,7 @@ def _set_back(caches: Sequence[Cache]) -> Iterator[None]:
     before = [getattr(cache, "length", None) for cache in caches]
     try:
         yield
-    except Exception:
+    except BaseException:  # an interrupt too
         for cache, length in zip(caches, before, strict=True):
             if getattr(cache, "length", None) == length:
                 continue

@@ -207,7 +207,7 @@ def _as_it_is(queries: Tensor, keys: Tensor, values: Tensor, causal: bool) -> bo
     if not queries.ndim == keys.ndim == 4 or keys.shape != values.shape:
         return False
     (batch, heads, i, d), (rows, groups, j, width) = queries.shape, keys.shape
-    if 0 in (d, j, groups) or heads % groups or (batch, d) != (rows, width):
+    if 0 in (d, j, groups, heads) or heads % groups or (batch, d) != (rows, width):
         return False
     one_kind = queries.dtype == keys.dtype == values.dtype
     one_place = queries.device == keys.device == values.device

@@ -93,7 +93,7 @@ class RollingCache:
         """Forget all but the first `length` tokens; ValueError if one is missing."""
         dropped = self._oldest > self.sinks
         least = self._oldest + max(self.window - 1, 1) if dropped else 0
-        check_rollback(length, self.length, least)
+        length = check_rollback(length, self.length, least)
         self.length, self._last = length, None
 
     def undo(self) -> None:

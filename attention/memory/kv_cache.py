@@ -89,8 +89,8 @@ def check_room(capacity: int | None, held: int, new: int) -> None:
         raise expected("keys", must, f"{new} beside {held}")
 
 
-def check_rollback(length: int, held: int, oldest: int = 0) -> None:
-    """ValueError unless a cache of `held` tokens can go back to the first `length`.
+def check_rollback(length: int, held: int, oldest: int = 0) -> int:
+    """The length, as Python's; ValueError unless a cache of `held` tokens can go back.
 
     `oldest` is the smallest length whose tokens are all still there.
     """
@@ -98,6 +98,7 @@ def check_rollback(length: int, held: int, oldest: int = 0) -> None:
     if not whole or not oldest <= length <= held:
         must = f"a whole number from {oldest} to {held}, those still held"
         raise expected("length", must, repr(length))
+    return own_number(length)
 
 
 class KVCache:
@@ -151,8 +152,7 @@ class KVCache:
 
     def truncate(self, length: int) -> None:
         """Forget all but the first `length` tokens; the memory stays."""
-        check_rollback(length, self.length)
-        self.length = length
+        self.length = check_rollback(length, self.length)
 
     def _held(self) -> tuple[Tensor, ...]:
         """Keys, values and positions of the tokens so far, as views."""

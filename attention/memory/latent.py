@@ -321,7 +321,7 @@ def cache_bytes(config: Mapping[str, object], *, itemsize: int = 2) -> int:
     in bfloat16. Layers with a window count like the others. ValueError for a size that
     is missing, and for a width that the heads cannot share.
     """
-    check_sizes(itemsize=itemsize)
+    (itemsize,) = check_sizes(itemsize=itemsize)
     if not isinstance(config, Mapping):
         raise expected("config", "sizes by name", type(config).__name__)
     given = {name: size for name, size in config.items() if size is not None}
@@ -343,5 +343,4 @@ def cache_bytes(config: Mapping[str, object], *, itemsize: int = 2) -> int:
 def _size(config: Mapping[str, object], name: str, default: int | None = None) -> int:
     if (found := config.get(name, default)) is None:
         raise expected("config", f"a size {name}", sorted(config))
-    check_sizes(**{name: found})
-    return found
+    return check_sizes(**{name: found})[0]

@@ -24,9 +24,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from attention.core.layer import Cache
+from attention.memory.bounded import check_counts
 from attention.memory.kv_cache import check_piece, check_rollback, joined_positions
 from attention.tools.checks import (
     are_whole,
+    as_given,
     check_fit,
     check_sizes,
     is_size,
@@ -81,13 +83,13 @@ def _check_within(name: str, numbers: Tensor, least: int, most: int) -> None:
 def blocks_for(length: int, block_size: int) -> int:
     """How many blocks a text of this length fills, the last one perhaps in part."""
     (block_size,) = check_sizes(block_size=block_size)
-    if length < 0:
-        raise expected("length", "at least 0", length)
+    (length,) = check_counts(length=length)
     return -(-length // block_size)
 
 
 def wasted_slots(lengths: Sequence[int], block_size: int) -> int:
     """Slots that are allocated to texts of these lengths, and hold no token."""
+    lengths = _whole("lengths", lengths)
     return sum(blocks_for(n, block_size) * block_size - n for n in lengths)
 
 
@@ -298,7 +300,7 @@ class PagedCache:
     def truncate(self, length: int) -> None:
         """Forget all but the first `length` tokens, and give back what that frees."""
         self._check_held()
-        check_rollback(length, self.length)
+        length = check_rollback(length, self.length)
         keep = blocks_for(length, self.block_size)
         for row in self.rows:
             self.pool.release(row[keep:])
@@ -496,11 +498,12 @@ def paged_attend(
         k = rearrange(keys[blocks].to(q), "n b g d -> n g b d")
         v = rearrange(values[blocks].to(q), "n b g e -> n g b e")
         k, v = k.masked_fill(hidden, 0.0), v.masked_fill(hidden, 0.0)
-        scores = (q @ k.mT).masked_fill(hidden.mT, -torch.inf)
-        new = torch.maximum(m, scores.amax(dim=-1))
-        alpha, weights = (m - new).exp(), (scores - new[..., None]).exp()
-        total = alpha * total + weights.sum(dim=-1)
-        acc, m = alpha[..., None] * acc + weights @ v, new
+        with as_given(q):
+            scores = (q @ k.mT).masked_fill(hidden.mT, -torch.inf)
+            new = torch.maximum(m, scores.amax(dim=-1))
+            alpha, weights = (m - new).exp(), (scores - new[..., None]).exp()
+            total = alpha * total + weights.sum(dim=-1)
+            acc, m = alpha[..., None] * acc + weights @ v, new
     context = (acc / total[..., None]).to(queries.dtype)
     return rearrange(context, "n g r e -> n (g r) e")
 

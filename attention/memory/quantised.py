@@ -214,7 +214,7 @@ class QuantizedCache:
 
     def truncate(self, length: int) -> None:
         """Forget all but the first `length` tokens."""
-        check_rollback(length, self.length)
+        length = check_rollback(length, self.length)
         if length == 0:
             return self._clear()
         counts, rest = self._before

@@ -62,7 +62,7 @@ def expected_tokens(rate: float, drafted: int) -> float:
 
     Leviathan et al. 2023, equation 1.
     """
-    check_drafted(rate, drafted)
+    drafted = check_drafted(rate, drafted)
     return float(sum(rate**count for count in range(drafted + 1)))
 
 
@@ -159,12 +159,12 @@ def _check_alike(target: Tensor, draft: Tensor) -> None:
         raise expected("draft", must, draft)
 
 
-def check_drafted(rate: float, drafted: int) -> None:
-    """ValueError unless this is a rate, and a number of tokens."""
+def check_drafted(rate: float, drafted: int) -> int:
+    """How many are drafted, as Python's; ValueError unless both fit."""
     one = isinstance(rate, Tensor) and rate.ndim == 0 and rate.is_floating_point()
     if not (one or is_number(rate)) or not 0 <= rate <= 1:
         raise expected("rate", "a probability, from 0 to 1", rate)
-    check_counts(drafted=drafted)
+    return check_counts(drafted=drafted)[0]
 
 
 def tree_mask(

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from attention.memory.bounded import check_counts
 from attention.reading.translator import share
-from attention.tools.checks import are_whole, check_sizes
+from attention.tools.checks import are_whole, check_sizes, own_number
 from attention.tools.workbench import check_tensor, expected
 
 __all__ = [
@@ -185,7 +185,8 @@ def _by_layer(attentions, heads) -> dict[int, list[int]]:
 def check_head(pair: object, attentions: list[nn.Module]) -> tuple[int, int]:
     """A pair (layer, head) that these layers have; ValueError for any other."""
     must = f"pairs (layer, head), of {len(attentions)} layers"
-    whole = isinstance(pair, tuple | list) and len(pair) == 2
+    pair = tuple(map(own_number, pair)) if isinstance(pair, tuple | list) else pair
+    whole = isinstance(pair, tuple) and len(pair) == 2
     if not whole or any(type(number) is not int for number in pair):
         raise expected("heads", must, f"{pair!r} among them")
     layer, head = pair

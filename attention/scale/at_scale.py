@@ -10,7 +10,7 @@ import math
 from typing import NamedTuple
 
 from attention.scale.context_parallel import heads_of
-from attention.tools.checks import check_sizes, is_number
+from attention.tools.checks import check_sizes, is_number, own_number
 from attention.tools.workbench import expected
 
 __all__ = [
@@ -169,6 +169,8 @@ def attention_times(
     what does not fit.
     """
     _check_plan(sizes, machine, ranks, scheme, ulysses)
+    ranks, ulysses = own_number(ranks), own_number(ulysses)
+    sizes = AttentionSizes(*map(own_number, sizes))
     length, heads, kv_heads, width, itemsize, batch = sizes
     groups = ranks if scheme in ("ulysses", "tensor") else ulysses
     kept = len(range(kv_heads)[heads_of(0, groups, heads, kv_heads)])

@@ -188,7 +188,7 @@ class ShardedCache:
 
     def truncate(self, length: int) -> None:
         """Forget all but the first `length` tokens; each rank drops those it holds."""
-        check_rollback(length, self.length)
+        length = check_rollback(length, self.length)
         self._text.truncate(length)
         rank, ranks = self._place
         self._own.truncate(len(range(rank, length, ranks)))

@@ -28,7 +28,8 @@ def attention_cost(
     bytes; a boolean takes one. Multiply by batch and heads. ValueError for a size
     below 1.
     """
-    check_sizes(length=length, head_dim=head_dim, itemsize=itemsize)
+    length, head_dim = check_sizes(length=length, head_dim=head_dim)
+    (itemsize,) = check_sizes(itemsize=itemsize)
     table, rows = length**2, length * head_dim
     return {
         "scores": (2 * table * head_dim, itemsize * (2 * rows + table)),

@@ -329,7 +329,7 @@ def _launch(kernel, axis, inputs, outputs, form):
         (t, *t.stride()[:3], *t.shape[1:3]) if t.ndim == 4 else t
         for t in (*inputs, *outputs)
     )
-    sizes = num_queries, num_keys, heads // groups
+    sizes = num_queries, num_keys, heads // max(groups, 1)
     scales = scale, scale * math.log2(math.e)
     with torch.cuda.device_of(queries):
         kernel[programs](*packed, sizes, scales, **constants)

@@ -793,3 +793,11 @@ def test_values_alone_may_bring_a_batch_axis(table, num_queries, num_keys):
     ]
     context = attend(queries, keys, values, mask, bias=bias)
     torch.testing.assert_close(context, torch.stack(each))
+
+
+def test_no_heads_of_queries_are_refused_where_keys_have_some_as_in_the_weights():
+    queries, keys = torch.randn(1, 0, 3, 8), torch.randn(1, 2, 3, 8)
+    for call in (partial(attention_weights, queries, keys), partial(attend, queries)):
+        given = (keys, keys) if call.func is attend else ()
+        with pytest.raises(ValueError, match=said("queries", "heads", "got")):
+            call(*given)

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import hypothesis.strategies as st
+import numpy as np
 import pytest
 import torch
 from caches import (
@@ -182,6 +183,17 @@ def test_a_length_that_it_does_not_have_is_refused(name, length, as_importer):
     with pytest.raises(ValueError, match=said("length", "expected", "got")):
         cache.truncate(length)
     assert cache.length == LENGTH
+
+
+@torch.no_grad()
+@cached
+def test_a_length_of_numpy_is_kept_as_one_of_python(name, as_importer):
+    kept = CACHES[name]
+    layer, x = some_layer(kept, {}, torch.float32)
+    cache = kept.make()
+    layer(x, cache=cache)
+    cache.truncate(np.uint8(LENGTH))  # or it would begin anew at 256
+    assert type(cache.length) is int
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 import copy
 from functools import partial, wraps
 
+import numpy as np
 import pytest
 import torch
 from caches import CACHES, LENGTH, assert_near
@@ -598,3 +599,9 @@ def test_a_process_that_changes_a_shape_is_refused(pick):
     layer, x = some_layer(process_heads=process)
     with pytest.raises(ValueError, match=said("process_heads", "(2, 1, 11, 4)", "got")):
         layer(x)
+
+
+def test_sizes_of_numpy_take_as_many_bytes_as_those_of_python(as_importer):
+    sizes = {"num_hidden_layers": 100, "num_attention_heads": 2**20, "head_dim": 1024}
+    small = {name: np.int32(size) for name, size in sizes.items()}
+    assert cache_bytes(small, itemsize=np.int8(2)) == cache_bytes(sizes)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import hypothesis.strategies as st
+import numpy as np
 import pytest
 import torch
 from examples import said
@@ -1290,3 +1291,26 @@ def test_a_cache_written_with_gradients_is_pickled_and_goes_on():
     other = pickle.loads(pickle.dumps(cache))
     other.append(keys[..., 5:, :], values[..., 5:, :], positions[5:])
     assert_holds(other, (keys, values, positions))
+
+
+def test_lengths_of_numpy_fill_as_many_blocks_as_those_of_python(as_importer):
+    assert blocks_for(np.uint8(200), 7) == 29
+    assert wasted_slots([np.uint8(200)], 7) == 3
+
+
+@pytest.mark.parametrize("length", [2.5, math.nan, True])
+def test_a_length_that_is_no_count_fills_no_blocks(length, as_importer):
+    words = said("length", "a whole number of at least 0", "got")
+    with pytest.raises(ValueError, match=words):
+        blocks_for(length, 2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_autocast_does_not_round_the_scores_of_pages(dtype):
+    keys, values = torch.randn(2, 6, 4, 2, 16).to(dtype)
+    queries, table = 20 * torch.randn(2, 4, 16).to(dtype), torch.arange(6).view(2, 3)
+    lengths = torch.tensor([12, 7])
+    expected = paged_attend(queries, keys, values, table, lengths)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = paged_attend(queries, keys, values, table, lengths)
+    assert torch.equal(found, expected)

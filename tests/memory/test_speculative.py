@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from caches import CACHES, LENGTH, assert_near, some_layer
@@ -485,3 +486,7 @@ def test_every_cache_forgets_what_was_rejected(name, dtype):
             return
         cache.truncate(start)
         assert cache.length == start
+
+
+def test_a_number_of_numpy_is_expected_like_one_of_python(as_importer):
+    assert expected_tokens(0.5, np.int8(127)) == expected_tokens(0.5, 127)

@@ -1,5 +1,6 @@
 """Kinds of heads, and models without some: a small one always, the real one if here."""
 
+import numpy as np
 import pytest
 import torch
 from examples import real_model, said
@@ -387,3 +388,10 @@ def test_the_three_kinds_are_found_where_they_were(real, twice):
     induction = head_scores(real, twice).induction
     assert divmod(induction.argmax().item(), 9) == (18, 6)
     assert induction.max().item() == pytest.approx(0.8946, abs=2e-3)
+
+
+def test_pairs_of_numpy_are_heads_too(small, as_importer):
+    with ablate(small, [(1, 1)]):
+        expected = small(IDS)
+    with ablate(small, [tuple(np.array([1, 1]))]):
+        assert torch.equal(small(IDS), expected)

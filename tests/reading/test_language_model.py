@@ -264,6 +264,19 @@ def test_a_call_that_fails_anywhere_leaves_all_caches_as_they_were(
     assert [cache.length for cache in caches] == [3, 3, 3]
 
 
+def test_an_interrupt_leaves_all_caches_as_they_were(small):
+    caches = [KVCache() for _ in small.blocks]
+    small(torch.arange(3), caches=caches)
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    small.blocks[1].register_forward_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        small(torch.arange(2), caches=caches)
+    assert [cache.length for cache in caches] == [3, 3, 3]
+
+
 def test_a_block_that_fails_after_its_attention_leaves_the_cache_as_it_was(small):
     block, cache = small.blocks[0], KVCache()
     block.mlp.register_forward_hook(lambda *_: 1 // 0)

@@ -3,6 +3,7 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from examples import said
@@ -409,3 +410,9 @@ def test_key_heads_that_the_query_heads_cannot_share_are_refused():
 def test_a_step_in_no_order_is_refused(tokens, order):
     with pytest.raises(ValueError, match=said("tokens and order", "zigzag", order)):
         ring_step(tokens, order, own=True)
+
+
+def test_sizes_of_numpy_take_as_long_as_those_of_python(as_importer):
+    small = AttentionSizes(np.int32(100_000), np.int8(8), np.int8(8), np.int8(64))
+    found = attention_times(small, H100, np.uint8(8))
+    assert found == attention_times(AttentionSizes(100_000, 8, 8, 64), H100, 8)

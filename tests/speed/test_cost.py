@@ -2,6 +2,7 @@
 
 import gc
 
+import numpy as np
 import pytest
 import torch
 from examples import said
@@ -139,3 +140,8 @@ def test_by_hand_holds_three_tables_and_the_fused_call_none():
     table = 2 * 128**2 * 4
     assert 3 * table <= by_hand.peak < 3.1 * table
     assert fused.peak < table / 2
+
+
+def test_a_length_of_numpy_is_counted_like_one_of_python(as_importer):
+    small = np.int32(100_000)  # its square does not fit into 32 bits
+    assert attention_cost(small, np.int8(64)) == attention_cost(100_000, 64)

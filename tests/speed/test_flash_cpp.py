@@ -564,3 +564,14 @@ def test_a_scale_below_zero_rounds_no_query_of_16_bits(dtype):
     queries, keys, values = draw(dtype=dtype)
     minus = cpp_attend(-30 * queries, keys, values, scale=0.7)
     assert torch.equal(cpp_attend(30 * queries, keys, values, scale=-0.7), minus)
+
+
+def test_values_without_a_width_give_contexts_without_one():
+    queries = torch.randn(1, 6, 2, 16, requires_grad=True)
+    values = torch.randn(1, 6, 2, 0)
+    context, lse = cpp_attend(queries, queries, values, return_lse=True)
+    expected = flash_attend(queries, queries, values, return_lse=True)
+    assert context.shape == (1, 6, 2, 0)
+    torch.testing.assert_close(lse, expected[1])
+    context.sum().backward()
+    assert not queries.grad.any()

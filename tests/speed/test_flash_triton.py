@@ -74,6 +74,11 @@ SIZES = {
 }
 
 
+def test_no_heads_give_no_contexts():
+    nothing = torch.randn(1, 0, 8, 16)
+    assert triton_attend(nothing, nothing, nothing).shape == (1, 0, 8, 16)
+
+
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES.keys())
 def test_it_equals_by_hand_forward_and_backward(sizes, causal):
