@@ -1,7 +1,7 @@
 """Grouped-query attention
 
 Fewer heads for keys and values than for queries: neighbours share one, the cache
-shrinks by the whole factor, and a trained layer is converted by taking means.
+shrinks in the same proportion, and a trained layer is converted by taking means.
 
 Written by `book/memory/grouped_query.ipynb`: read and change it there.
 """

@@ -152,7 +152,8 @@ class KVCache:
 
     def truncate(self, length: int) -> None:
         """Forget all but the first `length` tokens; the memory stays."""
-        self.length = check_rollback(length, self.length)
+        length = check_rollback(length, self.length)
+        self.length = length
 
     def _held(self) -> tuple[Tensor, ...]:
         """Keys, values and positions of the tokens so far, as views."""

@@ -89,8 +89,8 @@ def blocks_for(length: int, block_size: int) -> int:
 
 def wasted_slots(lengths: Sequence[int], block_size: int) -> int:
     """Slots that are allocated to texts of these lengths, and hold no token."""
-    lengths = _whole("lengths", lengths)
-    return sum(blocks_for(n, block_size) * block_size - n for n in lengths)
+    (block_size,) = check_sizes(block_size=block_size)
+    return sum(blocks_for(n, block_size) * block_size - index(n) for n in lengths)
 
 
 def _whole(name: str, numbers: Iterable[int]) -> list[int]:

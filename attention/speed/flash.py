@@ -248,7 +248,7 @@ def _backward(
             dk[:, some].add_(torch.bmm(ds.mT, heads.queries[:, rows]), alpha=scale)
 
 
-_AT_ONCE = 2**19  # scores, for each thread
+_AT_ONCE = 2**19  # scores, for each of at most two threads
 
 
 def _groups(tensors, form) -> Iterator[tuple[tuple, _Heads]]:
@@ -257,7 +257,7 @@ def _groups(tensors, form) -> Iterator[tuple[tuple, _Heads]]:
     *batch, heads, num_keys, _ = keys.shape
     BLOCK_M = min(form.tile[0], queries.shape[-2])
     BLOCK_N = min(form.tile[1], form.band(num_keys))
-    at_once = _AT_ONCE * torch.get_num_threads()
+    at_once = _AT_ONCE * min(torch.get_num_threads(), 2)
     count = max(at_once // max(BLOCK_M * BLOCK_N, 1), 1)
     scores = min(count, heads) * BLOCK_M * BLOCK_N
     workspace = keys.new_empty(scores, dtype=precise(keys))
