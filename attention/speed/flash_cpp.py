@@ -225,7 +225,7 @@ class _Kernel(NamedTuple):
 
 def _padded(tensor: Tensor) -> Tensor:
     """The same with a width of one tile or more; zeros add nothing to a product."""
-    missing = max(-(-tensor.shape[-1] // _WHOLE), 1) * _WHOLE - tensor.shape[-1]
+    missing = -tensor.shape[-1] % _WHOLE if tensor.shape[-1] else _WHOLE
     return torch.nn.functional.pad(tensor, (0, missing)) if missing else tensor
 
 

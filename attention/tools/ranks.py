@@ -268,7 +268,8 @@ def exchange(
 ) -> list[list[Tensor]]:
     """Give `tensors[r]` to each rank r, and get as many from each, of `shapes[r]`.
 
-    Gradients go the same ways back, so all ranks must call `backward`.
+    What a rank has for itself it gets as it is, not copied. Gradients
+    go the same ways back, so all ranks must call `backward`.
     """
     found = _Exchange.apply(group, shapes, *chain(*tensors))
     return _cut(found, len(shapes))
