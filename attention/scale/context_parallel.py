@@ -576,8 +576,8 @@ def heads_of(rank: int, ranks: int, num_heads: int, heads: int) -> slice:
     return slice(start, start + max(heads // ranks, 1))
 
 
-def _by_heads(tensors, sides, few, heads: int, group) -> list[Tensor]:
-    """Exchange a few heads of each rank's tokens for this rank's own, of all tokens."""
+def _by_heads(tensors, sides, few, heads: int, group) -> Callable[[], list[Tensor]]:
+    """Post a few heads of this rank's tokens; the result waits for its own, of all."""
     rank, ranks = place_in(group)
     shares = [
         [few(t[..., heads_of(peer, ranks, heads, t.shape[-3]), :, :]) for t in tensors]
@@ -590,13 +590,17 @@ def _by_heads(tensors, sides, few, heads: int, group) -> list[Tensor]:
         ]
         for peer in range(ranks)
     ]
-    found = zip(*exchange(shares, shapes, group), strict=True)
-    both = zip(found, sides, strict=True)
-    return [_joined(parts, ranges, -2) for parts, ranges in both]
+    arrive = exchange(shares, shapes, group)
+
+    def received() -> list[Tensor]:
+        both = zip(zip(*arrive(), strict=True), sides, strict=True)
+        return [_joined(parts, ranges, -2) for parts, ranges in both]
+
+    return received
 
 
-def _by_tokens(tensors, totals, sides, few, heads: int, group) -> None:
-    """The way back, added to the totals: a head of keys may come from several ranks."""
+def _by_tokens(tensors, totals, sides, few, heads: int, group) -> Callable[[], None]:
+    """Post the way back; the result waits, and adds what comes to the totals."""
     rank, ranks = place_in(group)
     shares = [
         [
@@ -606,10 +610,15 @@ def _by_tokens(tensors, totals, sides, few, heads: int, group) -> None:
         for peer in range(ranks)
     ]
     shapes = [[share.shape for share in shares[rank]]] * ranks
-    for peer, parts in enumerate(exchange(shares, shapes, group)):
-        for total, part in zip(totals, parts, strict=True):
-            theirs = heads_of(peer, ranks, heads, total.shape[-3])
-            few(total[..., theirs, :, :]).add_(part)
+    arrive = exchange(shares, shapes, group)
+
+    def received() -> None:
+        for peer, parts in enumerate(arrive()):  # several may have a head of keys
+            for total, part in zip(totals, parts, strict=True):
+                theirs = heads_of(peer, ranks, heads, total.shape[-3])
+                few(total[..., theirs, :, :]).add_(part)
+
+    return received
 
 
 class _Ulysses(NamedTuple):
@@ -629,32 +638,44 @@ class _Ulysses(NamedTuple):
     def forward(self, *tensors):
         queries, _, values, *_ = tensors
         context, lse = queries.new_zeros(*queries.shape[:-1], values.shape[-1]), []
-        for few in self.few_heads(*tensors):
-            part, of_part = self.attend(few, *tensors)
-            self.add_at_home(few, [part], [context])
+        home = tuple  # nothing is on its way yet
+        for few, arrived in self.few_ahead(tensors):
+            part, of_part = self.attend(*arrived())
+            home()
+            home = self.bring_home(few, [part], [context])
             lse.append(of_part)
+        home()
         return context, torch.cat(lse, dim=-2)
 
-    def attend(self, few, *tensors):
-        three, options = self.of_all_tokens(few, *tensors)
+    def attend(self, queries, keys, values, options):
+        three = queries, keys, values
         if self.keep:
             return flash_state(*three, **options)
-        return flash_attend(*three, **options), three[0].new_zeros(1, 1)
+        return flash_attend(*three, **options), queries.new_zeros(1, 1)
 
     def backward(self, do, dlse, context, lse, *tensors, needed):
         found = [t.new_zeros(t.shape) for t in tensors[: 4 if needed[3] else 3]]
-        for few in self.few_heads(*tensors):
-            given = few(lse, -2), few(dlse, -2), *tensors
-            parts = self.gradients(few, [do, context], *given)
-            self.add_at_home(few, parts[: len(found)], found)
+        home = tuple
+        for few, arrived in self.few_ahead(tensors, do, context):
+            parts = self.gradients(few(lse, -2), few(dlse, -2), *arrived())
+            home()
+            home = self.bring_home(few, parts[: len(found)], found)
+        home()
         return found
 
-    def gradients(self, few, given, lse, dlse, *tensors):
-        sides = [self.queries] * 2
-        given = _by_heads(given, sides, few, self.heads, self.group)
-        three, options = self.of_all_tokens(few, *tensors)
-        *parts, db = flash_gradients(*given, lse, *three, **options, dlse=dlse)
+    def gradients(self, lse, dlse, queries, keys, values, do, context, options):
+        given = do, context, lse, queries, keys, values
+        *parts, db = flash_gradients(*given, **options, dlse=dlse)
         return [*parts, db if db is None else db.sum_to_size(options["bias"].shape)]
+
+    def few_ahead(self, tensors, *more):
+        """A few heads and what waits for them, while the next are on their way."""
+        waiting = []
+        for few in self.few_heads(*tensors):
+            waiting.append((few, self.of_all_tokens(few, *tensors, *more)))
+            if len(waiting) > 1:
+                yield waiting.pop(0)
+        yield from waiting
 
     def few_heads(self, _, keys, values, *tables):
         if any(table is not None for table in (*tables, self.documents)):
@@ -662,29 +683,39 @@ class _Ulysses(NamedTuple):
         ranks, length = len(self.keys), sum(map(_size, self.keys))
         own = (heads_of(0, ranks, self.heads, t.shape[-3]) for t in (keys, values))
         both = zip((keys, values), own, strict=True)
-        return _few_heads(*(t[..., some, :, :] for t, some in both), length)
+        # Twice the length, since two lots are held: one in use, one on its way.
+        return _few_heads(*(t[..., some, :, :] for t, some in both), 2 * length)
 
-    def of_all_tokens(self, few, queries, keys, values, bias, mask):
-        """Queries, keys and values of this rank's few heads, and options."""
+    def of_all_tokens(self, few, queries, keys, values, bias, mask, *more):
+        """Post; the result waits for this rank's few heads, and adds options."""
         tables = {"bias": bias, "mask": mask}
         tables = {name: table for name, table in tables.items() if table is not None}
-        tensors = [queries, keys, values, *tables.values()]
-        sides = [self.queries, self.keys, self.keys] + [self.queries] * len(tables)
-        found = _by_heads(tensors, sides, few, self.heads, self.group)
-        options = {"causal": self.causal, "window": self.window, "scale": self.scale}
-        options |= dict(zip(tables, found[3:], strict=True))
-        if self.documents is not None:
-            places = range(found[1].shape[-2])
-            same = _same(self.documents, places, places)
-            options["mask"] = and_masks(options.get("mask"), same)
-        return found[:3], options
+        tensors = [queries, keys, values, *more, *tables.values()]
+        sides = [self.queries, self.keys, self.keys]
+        sides += [self.queries] * (len(tensors) - 3)
+        arrive = _by_heads(tensors, sides, few, self.heads, self.group)
 
-    def add_at_home(self, few, parts, totals):
-        """Bring what was found for all tokens back to those of each rank."""
+        def received():
+            found = arrive()
+            rest = [found.pop() for _ in tables][::-1]
+            return *found, self.options(dict(zip(tables, rest, strict=True)), found[1])
+
+        return received
+
+    def options(self, tables, keys):
+        options = {"causal": self.causal, "window": self.window, "scale": self.scale}
+        if self.documents is not None:
+            places = range(keys.shape[-2])
+            same = _same(self.documents, places, places)
+            tables["mask"] = and_masks(tables.get("mask"), same)
+        return options | tables
+
+    def bring_home(self, few, parts, totals):
+        """Post what was found for all tokens; the result waits, and adds it up."""
         sides = [self.queries, self.keys, self.keys, self.queries][: len(totals)]
         both = zip(parts, totals, strict=True)
         parts = [part.to(total.dtype) for part, total in both]
-        _by_tokens(parts, totals, sides, few, self.heads, self.group)
+        return _by_tokens(parts, totals, sides, few, self.heads, self.group)
 
 
 def ulysses_attend(

@@ -255,7 +255,7 @@ def _wait(works, peers, ranks, transfers) -> None:
             work.wait()
         except RuntimeError as error:
             lost, why = lost | some, error
-    transfers.clear()  # until now they kept what was sent
+    works.clear(), transfers.clear()  # until now they kept what was sent
     if lost:
         names = ", ".join(map(str, sorted(lost)))
         raise RuntimeError(f"group: expected {ranks} ranks, {_LOST} {names}") from why
@@ -265,44 +265,28 @@ def exchange(
     tensors: Sequence[Sequence[Tensor]],
     shapes: Sequence[Sequence[tuple[int, ...]]],
     group: dist.ProcessGroup | None,
-) -> list[list[Tensor]]:
-    """Give `tensors[r]` to each rank r, and get as many from each, of `shapes[r]`.
+) -> Callable[[], list[list[Tensor]]]:
+    """Post `tensors[r]` to each rank r; the result waits for as many from each.
 
-    What a rank has for itself it gets as it is, not copied. Gradients
-    go the same ways back, so all ranks must call `backward`.
+    Those of rank r have `shapes[r]`. What a rank has for itself it gets as it is, not
+    copied. Nothing here has a gradient.
     """
-    found = _Exchange.apply(group, shapes, *chain(*tensors))
-    return _cut(found, len(shapes))
-
-
-class _Exchange(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, group, shapes, *tensors):
-        ctx.group, ctx.shapes = group, _cut([t.shape for t in tensors], len(shapes))
-        return _exchanged(group, shapes, tensors)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, *gradients):
-        return None, None, *_exchanged(ctx.group, ctx.shapes, gradients)
-
-
-def _exchanged(group, shapes, tensors) -> tuple[Tensor, ...]:
-    rank, ranks = place_in(group)
-    leaving = _cut([tensor.contiguous() for tensor in tensors], ranks)
+    rank, _ranks = place_in(group)
+    leaving = [[tensor.contiguous() for tensor in some] for some in tensors]
     coming = [
         [like.new_empty(shape) for like, shape in zip(leaving[0], some, strict=True)]
         for some in shapes
     ]
-    post(dict(enumerate(leaving)), dict(enumerate(coming)), group)()
+    arrive = post(dict(enumerate(leaving)), dict(enumerate(coming)), group)
     coming[rank] = leaving[rank]
-    return tuple(chain(*coming))
 
+    def received() -> list[list[Tensor]]:
+        arrive()
+        found = coming.copy()
+        coming.clear()  # the caller alone keeps what came
+        return found
 
-def _cut(items: Sequence, parts: int) -> list[list]:
-    """As many lists of one length, one after the other."""
-    each = len(items) // parts
-    return [list(items[part * each : (part + 1) * each]) for part in range(parts)]
+    return received
 
 
 def from_all(
