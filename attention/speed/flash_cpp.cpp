@@ -635,12 +635,15 @@ struct Attention {
 }  // namespace
 
 // [entry]
-extern "C" int flash(const Call* call, int backward) try {
+// Null, or what went wrong, until this thread's next call
+extern "C" const char* flash(const Call* call, int backward) try {
   Attention attention{*call};
   if (backward) attention.backward();
   else if (attention.rows <= FEW) attention.forward_few();
   else attention.forward_many();
-  return 0;
-} catch (const std::exception&) {
-  return 1;
+  return nullptr;
+} catch (const std::exception& error) {
+  thread_local std::string why;
+  why = error.what();
+  return why.c_str();
 }

@@ -126,7 +126,9 @@ def _library(dtype: torch.dtype, factor: torch.dtype) -> ctypes.CDLL:
         with _locked(path.with_suffix(".lock")):
             if not path.exists():
                 _build(compiler, flags, source, path)
-    return ctypes.CDLL(str(path))
+    library = ctypes.CDLL(str(path))
+    library.flash.restype = ctypes.c_char_p
+    return library
 
 
 class _Matrix(ctypes.Structure):
@@ -199,8 +201,8 @@ class _Kernel(NamedTuple):
         options = self.causal, self.window or 0, self.scale
         call = _Call(*sizes, *options, **{n: _matrix(t) for n, t in four.items()})
         types = tensors["q"].dtype, _factor(tensors["q"], tensors["bias"])
-        if _library(*types).flash(ctypes.byref(call), backward):
-            raise MemoryError("cpp_attend: expected room for its tiles, got none")
+        if why := _library(*types).flash(ctypes.byref(call), backward):
+            raise RuntimeError(f"cpp_attend: {why.decode().splitlines()[0]}")
 
     def forward(self, queries, keys, values, bias, mask):
         (*batch, heads, length, _), width = queries.shape, values.shape[-1]

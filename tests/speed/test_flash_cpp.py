@@ -491,6 +491,28 @@ def test_without_file_locks_as_on_windows_it_says_in_a_sentence_where_it_runs(
     assert str(refused.value) == f"{must}Windows"
 
 
+LITTLE_ROOM = """
+import resource, torch, attention
+q, k, v = torch.ones(1, 17, 64), *torch.ones(2, 1, 2**18, 64)
+attention.cpp_attend(q, k[:, :300], v[:, :300])
+with open("/proc/self/statm") as pages:
+    held = int(pages.read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (held + 2**25, -1))  # it wants 2**27 bytes
+try:
+    attention.cpp_attend(q, k, v)
+except RuntimeError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="reads /proc")
+def test_what_went_wrong_in_the_kernel_is_told_in_a_line():
+    done = run(LITTLE_ROOM)
+    assert done.stdout.startswith("cpp_attend: "), done.stderr
+    assert "allocate memory" in done.stdout
+    assert done.stdout.count("\n") == 1
+
+
 def test_importing_compiles_nothing(tmp_path):
     done = run("import attention", TORCH_EXTENSIONS_DIR=str(tmp_path), CXX="false")
     assert (done.returncode, list(tmp_path.iterdir())) == (0, []), done.stderr
