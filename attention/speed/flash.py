@@ -22,10 +22,12 @@ from attention.tools.checks import (
     check_fit,
     check_no_dropout,
     check_sizes,
+    operator_of,
     precise,
     repeat_kv,
     scale_queries,
     second_derivative,
+    traced,
     unified,
     wants_gradient,
 )
@@ -300,11 +302,10 @@ class TwoPasses(_Pass):
     """
 
     @classmethod
-    def run(cls, form, *tensors) -> tuple[Tensor, Tensor]:
-        """Context and logsumexp; torch.compile, which cannot see into it, calls it."""
-        called = torch.compiler.is_compiling()
-        apply = torch.compiler.disable(cls.apply) if called else cls.apply
-        return apply(*tensors, form)
+    def run(cls, form, queries, keys, values, bias=None, mask=None):
+        """Context and logsumexp; in a graph the form is one operator."""
+        tensors = queries, keys, values, bias, mask
+        return form.operator(*tensors, *form) if traced() else cls.apply(*tensors, form)
 
     @staticmethod
     def forward(*inputs):
@@ -355,6 +356,10 @@ class _Flash(NamedTuple):
     keep: bool  # the logsumexp
     name = "flash_attend"
 
+    def nothing(self, queries, keys, values):
+        """What `forward` gives for queries that have seen no key."""
+        return _nothing(queries, values, queries.dtype)
+
     def band(self, num_keys: int) -> int:
         """How many keys a band of queries has at most."""
         return min(num_keys, (self.window or num_keys) + self.tile[0] - 1)
@@ -363,7 +368,7 @@ class _Flash(NamedTuple):
         tensors, num_keys = (queries, keys, values, bias, mask), keys.shape[-2]
         one_tile = 0 < self.band(num_keys) <= self.tile[1]
         if one_tile and bias is None and mask is None and not self.keep:
-            context, lse = _nothing(queries, values, queries.dtype)
+            context, lse = self.nothing(queries, keys, values)
             with as_given(keys):
                 for here, heads in _groups(tensors, self):
                     _forward_in_bands(heads, context[here])
@@ -395,6 +400,11 @@ class _Flash(NamedTuple):
                 here_sums = [total[here] for total in sums]
                 _backward(heads, *given, here_sums, None if db is None else db[here])
         return sums
+
+
+_Flash.operator = operator_of(
+    _Flash, "float scale, bool causal, int? window, int[] tile, bool keep"
+)
 
 
 def _nothing(queries, values, dtype=None) -> tuple[Tensor, Tensor]:

@@ -31,6 +31,7 @@ from attention.tools.checks import (
     check_bias,
     check_fit,
     check_no_dropout,
+    operator_of,
     precise,
     scale_queries,
     unified,
@@ -188,6 +189,13 @@ class _Kernel(NamedTuple):
     window: int | None
     name = "cpp_attend"
 
+    def nothing(self, queries, keys, values):
+        """What `forward` gives for queries that have seen no key."""
+        (*batch, heads, length, _), width = queries.shape, values.shape[-1]
+        context = queries.new_zeros(*batch, length, heads, width).transpose(-2, -3)
+        shape, dtype = (*batch, heads, length), precise(queries)
+        return context, queries.new_full(shape, -torch.inf, dtype=dtype)
+
     def run(self, backward: bool, **tensors: Tensor | None) -> None:
         """Call the kernel, which writes its results into the output tensors."""
         computed = tensors["lse"].numel() and tensors["k"].numel()
@@ -205,13 +213,10 @@ class _Kernel(NamedTuple):
             raise RuntimeError(f"cpp_attend: {why.decode().splitlines()[0]}")
 
     def forward(self, queries, keys, values, bias, mask):
-        (*batch, heads, length, _), width = queries.shape, values.shape[-1]
-        context = queries.new_zeros(*batch, length, heads, width).transpose(-2, -3)
-        shape, dtype = (*batch, heads, length, 1), precise(queries)
-        lse = queries.new_full(shape, -torch.inf, dtype=dtype)
-        three = {"q": queries, "k": keys, "v": values, "bias": bias, "mask": mask}
-        self.run(False, **three, context=context, lse=lse)
-        return context, lse.squeeze(-1)
+        context, lse = self.nothing(queries, keys, values)
+        given = {"q": queries, "k": keys, "v": values, "bias": bias, "mask": mask}
+        self.run(False, **given, context=context, lse=lse[..., None])
+        return context, lse
 
     def backward(self, do, dlse, context, lse, queries, keys, values, *rest, needed):
         bias, mask = rest
@@ -223,6 +228,10 @@ class _Kernel(NamedTuple):
         given |= {"d_context": do, "lse": lse[..., None], "d_lse": dlse[..., None]}
         self.run(True, **given, **gradients)
         return list(gradients.values())
+
+
+_FIELDS = "float scale, bool causal, int? window"
+_Kernel.operator = operator_of(_Kernel, _FIELDS)
 
 
 def _padded(tensor: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from attention.tools.checks import (
     broadcast_heads,
     check_fit,
     check_no_dropout,
+    operator_of,
     scale_queries,
     unified,
 )
@@ -362,7 +363,12 @@ class _Kernels(NamedTuple):
     tile: tuple[int, int] | None
     name = "triton_attend"
 
-    def forward(self, queries, keys, values):
+    def nothing(self, queries, keys, values):
+        """What `forward` gives, still empty."""
+        lse = queries.new_empty(queries.shape[:-1], dtype=torch.float32)
+        return queries.new_empty(queries.shape), lse
+
+    def forward(self, queries, keys, values, *_):
         three = [_readable(t.flatten(0, -4)) for t in (queries, keys, values)]
         context = three[0].new_empty(three[0].shape)
         lse = context.new_empty(context.shape[:-1], dtype=torch.float32)
@@ -370,7 +376,7 @@ class _Kernels(NamedTuple):
         context, shape = context.to(queries.dtype), queries.shape
         return context.view(shape), lse.view(shape[:-1])
 
-    def backward(self, do, dlse, context, lse, queries, keys, values, needed):
+    def backward(self, do, dlse, context, lse, queries, keys, values, *_, needed):
         many = do, context, queries, keys, values
         do, context, *three = (tensor.flatten(0, -4) for tensor in many)
         dlse, lse = dlse.flatten(0, -3), lse.flatten(0, -3)
@@ -378,6 +384,9 @@ class _Kernels(NamedTuple):
         shapes = queries.shape, keys.shape, values.shape
         return [g.view(shape) for g, shape in zip(gradients, shapes, strict=True)]
 
+
+_FIELDS = "float scale, bool causal, int? window, int[]? tile"
+_Kernels.operator = operator_of(_Kernels, _FIELDS)
 
 _HEAD_DIMS, _BLOCKS = (16, 32, 64, 128), (16, 32, 64, 128, 256)
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)

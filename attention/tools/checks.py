@@ -17,6 +17,7 @@ from numbers import Integral, Real
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.nn import functional as F
 
 from attention.tools.workbench import check_tensor, expected
@@ -48,6 +49,7 @@ __all__ = [
     "is_number",
     "is_size",
     "nan_of",
+    "operator_of",
     "own_number",
     "own_numbers",
     "precise",
@@ -57,6 +59,7 @@ __all__ = [
     "second_derivative",
     "spread",
     "surely",
+    "traced",
     "unified",
     "wants_gradient",
 ]
@@ -141,11 +144,11 @@ def broadcast_heads(
     Keys and values keep few heads if both have equally many; both end with as many.
     """
     heads = shape[-3] if len(shape) > 2 else 1
-    groups = {_heads(t) for t in (keys, values)} - {1}
-    if len(groups) > 1:
+    of_keys, of_values = _heads(keys), _heads(values)
+    shared = of_values if of_keys == 1 else of_keys
+    if of_values not in (1, shared):
         keys, values = (repeat_kv(tensor, queries) for tensor in (keys, values))
-        groups = {heads}
-    shared = groups.pop() if groups else 1
+        shared = heads
     counts, batch = (heads, shared, shared), shape[:-3] or (1,)
     three = zip((queries, keys, values), counts, strict=True)
     return [tensor.expand(*batch, count, -1, -1) for tensor, count in three]
@@ -382,16 +385,19 @@ def has_numbers(tensor: Tensor) -> bool:
 
     False while a graph is made of it, inside vmap, and on the meta device.
     """
-    return not _traced() and _number(tensor.flatten()[:1].sum()) is not None
+    return not traced() and _number(tensor.flatten()[:1].sum()) is not None
 
 
 def _at_once(tensor: Tensor) -> bool:
     """Whether it is on a CPU, and no graph is made of it."""
-    return tensor.device.type == "cpu" and not _traced()
+    return tensor.device.type == "cpu" and not traced()
 
 
-def _traced() -> bool:
-    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+def traced() -> bool:
+    """Whether one of PyTorch's tracers makes a graph of the call."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return True
+    return get_proxy_mode() is not None
 
 
 def _number(tensor: Tensor) -> int | float | complex | None:
@@ -556,3 +562,55 @@ def _mark(gradients, _):
         return None
     marked = iter(_Refused.apply(*(g for g in gradients if g is not None)))
     return tuple(g if g is None else next(marked) for g in gradients)
+
+
+_GIVEN = "Tensor queries, Tensor keys, Tensor values, Tensor? bias, Tensor? mask"
+_FOUND = "Tensor do, Tensor dlse, Tensor context, Tensor lse"
+
+
+def operator_of(form: type, fields: str) -> Callable:
+    """A form as an operator of PyTorch, which a graph calls and does not see into.
+
+    `fields` are those of the form, with their types in an operator's schema.
+    """
+    name, given = f"attention::{form.name}", f"{_GIVEN}, {fields}"
+
+    def of(fields):
+        return form(*(tuple(f) if isinstance(f, list) else f for f in fields))
+
+    def forward(*inputs):
+        return of(inputs[5:]).forward(*inputs[:5])
+
+    def backward(*inputs):
+        needed = [True, True, True, inputs[9]]
+        return of(inputs[10:]).backward(*inputs[:9], needed=needed)
+
+    first, second = (
+        torch.library.custom_op(f"{name}{which}", f, mutates_args=(), schema=schema)
+        for which, f, schema in (
+            ("", forward, f"({given}) -> (Tensor, Tensor)"),
+            (
+                "_backward",
+                backward,
+                f"({_FOUND}, {_GIVEN}, bool learns, {fields}) -> Tensor[]",
+            ),
+        )
+    )
+
+    def keep(ctx, inputs, output):
+        ctx.save_for_backward(*output, *inputs[:5])
+        ctx.fields = inputs[5:]
+
+    def gradients(ctx, do, dlse):
+        learns = ctx.needs_input_grad[3]
+        found = second(do, dlse, *ctx.saved_tensors, learns, *ctx.fields)
+        return *found, *[None] * (5 + len(ctx.fields) - len(found))
+
+    def shapes(*inputs):
+        some = inputs[4 : 8 if inputs[9] else 7]
+        return [tensor.new_empty(tensor.shape) for tensor in some]
+
+    first.register_fake(lambda *inputs: of(inputs[5:]).nothing(*inputs[:3]))
+    second.register_fake(shapes)
+    first.register_autograd(gradients, setup_context=keep)
+    return first

@@ -145,8 +145,6 @@ def refuses_dropout(mechanism) -> bool:
 
 REFUSED = {
     "dropout": Excuse("refuses dropout", refuses_dropout),
-    "compiles": Excuse("runs beside a compiler's graph, not in it", "fails"),
-    "exports": Excuse("runs beside a compiler's graph, not in it", "fails"),
 }
 TILED = CALL | {
     "covers": flash_attend,

@@ -7,12 +7,15 @@ import pytest
 import torch
 from examples import (
     MISFITS,
+    TRACERS,
     assert_twins,
     change,
     said,
     some_mask,
     some_tensors,
 )
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.library import opcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from attention import (
@@ -26,7 +29,13 @@ from attention import (
     merge_states,
 )
 from attention.speed.cost import Ledger
-from attention.speed.flash import attend_tile, flash_gradients, flash_state, tiles
+from attention.speed.flash import (
+    _Flash,
+    attend_tile,
+    flash_gradients,
+    flash_state,
+    tiles,
+)
 
 OPTIONS = {
     "plain": {},
@@ -1077,3 +1086,45 @@ def test_what_is_added_to_all_scores_alike_changes_no_gradient(tile):
         loss = context.sin().sum() + lse.sum()
         found.append(torch.autograd.grad(loss, tensors))
     torch.testing.assert_close(*found)
+
+
+# In graphs.
+
+
+class Flash(torch.nn.Module):
+    def forward(self, queries, keys, values, **options):
+        return flash_attend(queries, keys, values, causal=True, tile=(2, 3))
+
+
+def by_make_fx(module, *inputs):
+    return make_fx(module)(*inputs)
+
+
+@pytest.mark.parametrize(
+    "traced", [*TRACERS.values(), by_make_fx], ids=[*TRACERS, "make_fx"]
+)
+def test_a_graph_of_it_gives_other_tensors_their_own_contexts(as_importer, traced):
+    graph, others = traced(Flash(), *some_tensors()), some_tensors()
+    torch.testing.assert_close(graph(*others), Flash()(*others))
+
+
+def test_a_graph_has_it_as_one_operator_whose_gradients_are_those_of_the_call(
+    as_importer,
+):
+    tensors = [tensor.requires_grad_() for tensor in some_tensors()]
+    graph = torch.compile(Flash(), fullgraph=True, backend="aot_eager")
+    found, must = (
+        torch.autograd.grad(form(*tensors).sin().sum(), tensors)
+        for form in (graph, Flash())
+    )
+    torch.testing.assert_close(found, must)
+    nodes = make_fx(Flash())(*some_tensors()).graph.nodes
+    called = [node.target for node in nodes if "attention" in str(node.target)]
+    assert called == [torch.ops.attention.flash_attend.default]
+
+
+@pytest.mark.parametrize("bias", [None, torch.randn(2, 3, 5, 7, requires_grad=True)])
+def test_its_operator_keeps_what_pytorch_asks_of_one(bias):
+    tensors = [tensor.requires_grad_() for tensor in some_tensors()]
+    form = _Flash(0.5, True, None, (2, 3), keep=True)
+    opcheck(form.operator, (*tensors, bias, some_mask(2, 3, 5, 7), *form))

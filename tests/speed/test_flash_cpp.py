@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from examples import said
+from examples import TRACERS, said
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.library import opcheck
 from torch.utils import cpp_extension
 
 from attention import (
@@ -453,6 +455,33 @@ def test_a_second_derivative_is_refused():
     slope = torch.autograd.grad(cpp_attend(*tensors).sum(), tensors, create_graph=True)
     with pytest.raises(RuntimeError, match="cpp_attend"):
         slope[0].sum().backward()
+
+
+# In graphs.
+
+
+class Cpp(torch.nn.Module):
+    def forward(self, queries, keys, values):
+        return cpp_attend(queries, keys, values, causal=True)
+
+
+def by_make_fx(module, *inputs):
+    return make_fx(module)(*inputs)
+
+
+@pytest.mark.parametrize(
+    "traced", [*TRACERS.values(), by_make_fx], ids=[*TRACERS, "make_fx"]
+)
+def test_a_graph_of_it_gives_other_tensors_their_own_contexts(as_importer, traced):
+    graph = traced(Cpp(), *(tensor.detach() for tensor in draw()))
+    others = [tensor.detach() for tensor in draw()]
+    torch.testing.assert_close(graph(*others), Cpp()(*others))
+
+
+@pytest.mark.parametrize("bias", [None, torch.randn(2, 4, 37, 53, requires_grad=True)])
+def test_its_operator_keeps_what_pytorch_asks_of_one(bias):
+    tensors, form = draw(widths=(32, 64)), flash_cpp._Kernel(0.5, True, None)
+    opcheck(form.operator, (*tensors, bias, None, *form))
 
 
 # The compiled file.
