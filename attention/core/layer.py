@@ -1,8 +1,8 @@
 """A layer with slots
 
-The attention layer of today's models: fewer heads for keys than for queries, heads
-processed by position, a cache of the past, and masks and biases that are small
-functions of positions, each handed in, so that none needs a copy of the class.
+One attention layer for today's models: how it treats positions, what it masks, what
+it adds to scores and what it remembers are arguments, so that a new variant needs a
+new function and not a new class.
 
 Written by `book/core/layer.ipynb`: read and change it there.
 """

@@ -1,8 +1,8 @@
 """A cache of keys and values
 
-Keys and values of the past are kept instead of being computed again, in memory that
-is allocated ahead; a text that is read token by token gives the same as the text
-read whole, and rejected tokens are taken back.
+The keys and values of tokens that were read are kept, so that a new token needs
+only its own; a text in pieces gives the same as the whole text, and the last tokens
+can be taken back.
 
 Written by `book/memory/kv_cache.ipynb`: read and change it there.
 """

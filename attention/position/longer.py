@@ -93,7 +93,7 @@ class NTKScaling:
 def yarn_factor(factor: float | int, mscale: float | int = 1.0) -> float:
     """By how much queries and keys are multiplied: 0.1 mscale ln(factor) + 1.
 
-    The scores get its square. Peng et al. 2024, eq. 22; mscale is DeepSeek-V2's.
+    The scores get its square. Peng et al. 2024, section 3.4; mscale is DeepSeek-V2's.
     """
     check_factor(factor)
     if not is_number(mscale):
@@ -110,7 +110,7 @@ class YaRN:
     truncate=False (gpt-oss). `attention_factor` is `yarn_factor(factor)` if it is not
     given; with DeepSeek's mscale and mscale_all_dim, it is the ratio of both factors,
     and the layer multiplies its scale by yarn_factor(factor, mscale_all_dim) ** 2
-    itself. Peng et al. 2024, eq. 17 to 23; the ramp is that of their code.
+    itself. Peng et al. 2024, sections 3.2 and 3.4; the ramp is that of their code.
     """
 
     factor: float | int

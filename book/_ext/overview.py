@@ -20,7 +20,7 @@ import tangle
 INK = "#5a62d8"  # of weights: a picture with other inks is no map
 GLYPH = '<svg class="{}" viewBox="{}" aria-hidden="true">{}</svg>'
 DOT = GLYPH.format("glyph dot", "0 0 100 100", '<circle cx="50" cy="50" r="9"/>')
-FEWEST = 9  # squares that make a map
+FEWEST = 6  # squares that make a map: two queries, three keys
 ASIDE = "book/tools/"  # no idea stands on them, and nearly every module imports them
 
 Square = tuple[float, float, float, float, str, float]

@@ -117,6 +117,19 @@ def test_a_chapter_shows_its_first_map_and_a_dot_where_it_draws_none(page, stati
     assert sum(d.count("M") for d in paths.values()) == len(drawn) + is_map
 
 
+def test_a_chapter_that_stores_a_map_of_weights_shows_one():
+    draw = {
+        page
+        for page in CHAPTERS
+        for cell in overview.cells(ROOT, page)
+        if "show_weights(" in cell["source"] and cell.get("outputs")
+    }
+    dots = {
+        page for page in draw if "dot" in overview.glyph(overview.first_map(ROOT, page))
+    }
+    assert not dots
+
+
 def test_the_map_is_the_one_that_its_chapter_stores(home):
     directive = (ROOT / "book/index.md").read_text("utf-8")
     page, name = re.search(r"```\{stored\} (\S+) (\S+)", directive).groups()
