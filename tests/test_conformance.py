@@ -145,6 +145,12 @@ def alone(_started):
 NOT_IN_2_6 = {
     ("compiles", "Attention by position"),
     ("compiles", "LatentAttention absorbed"),
+    ("compiles", "cpp_attend"),
+    ("compiles", "cpp_attend biased"),
+    ("compiles", "cpp_attend causal"),
+    ("compiles", "flash_attend"),
+    ("compiles", "flash_attend biased"),
+    ("compiles", "flash_attend causal"),
     ("exports", "Attention rotary"),
     ("exports", "LatentAttention"),
     ("exports", "LatentAttention absorbed"),

@@ -22,7 +22,7 @@ from attention.tools.checks import (
     check_fit,
     check_no_dropout,
     check_sizes,
-    operator_of,
+    declare_operator,
     precise,
     repeat_kv,
     scale_queries,
@@ -305,7 +305,9 @@ class TwoPasses(_Pass):
     def run(cls, form, queries, keys, values, bias=None, mask=None):
         """Context and logsumexp; in a graph the form is one operator."""
         tensors = queries, keys, values, bias, mask
-        return form.operator(*tensors, *form) if traced() else cls.apply(*tensors, form)
+        if traced():
+            return getattr(torch.ops.attention, form.name)(*tensors, *form)
+        return cls.apply(*tensors, form)
 
     @staticmethod
     def forward(*inputs):
@@ -402,9 +404,8 @@ class _Flash(NamedTuple):
         return sums
 
 
-_Flash.operator = operator_of(
-    _Flash, "float scale, bool causal, int? window, int[] tile, bool keep"
-)
+_FIELDS = "float scale, bool causal, int? window, int[] tile, bool keep"
+declare_operator(_Flash, _FIELDS)
 
 
 def _nothing(queries, values, dtype=None) -> tuple[Tensor, Tensor]:

@@ -31,7 +31,7 @@ from attention.tools.checks import (
     check_bias,
     check_fit,
     check_no_dropout,
-    operator_of,
+    declare_operator,
     precise,
     scale_queries,
     unified,
@@ -231,7 +231,7 @@ class _Kernel(NamedTuple):
 
 
 _FIELDS = "float scale, bool causal, int? window"
-_Kernel.operator = operator_of(_Kernel, _FIELDS)
+declare_operator(_Kernel, _FIELDS)
 
 
 def _padded(tensor: Tensor) -> Tensor:

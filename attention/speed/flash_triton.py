@@ -24,7 +24,7 @@ from attention.tools.checks import (
     broadcast_heads,
     check_fit,
     check_no_dropout,
-    operator_of,
+    declare_operator,
     scale_queries,
     unified,
 )
@@ -386,7 +386,7 @@ class _Kernels(NamedTuple):
 
 
 _FIELDS = "float scale, bool causal, int? window, int[]? tile"
-_Kernels.operator = operator_of(_Kernels, _FIELDS)
+declare_operator(_Kernels, _FIELDS)
 
 _HEAD_DIMS, _BLOCKS = (16, 32, 64, 128), (16, 32, 64, 128, 256)
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)

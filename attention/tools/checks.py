@@ -43,13 +43,13 @@ __all__ = [
     "check_scale",
     "check_sizes",
     "check_slots",
+    "declare_operator",
     "dropout_now",
     "first_order",
     "has_numbers",
     "is_number",
     "is_size",
     "nan_of",
-    "operator_of",
     "own_number",
     "own_numbers",
     "precise",
@@ -568,8 +568,8 @@ _GIVEN = "Tensor queries, Tensor keys, Tensor values, Tensor? bias, Tensor? mask
 _FOUND = "Tensor do, Tensor dlse, Tensor context, Tensor lse"
 
 
-def operator_of(form: type, fields: str) -> Callable:
-    """A form as an operator of PyTorch, which a graph calls and does not see into.
+def declare_operator(form: type, fields: str) -> None:
+    """Make torch.ops.attention.NAME of a form, which a graph calls unseen.
 
     `fields` are those of the form, with their types in an operator's schema.
     """
@@ -613,4 +613,3 @@ def operator_of(form: type, fields: str) -> Callable:
     first.register_fake(lambda *inputs: of(inputs[5:]).nothing(*inputs[:3]))
     second.register_fake(shapes)
     first.register_autograd(gradients, setup_context=keep)
-    return first
