@@ -22,10 +22,10 @@ from attention.memory.kv_cache import (
     joined_positions,
 )
 from attention.position.rotary import Rotary, rotate
-from attention.tools.checks import check_sizes, own_number, readable
+from attention.tools.checks import check_counts, check_sizes, readable
 from attention.tools.workbench import expected
 
-__all__ = ["RollingCache", "check_counts", "check_inside", "window_and_sinks"]
+__all__ = ["RollingCache", "check_inside", "window_and_sinks"]
 
 
 class RollingCache:
@@ -235,15 +235,6 @@ def _with_room(
         shape[axis] = more
     pairs = zip(memory, shapes, _AXES, strict=True)
     return tuple(torch.cat([t, t.new_zeros(shape)], a) for t, shape, a in pairs)
-
-
-def check_counts(**counts: int) -> list[int]:
-    """The counts, as Python's; ValueError if one is no whole number of at least 0."""
-    for name, count in counts.items():
-        whole = isinstance(own_number(count), int) and not isinstance(count, bool)
-        if not whole or count < 0:
-            raise expected(name, "a whole number of at least 0", repr(count))
-    return [own_number(count) for count in counts.values()]
 
 
 def check_inside(inside: bool, rotary: Rotary | None) -> None:

@@ -11,7 +11,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from attention.tools.checks import check_positions, check_sizes, own_number, readable
+from attention.tools.checks import (
+    check_positions,
+    check_sizes,
+    is_whole,
+    own_number,
+    readable,
+)
 from attention.tools.workbench import check_tensor, expected
 
 __all__ = [
@@ -94,8 +100,7 @@ def check_rollback(length: int, held: int, oldest: int = 0) -> int:
 
     `oldest` is the smallest length whose tokens are all still there.
     """
-    whole = isinstance(own_number(length), int) and not isinstance(length, bool)
-    if not whole or not oldest <= length <= held:
+    if not is_whole(length) or not oldest <= length <= held:
         must = f"a whole number from {oldest} to {held}, those still held"
         raise expected("length", must, repr(length))
     return own_number(length)
