@@ -32,6 +32,7 @@ from attention.position.rotary import Rotary
 from attention.tools.checks import (
     check_sizes,
     is_number,
+    is_whole,
     own_number,
     precise,
     readable,
@@ -54,6 +55,7 @@ __all__ = [
     "check_stored",
     "check_vocabulary",
     "generate",
+    "id_list",
     "language_model_path",
     "load_language_model",
     "next_probabilities",
@@ -158,16 +160,7 @@ class BytePairTokenizer:
 
     def decode_bytes(self, ids: Iterable[int] | Tensor) -> bytes:
         """The bytes of these pieces, all that `encode` was given."""
-        ids = ids.tolist() if hasattr(ids, "tolist") else ids
-        must = f"whole numbers from 0 to {len(self) - 1}"
-        if not isinstance(ids, Iterable):
-            raise expected("ids", must, repr(ids))
-        ids = list(map(own_number, ids))
-        for number in ids:
-            whole = isinstance(number, int) and not isinstance(number, bool)
-            if not whole or not 0 <= number < len(self):
-                raise expected("ids", must, repr(number))
-        return b"".join(self._bytes[number] for number in ids)
+        return b"".join(self._bytes[number] for number in id_list(ids, len(self)))
 
     def stream(self, ids: Iterable[int]) -> Iterator[str]:
         """The text of pieces as they come; a character waits for its last byte."""
@@ -260,6 +253,19 @@ def _bytes_of(token: str, special: Sequence[str]) -> bytes:
     except KeyError:
         must = "pieces written with a letter for each byte"
         raise expected("tokens", must, repr(token[:40])) from None
+
+
+def id_list(ids: Iterable[int] | Tensor, size: int) -> list[int]:
+    """Tokens as Python's numbers; ValueError for one beyond a vocabulary of `size`."""
+    must = f"whole numbers from 0 to {size - 1}"
+    ids = ids.tolist() if hasattr(ids, "tolist") else ids
+    if not isinstance(ids, Iterable):
+        raise expected("ids", must, repr(ids))
+    ids = list(map(own_number, ids))
+    for number in ids:
+        if not is_whole(number) or not 0 <= number < size:
+            raise expected("ids", must, repr(number))
+    return ids
 
 
 def _as_text(text: str | bytes) -> str:

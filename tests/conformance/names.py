@@ -132,6 +132,7 @@ OTHERS = {
     "own_number": "makes Python's numbers of others, and mixes no values",
     "own_numbers": "makes Python's numbers of others, and mixes no values",
     "is_size": CHECK,
+    "id_list": CHECK,
     "is_whole": CHECK,
     "readable": CHECK,
     "share": SHOW,
