@@ -166,6 +166,7 @@ OTHERS = {
     "visible_token": SHOW,
     "well_formed": SHOW,
     "RollingCache": "remembers keys and values, and mixes none",
+    "TOKEN_AXES": COUNTS,
     "check_counts": CHECK,
     "check_inside": CHECK,
     "window": MASK,
