@@ -29,6 +29,7 @@ from torch.nn import functional as F
 from attention.core.layer import Attention, Cache, causal, set_back
 from attention.core.scaled_dot_product import Attend, attend
 from attention.position.rotary import Rotary
+from attention.reading.translator import check_ids
 from attention.tools.checks import (
     check_sizes,
     is_number,
@@ -51,7 +52,6 @@ __all__ = [
     "chat_text",
     "check_best",
     "check_choice",
-    "check_ids",
     "check_stored",
     "check_vocabulary",
     "generate",
@@ -473,22 +473,6 @@ def caches_of(caches: Sequence[Cache] | None, num_blocks: int) -> list[Cache | N
     if len(set(lengths)) > 1:
         raise expected("caches", "the same number of tokens in each", lengths)
     return caches
-
-
-def check_ids(
-    ids: Tensor, vocabulary: int | None = None, device: torch.device | None = None
-) -> None:
-    """ValueError unless these are numbers of tokens, at least one, on this device."""
-    check_tensor(ids=ids)
-    if ids.dtype not in (torch.int64, torch.int32) or not ids.ndim or not ids.numel():
-        raise expected("ids", "int32 or int64 (..., length), at least one", ids)
-    if device is not None and ids.device != device:
-        raise expected("ids", f"whole numbers on {device}", ids)
-    if vocabulary is None or not readable(ids):
-        return
-    if not 0 <= ids.min() <= ids.max() < vocabulary:
-        got = f"{ids.min().item()} to {ids.max().item()}"
-        raise expected("ids", f"from 0 to {vocabulary - 1}", got)
 
 
 def next_probabilities(

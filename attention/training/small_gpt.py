@@ -32,11 +32,11 @@ from attention.position.rotary import Rotary
 from attention.reading.language_model import (
     Block,
     caches_of,
-    check_ids,
     id_list,
     through,
     weights_through,
 )
+from attention.reading.translator import check_ids
 from attention.tools.checks import (
     are_whole,
     check_heads,
