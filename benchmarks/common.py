@@ -4,12 +4,13 @@ import argparse
 import csv
 import math
 from collections.abc import Callable, Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 import torch
-from harness import Call, free_memory, growth_exponent, machine, peak_growth
+from harness import Call, Timing, free_memory, growth_exponent, machine, peak_growth
 from matplotlib.figure import Figure
 from torch.nn.attention import SDPBackend
 
@@ -109,6 +110,33 @@ def progress(done: int, of: int) -> str:
 
 def say(text: str) -> None:
     print(text, flush=True)
+
+
+@cache
+def explain(why: str) -> None:
+    """Say it the first time."""
+    say(f"  {why}")
+
+
+def timed_rows(
+    cell: Row,
+    timings: dict[str, Timing],
+    columns: Callable[[str, Timing], Row],
+    digits: int = 3,
+) -> list[Row]:
+    """Rows of the CSV, one for each contender; `columns` gives those of its own."""
+    return [
+        {
+            **cell,
+            "contender": name,
+            "milliseconds": round(timing.median * 1e3, digits),
+            "spread": round(timing.spread * 1e3, digits),
+            **columns(name, timing),
+            "rounds": len(timing.samples),
+            "disturbed": timing.disturbed,
+        }
+        for name, timing in timings.items()
+    ]
 
 
 # Memory.

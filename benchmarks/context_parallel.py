@@ -30,6 +30,7 @@ from common import (
     results_of,
     say,
     tells_memory,
+    timed_rows,
     times_table,
 )
 from harness import (
@@ -201,20 +202,13 @@ PLACE = {"device": "cpu", "dtype": "float32"}
 
 def rows_of(timings: dict[str, Timing], direction: str, length: int) -> list[Row]:
     """Rows of the CSV, one for each contender."""
-    return [
-        {
-            **PLACE,
-            "direction": direction,
-            "length": length,
-            "contender": name,
-            "milliseconds": round(timing.median * 1e3, 3),
-            "spread": round(timing.spread * 1e3, 3),
-            "share": round(1 / (shared_by(name) * timing.ratio(timings[ONE])), 3),
-            "rounds": len(timing.samples),
-            "disturbed": timing.disturbed,
-        }
-        for name, timing in timings.items()
-    ]
+
+    def columns(name: str, timing: Timing) -> Row:
+        share = 1 / (shared_by(name) * timing.ratio(timings[ONE]))
+        return {"share": round(share, 3)}
+
+    cell = {**PLACE, "direction": direction, "length": length}
+    return timed_rows(cell, timings, columns)
 
 
 def shared_by(name: str) -> int:

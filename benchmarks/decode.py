@@ -12,7 +12,7 @@ import itertools
 import time
 import warnings
 from collections.abc import Callable
-from functools import cache, partial
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -24,15 +24,17 @@ from common import (
     arguments,
     cells_of,
     disturbance,
+    explain,
     finish,
     first_line,
     picture,
     progress,
     results_of,
     say,
+    timed_rows,
     times_table,
 )
-from harness import Patience, machine, time_side_by_side
+from harness import Patience, Timing, machine, time_side_by_side
 from torch import Tensor, nn
 
 from attention import Attention, KVCache, cpp_attend
@@ -292,12 +294,6 @@ def compare(name: str, given: Tensor, must: Tensor, tolerance: float) -> None:
         )
 
 
-@cache
-def explain(why: str) -> None:
-    """Say it the first time."""
-    say(f"  {why}")
-
-
 @torch.no_grad()
 def time_cell(
     device: str, dtype: str, size: Size, length: int, rounds: int
@@ -310,19 +306,12 @@ def time_cell(
     timings = time_side_by_side(calls, rounds, device, Patience(PATIENCE_SECONDS))
     cell = {"device": device, "dtype": dtype, "direction": f"step, {size}"}
     cell |= {"length": length}
-    return [
-        {
-            **cell,
-            "contender": name,
-            "milliseconds": round(timing.median * 1e3, 4),
-            "spread": round(timing.spread * 1e3, 4),
-            "share": round(1 / timing.ratio(timings[LIMIT]), 4),
-            "faster": round(timings[WHOLE].ratio(timing), 2),
-            "rounds": rounds,
-            "disturbed": timing.disturbed,
-        }
-        for name, timing in timings.items()
-    ]
+
+    def columns(_: str, timing: Timing) -> Row:
+        share, faster = 1 / timing.ratio(timings[LIMIT]), timings[WHOLE].ratio(timing)
+        return {"share": round(share, 4), "faster": round(faster, 2)}
+
+    return timed_rows(cell, timings, columns, digits=4)
 
 
 # The report.

@@ -22,6 +22,7 @@ from common import (
     arguments,
     describe,
     disturbance,
+    explain,
     finish,
     first_line,
     memory_table,
@@ -31,9 +32,10 @@ from common import (
     results_of,
     say,
     tells_memory,
+    timed_rows,
     times_table,
 )
-from harness import Patience, in_fresh_process, time_side_by_side
+from harness import Patience, Timing, in_fresh_process, time_side_by_side
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -164,26 +166,15 @@ def time_cell(
     steps = {name: steps[name] for name in errors}
     timings = time_side_by_side(steps, rounds, device, Patience(PATIENCE_SECONDS))
     cell = {"device": device, "dtype": dtype, "direction": direction, "length": length}
-    return [
-        {
-            **cell,
-            "contender": name,
-            "milliseconds": round(timing.median * 1e3, 3),
-            "spread": round(timing.spread * 1e3, 3),
+
+    def columns(name: str, timing: Timing) -> Row:
+        return {
             "speed": round(1 / timing.ratio(timings[FUSED]), 3),
             "error": errors[name],
             "error_ratio": round(errors[name] / errors[FUSED], 3),
-            "rounds": rounds,
-            "disturbed": timing.disturbed,
         }
-        for name, timing in timings.items()
-    ]
 
-
-@cache
-def explain(why: str) -> None:
-    """Say it the first time."""
-    say(f"  {why}")
+    return timed_rows(cell, timings, columns)
 
 
 def mean_error(

@@ -29,8 +29,9 @@ from common import (
     say,
     table,
     tells_memory,
+    timed_rows,
 )
-from harness import Patience, in_fresh_process, peak_growth, time_side_by_side
+from harness import Patience, Timing, in_fresh_process, peak_growth, time_side_by_side
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -94,18 +95,11 @@ def error(form: Callable, inputs: list[Tensor], causal: bool) -> float:
 
 def rows_for(place: Row, calls: dict[str, Callable], base: str, rounds: int):
     timings = time_side_by_side(calls, rounds, "cpu", Patience(PATIENCE_SECONDS))
-    return [
-        place
-        | {
-            "contender": name,
-            "milliseconds": round(timing.median * 1e3, 3),
-            "spread": round(timing.spread * 1e3, 3),
-            "speed": round(1 / timing.ratio(timings[base]), 3),
-            "rounds": rounds,
-            "disturbed": timing.disturbed,
-        }
-        for name, timing in timings.items()
-    ]
+
+    def columns(_: str, timing: Timing) -> Row:
+        return {"speed": round(1 / timing.ratio(timings[base]), 3)}
+
+    return timed_rows(place, timings, columns)
 
 
 def time_cell(dtype, direction, length, width, causal, batch, rounds) -> list[Row]:

@@ -16,16 +16,17 @@ from torch import Tensor
 
 from attention.core.layer import causal, window
 from attention.memory.kv_cache import (
+    TOKEN_AXES,
     check_piece,
     check_rollback,
     frozen,
     joined_positions,
 )
 from attention.position.rotary import Rotary, rotate
-from attention.tools.checks import check_sizes, own_number, readable
+from attention.tools.checks import check_counts, check_sizes, readable
 from attention.tools.workbench import expected
 
-__all__ = ["RollingCache", "check_counts", "check_inside", "window_and_sinks"]
+__all__ = ["RollingCache", "check_inside", "window_and_sinks"]
 
 
 class RollingCache:
@@ -105,7 +106,7 @@ class RollingCache:
             self._memory = tuple(memory.clone() for memory in self._memory)
         places = [
             slots.narrow(axis, slot, several)
-            for slots, axis in zip(self._memory, _AXES, strict=False)
+            for slots, axis in zip(self._memory, TOKEN_AXES, strict=False)
             for _, slot, several in runs
         ]
         for place, old in zip(places, replaced, strict=True):
@@ -136,7 +137,7 @@ class RollingCache:
         runs += self._runs(start, self.length)
         held = [
             [memory.narrow(axis, slot, several) for _, slot, several in runs]
-            for memory, axis in zip(self._memory, _AXES, strict=False)
+            for memory, axis in zip(self._memory, TOKEN_AXES, strict=False)
         ]
         return _joined(held, new)
 
@@ -149,7 +150,7 @@ class RollingCache:
         most = self.sinks + self.window + self.spare
         memory = _with_room(self._memory if begin else (), new, end, most)
         in_place, replaced = memory is self._memory, []
-        for slots, piece, axis in zip(memory, new, _AXES, strict=True):
+        for slots, piece, axis in zip(memory, new, TOKEN_AXES, strict=True):
             for token, slot, several in runs:
                 place = slots.narrow(axis, slot, several)
                 if in_place:
@@ -200,9 +201,6 @@ class RollingCache:
         return copy(self)
 
 
-_AXES = (-2, -2, -1)  # the axis of tokens in keys, values and positions
-
-
 def _joined(
     held: list[list[Tensor]], new: tuple[Tensor, ...] = ()
 ) -> tuple[Tensor, ...]:
@@ -222,7 +220,9 @@ def _with_room(
     The tensors are the same, to be written in place, or copies if there are too few
     slots or somebody could notice. While there are few slots, they are doubled.
     """
-    memory = memory or tuple(t.narrow(a, 0, 0) for t, a in zip(new, _AXES, strict=True))
+    if not memory:
+        pairs = zip(new, TOKEN_AXES, strict=True)
+        memory = tuple(tensor.narrow(axis, 0, 0) for tensor, axis in pairs)
     have, rows = memory[2].shape[-1], (memory[2].shape[:-1], new[2].shape[:-1])
     more = min(most, max(end, 2 * have)) - have if end > have else 0
     wide = torch.broadcast_shapes(*rows)
@@ -231,19 +231,10 @@ def _with_room(
         return memory
     memory = (*memory[:2], memory[2].expand(*wide, -1))
     shapes = [[*t.shape] for t in memory]
-    for shape, axis in zip(shapes, _AXES, strict=True):
+    for shape, axis in zip(shapes, TOKEN_AXES, strict=True):
         shape[axis] = more
-    pairs = zip(memory, shapes, _AXES, strict=True)
+    pairs = zip(memory, shapes, TOKEN_AXES, strict=True)
     return tuple(torch.cat([t, t.new_zeros(shape)], a) for t, shape, a in pairs)
-
-
-def check_counts(**counts: int) -> list[int]:
-    """The counts, as Python's; ValueError if one is no whole number of at least 0."""
-    for name, count in counts.items():
-        whole = isinstance(own_number(count), int) and not isinstance(count, bool)
-        if not whole or count < 0:
-            raise expected(name, "a whole number of at least 0", repr(count))
-    return [own_number(count) for count in counts.values()]
 
 
 def check_inside(inside: bool, rotary: Rotary | None) -> None:

@@ -11,10 +11,17 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from attention.tools.checks import check_positions, check_sizes, own_number, readable
+from attention.tools.checks import (
+    check_positions,
+    check_sizes,
+    is_whole,
+    own_number,
+    readable,
+)
 from attention.tools.workbench import check_tensor, expected
 
 __all__ = [
+    "TOKEN_AXES",
     "KVCache",
     "check_piece",
     "check_rollback",
@@ -94,8 +101,7 @@ def check_rollback(length: int, held: int, oldest: int = 0) -> int:
 
     `oldest` is the smallest length whose tokens are all still there.
     """
-    whole = isinstance(own_number(length), int) and not isinstance(length, bool)
-    if not whole or not oldest <= length <= held:
+    if not is_whole(length) or not oldest <= length <= held:
         must = f"a whole number from {oldest} to {held}, those still held"
         raise expected("length", must, repr(length))
     return own_number(length)
@@ -157,13 +163,13 @@ class KVCache:
 
     def _held(self) -> tuple[Tensor, ...]:
         """Keys, values and positions of the tokens so far, as views."""
-        pairs = zip(self._memory, _AXES, strict=True)
+        pairs = zip(self._memory, TOKEN_AXES, strict=True)
         return tuple(memory.narrow(axis, 0, self.length) for memory, axis in pairs)
 
     def _write(self, new: tuple[Tensor, ...]) -> None:
         end = self.length + new[0].shape[-2]
         if not torch.is_grad_enabled() and self._takes(new, end):
-            for memory, piece, axis in zip(self._memory, new, _AXES, strict=True):
+            for memory, piece, axis in zip(self._memory, new, TOKEN_AXES, strict=True):
                 memory.narrow(axis, self.length, end - self.length).copy_(piece)
             return
         held = self._held() if self.length > 0 else ()
@@ -196,7 +202,7 @@ class KVCache:
         return self.__copy__()
 
 
-_AXES = (-2, -2, -1)  # the axis of tokens in keys, values and positions
+TOKEN_AXES = (-2, -2, -1)  # the axis of tokens in keys, values and positions
 
 
 def frozen(memory: Tensor) -> bool:
@@ -226,7 +232,7 @@ def _joined(held: tuple[Tensor, ...], new: tuple[Tensor, ...]) -> tuple[Tensor, 
 def _with_room(held: tuple[Tensor, ...], room: int) -> tuple[Tensor, ...]:
     """New memory for `room` tokens that begins with these."""
     memory = []
-    for tensor, axis in zip(held, _AXES, strict=True):
+    for tensor, axis in zip(held, TOKEN_AXES, strict=True):
         shape = list(tensor.shape)
         shape[axis] = room
         memory.append(tensor.new_empty(shape))

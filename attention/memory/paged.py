@@ -24,11 +24,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from attention.core.layer import Cache
-from attention.memory.bounded import check_counts
 from attention.memory.kv_cache import check_piece, check_rollback, joined_positions
 from attention.tools.checks import (
     are_whole,
     as_given,
+    check_counts,
     check_fit,
     check_sizes,
     is_size,

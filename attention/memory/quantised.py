@@ -13,9 +13,8 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from attention.memory.bounded import check_counts
 from attention.memory.kv_cache import check_piece, check_rollback, joined_positions
-from attention.tools.checks import check_sizes, has_numbers, precise
+from attention.tools.checks import check_counts, check_sizes, has_numbers, precise
 from attention.tools.workbench import check_tensor, expected
 
 __all__ = ["QuantizedCache", "check_bits", "check_numbers", "dequantize", "quantize"]

@@ -12,8 +12,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from attention.memory.bounded import check_counts
-from attention.tools.checks import are_whole, is_number, own_number, readable
+from attention.tools.checks import (
+    are_whole,
+    check_counts,
+    is_number,
+    is_whole,
+    readable,
+)
 from attention.tools.workbench import check_tensor, expected
 
 __all__ = [
@@ -182,8 +187,7 @@ def tree_mask(
         raise expected("parents", must, type(parents).__name__)
     mask = torch.eye(len(parents), dtype=torch.bool)
     for node, parent in enumerate(parents):
-        whole = isinstance(own_number(parent), int) and not isinstance(parent, bool)
-        if not whole or not -1 <= parent < node:
+        if not is_whole(parent) or not -1 <= parent < node:
             must = f"a whole number from -1 to {node - 1} for node {node}"
             raise expected("parents", must, repr(parent))
         if parent >= 0:

@@ -16,9 +16,8 @@ from jaxtyping import Bool, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from attention.memory.bounded import check_counts
 from attention.reading.translator import share
-from attention.tools.checks import are_whole, check_sizes, own_number
+from attention.tools.checks import are_whole, check_counts, check_sizes, own_number
 from attention.tools.workbench import check_tensor, expected
 
 __all__ = [

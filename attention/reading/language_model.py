@@ -29,9 +29,11 @@ from torch.nn import functional as F
 from attention.core.layer import Attention, Cache, causal, set_back
 from attention.core.scaled_dot_product import Attend, attend
 from attention.position.rotary import Rotary
+from attention.reading.translator import check_ids
 from attention.tools.checks import (
     check_sizes,
     is_number,
+    is_whole,
     own_number,
     precise,
     readable,
@@ -50,10 +52,10 @@ __all__ = [
     "chat_text",
     "check_best",
     "check_choice",
-    "check_ids",
     "check_stored",
     "check_vocabulary",
     "generate",
+    "id_list",
     "language_model_path",
     "load_language_model",
     "next_probabilities",
@@ -158,16 +160,7 @@ class BytePairTokenizer:
 
     def decode_bytes(self, ids: Iterable[int] | Tensor) -> bytes:
         """The bytes of these pieces, all that `encode` was given."""
-        ids = ids.tolist() if hasattr(ids, "tolist") else ids
-        must = f"whole numbers from 0 to {len(self) - 1}"
-        if not isinstance(ids, Iterable):
-            raise expected("ids", must, repr(ids))
-        ids = list(map(own_number, ids))
-        for number in ids:
-            whole = isinstance(number, int) and not isinstance(number, bool)
-            if not whole or not 0 <= number < len(self):
-                raise expected("ids", must, repr(number))
-        return b"".join(self._bytes[number] for number in ids)
+        return b"".join(self._bytes[number] for number in id_list(ids, len(self)))
 
     def stream(self, ids: Iterable[int]) -> Iterator[str]:
         """The text of pieces as they come; a character waits for its last byte."""
@@ -260,6 +253,19 @@ def _bytes_of(token: str, special: Sequence[str]) -> bytes:
     except KeyError:
         must = "pieces written with a letter for each byte"
         raise expected("tokens", must, repr(token[:40])) from None
+
+
+def id_list(ids: Iterable[int] | Tensor, size: int) -> list[int]:
+    """Tokens as Python's numbers; ValueError for one beyond a vocabulary of `size`."""
+    must = f"whole numbers from 0 to {size - 1}"
+    ids = ids.tolist() if hasattr(ids, "tolist") else ids
+    if not isinstance(ids, Iterable):
+        raise expected("ids", must, repr(ids))
+    ids = list(map(own_number, ids))
+    for number in ids:
+        if not is_whole(number) or not 0 <= number < size:
+            raise expected("ids", must, repr(number))
+    return ids
 
 
 def _as_text(text: str | bytes) -> str:
@@ -467,22 +473,6 @@ def caches_of(caches: Sequence[Cache] | None, num_blocks: int) -> list[Cache | N
     if len(set(lengths)) > 1:
         raise expected("caches", "the same number of tokens in each", lengths)
     return caches
-
-
-def check_ids(
-    ids: Tensor, vocabulary: int | None = None, device: torch.device | None = None
-) -> None:
-    """ValueError unless these are numbers of tokens, at least one, on this device."""
-    check_tensor(ids=ids)
-    if ids.dtype not in (torch.int64, torch.int32) or not ids.ndim or not ids.numel():
-        raise expected("ids", "int32 or int64 (..., length), at least one", ids)
-    if device is not None and ids.device != device:
-        raise expected("ids", f"whole numbers on {device}", ids)
-    if vocabulary is None or not readable(ids):
-        return
-    if not 0 <= ids.min() <= ids.max() < vocabulary:
-        got = f"{ids.min().item()} to {ids.max().item()}"
-        raise expected("ids", f"from 0 to {vocabulary - 1}", got)
 
 
 def next_probabilities(

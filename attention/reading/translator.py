@@ -33,6 +33,7 @@ __all__ = [
     "Translator",
     "assemble",
     "attention_entropy",
+    "check_ids",
     "load_translator",
     "read_marian",
     "share",
@@ -172,22 +173,35 @@ def _places(length, d):
     return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
 
-def _check_ids(name, ids, embedding):
-    """ValueError unless `ids` are numbers of pieces."""
+def check_ids(
+    ids: Tensor,
+    vocabulary: int | None = None,
+    device: torch.device | None = None,
+    *,
+    name: str = "ids",
+) -> None:
+    """ValueError unless these are numbers of tokens, at least one, on this device."""
     check_tensor(**{name: ids})
-    weight, number = embedding.weight, embedding.num_embeddings
     whole = ids.dtype in (torch.int64, torch.int32)  # what nn.Embedding takes
-    if not (whole and ids.ndim and ids.numel() and ids.device == weight.device):
-        must = f"int32 or int64 (..., length) on {weight.device}, at least one"
-        raise expected(name, must, ids)
-    if readable(ids) and not 0 <= ids.min() <= ids.max() < number:
-        got = f"{ids.min()} to {ids.max()}"
-        raise expected(name, f"pieces from 0 to {number - 1}", got)
+    if not whole or not ids.ndim or not ids.numel():
+        raise expected(name, "int32 or int64 (..., length), at least one", ids)
+    if device is not None and ids.device != device:
+        raise expected(name, f"whole numbers on {device}", ids)
+    if vocabulary is None or not readable(ids):
+        return
+    if not 0 <= ids.min() <= ids.max() < vocabulary:
+        got = f"{ids.min().item()} to {ids.max().item()}"
+        raise expected(name, f"from 0 to {vocabulary - 1}", got)
+
+
+def _check_pieces(name, ids, embedding):
+    """ValueError unless `ids` are numbers of pieces."""
+    check_ids(ids, embedding.num_embeddings, embedding.weight.device, name=name)
 
 
 def _check_sentence(name, ids, embedding):
     """ValueError unless `ids` are the pieces of one sentence."""
-    _check_ids(name, ids, embedding)
+    _check_pieces(name, ids, embedding)
     if ids.ndim != 1:
         raise expected(name, "one sentence, (length,)", ids)
 
@@ -310,7 +324,7 @@ class Translator(nn.Module):
         return torch.stack(encoder), torch.stack(cross)
 
     def _embed(self, side, ids):
-        _check_ids(side, ids, self.embedding)
+        _check_pieces(side, ids, self.embedding)
         x = self.embedding(ids) * math.sqrt(self.d)
         if side == "target":  # what is to be written next is not yet known
             x = F.pad(x[..., :-1, :], (0, 0, 1, 0))

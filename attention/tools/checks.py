@@ -30,6 +30,7 @@ __all__ = [
     "autocast_on",
     "broadcast_heads",
     "check_bias",
+    "check_counts",
     "check_fit",
     "check_form",
     "check_heads",
@@ -49,6 +50,7 @@ __all__ = [
     "has_numbers",
     "is_number",
     "is_size",
+    "is_whole",
     "nan_of",
     "own_number",
     "own_numbers",
@@ -269,17 +271,30 @@ def own_numbers(thing: object) -> None:
         object.__setattr__(thing, each.name, number)  # it may be frozen
 
 
+def is_whole(thing: object) -> bool:
+    """Whether it is a whole number, Python's or NumPy's; True and False are none."""
+    return isinstance(own_number(thing), int) and not isinstance(thing, bool)
+
+
 def check_sizes(**sizes: int) -> list[int]:
     """The sizes, as Python's; ValueError if one is no whole number of at least 1."""
-    own = []
-    for name, given in sizes.items():
-        size = own_number(given)
-        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-            raise expected(name, "a whole number of at least 1", repr(given))
+    own = _at_least(1, sizes)
+    for name, size in zip(sizes, own, strict=True):
         if size >= 2**63:
             raise expected(name, "a whole number within 64 bits", size)
-        own.append(size)
     return own
+
+
+def check_counts(**counts: int) -> list[int]:
+    """The counts, as Python's; ValueError if one is no whole number of at least 0."""
+    return _at_least(0, counts)
+
+
+def _at_least(least: int, numbers: dict[str, int]) -> list[int]:
+    for name, number in numbers.items():
+        if not is_whole(number) or number < least:
+            raise expected(name, f"a whole number of at least {least}", repr(number))
+    return [own_number(number) for number in numbers.values()]
 
 
 def is_size(number: object) -> bool:

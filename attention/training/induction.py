@@ -11,7 +11,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from attention.core.layer import Attention
-from attention.reading.language_model import check_ids
+from attention.reading.heads import where_heads_look
+from attention.reading.translator import check_ids
 from attention.tools.checks import check_sizes, readable
 from attention.tools.workbench import check_tensor, expected
 
@@ -120,11 +121,13 @@ def induction_score(
     if ids.shape != (*weights.shape[:-3], weights.shape[-1]):
         must = f"{(*weights.shape[:-3], weights.shape[-1])}, a token for each key"
         raise expected("ids", must, tuple(ids.shape))
-    follows = (ids[..., :, None] == ids[..., None, :-1]).tril(-1)
+    texts = ids.reshape(-1, ids.shape[-1])
+    follows = torch.stack([where_heads_look(text).induction for text in texts])
+    follows = follows.view(*ids.shape, -1)
     asked = follows.any(dim=-1).sum(dim=-1)
     if readable(asked) and not asked.all():
         raise expected("ids", "a token that occurs twice in each text", "none")
-    found = (weights[..., 1:] * follows.unsqueeze(-3)).sum(dim=(-2, -1))
+    found = (weights * follows.unsqueeze(-3)).sum(dim=(-2, -1))
     return found / asked.unsqueeze(-1)
 
 

@@ -32,10 +32,11 @@ from attention.position.rotary import Rotary
 from attention.reading.language_model import (
     Block,
     caches_of,
-    check_ids,
+    id_list,
     through,
     weights_through,
 )
+from attention.reading.translator import check_ids
 from attention.tools.checks import (
     are_whole,
     check_heads,
@@ -105,14 +106,7 @@ class Characters:
 
     def decode(self, ids: Sequence[int]) -> str:
         """The characters of these numbers; ValueError for one that has none."""
-        ids = ids.tolist() if hasattr(ids, "tolist") else map(own_number, ids)
-        ids = list(ids)
-        for number in ids:
-            whole = isinstance(number, int) and not isinstance(number, bool)
-            if not whole or not 0 <= number < len(self):
-                must = f"whole numbers from 0 to {len(self) - 1}"
-                raise expected("ids", must, repr(number))
-        return "".join(self.characters[number] for number in ids)
+        return "".join(self.characters[number] for number in id_list(ids, len(self)))
 
 
 def learnt_and_held_out(ids: Int[Tensor, " all"]) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,7 @@
 """What must stay true of `attention.memory.latent`."""
 
 import copy
+import warnings
 from functools import partial, wraps
 
 import numpy as np
@@ -464,6 +465,13 @@ def test_the_norm_is_that_of_pytorch(dtype):
     theirs = nn.RMSNorm(7, eps=1e-6, dtype=dtype)
     theirs.load_state_dict(norm.state_dict())
     torch.testing.assert_close(norm(x), theirs(x))
+
+
+def test_the_norm_under_autocast_gives_back_the_dtype_of_its_input_without_a_warning():
+    norm, x = RMSNorm(7), torch.randn(5, 7).bfloat16()
+    with warnings.catch_warnings(), torch.autocast("cpu", torch.bfloat16):
+        warnings.simplefilter("error")
+        assert norm(x).dtype == torch.bfloat16
 
 
 def test_the_norm_of_large_numbers_of_16_bits_is_finite():

@@ -28,10 +28,12 @@ from attention.tools.checks import (
     as_given,
     broadcast_heads,
     check_bias,
+    check_counts,
     check_fit,
     check_heads,
     check_input,
     dropout_now,
+    is_whole,
     repeat_kv,
     scale_queries,
     unified,
@@ -381,3 +383,23 @@ def test_a_layer_of_numpys_sizes_is_compiled_in_one_piece(name):
     x = torch.randn(2, 5, 6)
     compiled = torch.compile(layer, fullgraph=True, backend="eager")
     torch.testing.assert_close(compiled(x), layer(x))
+
+
+@pytest.mark.parametrize("number", [0, -3, 2**70, np.int8(5), np.uint64(2**63)])
+def test_whole_numbers_are_those_of_python_and_numpy(number):
+    assert is_whole(number)
+
+
+@pytest.mark.parametrize("thing", [True, np.True_, 1.0, np.float32(1), "1", None])
+def test_truth_values_and_floats_are_no_whole_numbers(thing):
+    assert not is_whole(thing)
+
+
+@pytest.mark.usefixtures("as_importer")
+def test_a_count_may_be_none_and_is_given_back_as_pythons():
+    counts = check_counts(first=np.int64(0), second=7)
+    assert counts == [0, 7]
+    assert {*map(type, counts)} == {int}
+    for wrong in (-1, True, 2.0):
+        with pytest.raises(ValueError, match=said("second", "at least 0", wrong)):
+            check_counts(first=0, second=wrong)

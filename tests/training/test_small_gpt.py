@@ -107,7 +107,9 @@ def test_characters_come_back_and_an_unknown_one_is_named():
         tokenizer.encode("a Zebra")
 
 
-@pytest.mark.parametrize("ids", [[-1], [999], [1.0], "01", torch.tensor([-1])])
+@pytest.mark.parametrize(
+    "ids", [[-1], [999], [1.0], "01", torch.tensor([-1]), 3, None, torch.tensor(3)]
+)
 def test_a_number_of_no_character_is_named(ids, as_importer):
     with pytest.raises(ValueError, match=said("ids", "from 0 to", "got")):
         Characters(TEXT).decode(ids)
