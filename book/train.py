@@ -191,6 +191,8 @@ def written(
     """The prompt, and what the best model adds to it."""
     training = Training(text, recipe)
     state = read_checkpoint(folder / "best.checkpoint")
+    if state.get("text", training.text_sum) != training.text_sum:
+        raise ValueError("text: expected the one learnt from, got another one")
     model = GPT(len(training.tokenizer), **state["recipe"]["model"])
     model.load_state_dict(state["model"])
     ids = torch.tensor([training.tokenizer.encode(prompt)])

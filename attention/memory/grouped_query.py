@@ -39,7 +39,7 @@ def pool_heads(
     train it further. ValueError unless the number divides that of the layer. Ainslie et
     al. 2023, section 2.1.
     """
-    check_poolable(layer, num_kv_heads)
+    num_kv_heads = check_poolable(layer, num_kv_heads)
     pooled = deepcopy(layer)
     pooled.num_kv_heads = num_kv_heads
     for linear in (pooled.W_key, pooled.W_value):
@@ -51,18 +51,19 @@ def pool_heads(
     return pooled
 
 
-def check_poolable(layer: Attention, num_kv_heads: int) -> None:
-    """ValueError unless the heads of this layer can be joined into that many."""
+def check_poolable(layer: Attention, num_kv_heads: int) -> int:
+    """That many, as Python's; ValueError unless the layer's heads can be so joined."""
     if not isinstance(layer, Attention):
         raise expected("layer", "an Attention", type(layer).__name__)
     for name in ("W_key", "W_value"):
         kind = type(getattr(layer, name))
         if kind is not nn.Linear:
             raise expected(f"layer.{name}", "an nn.Linear", kind.__name__)
-    check_sizes(num_kv_heads=num_kv_heads)
+    (num_kv_heads,) = check_sizes(num_kv_heads=num_kv_heads)
     if layer.num_kv_heads % num_kv_heads:
         must = f"a divisor of the {layer.num_kv_heads} that the layer has"
         raise expected("num_kv_heads", must, num_kv_heads)
+    return num_kv_heads
 
 
 def check_pooled(

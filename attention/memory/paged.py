@@ -373,6 +373,7 @@ def block_names(
 
     It is a digest of the block's tokens, of their positions and of the name before.
     """
+    (block_size,) = check_sizes(block_size=block_size)
     names, before = [], b""
     for start in range(0, len(tokens) - block_size + 1, block_size):
         block = slice(start, start + block_size)

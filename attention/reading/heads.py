@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from attention.reading.translator import share
-from attention.tools.checks import are_whole, check_counts, check_sizes, own_number
+from attention.tools.checks import are_whole, check_counts, own_number
 from attention.tools.workbench import check_tensor, expected
 
 __all__ = [
@@ -47,7 +47,7 @@ def where_heads_look(ids: Int[Tensor, " length"], *, skip: int = 4) -> HeadScore
     unless `ids` is one text.
     """
     check_tensor(ids=ids)
-    check_counts(skip=skip)
+    (skip,) = check_counts(skip=skip)
     if ids.ndim != 1 or not are_whole(ids):
         raise expected("ids", "whole numbers (length,), one text", ids)
     ids = ids.long()
@@ -70,7 +70,7 @@ def head_scores(
     and an out_proj. ValueError for another model, and for texts of `skip` tokens or
     fewer. Olsson et al. 2022.
     """
-    check_sizes(skip=skip)
+    (skip,) = check_counts(skip=skip)
     rows = _texts(ids, skip)
     kinds, found = [where_heads_look(row, skip=skip) for row in rows], []
 

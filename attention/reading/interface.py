@@ -140,9 +140,12 @@ def register_forms(show: bool = False, **forms: Attend) -> tuple[str, ...]:
         from transformers.masking_utils import sdpa_mask
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError("pip install 'transformers>=5.24'") from error
+    entries = {}
     for name, form in (forms or _FORMS).items():
         _check_name(name, AttentionInterface().get(name))
-        AttentionInterface.register(name, as_interface(form, show=show))
+        entries[name] = as_interface(form, show=show)
+    for name, entry in entries.items():  # all of them, or none
+        AttentionInterface.register(name, entry)
         AttentionMaskInterface.register(name, sdpa_mask)
     return tuple(forms or _FORMS)
 

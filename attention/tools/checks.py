@@ -211,7 +211,7 @@ def check_scale(scale: float | Tensor, queries: Tensor) -> float | Tensor:
     if not isinstance(scale, Tensor):
         own = own_number(scale)
         too_large = isinstance(own, int) and not is_number(own)
-        if too_large or not isinstance(own, int | float):
+        if too_large or isinstance(own, bool) or not isinstance(own, int | float):
             raise expected("scale", "a number, or a tensor", repr(scale))
         return float(own)
     fits = (scale.ndim == 0 or scale.shape[-1] == 1) and not scale.is_complex()

@@ -38,7 +38,8 @@ class AttentionOnly(nn.Module):
         **slots: object,
     ) -> None:
         super().__init__()
-        check_sizes(vocabulary=vocabulary, d=d, num_layers=num_layers)
+        vocabulary, d = check_sizes(vocabulary=vocabulary, d=d)
+        (num_layers,) = check_sizes(num_layers=num_layers)
         slots = {"out_bias": False} | slots
         self.embedding = nn.Embedding(vocabulary, d)
         self.blocks = nn.ModuleList(
@@ -87,7 +88,8 @@ def repeated_tokens(
     generator: torch.Generator | None = None,
 ) -> Int[Tensor, "rows length"]:
     """Texts of `period` random tokens, no two alike, said twice; drawn on the CPU."""
-    check_sizes(rows=rows, period=period, vocabulary=vocabulary)
+    sizes = check_sizes(rows=rows, period=period, vocabulary=vocabulary)
+    rows, period, vocabulary = sizes
     if period > vocabulary:
         must = f"at most {vocabulary=}, since no token occurs twice in a period"
         raise expected("period", must, period)

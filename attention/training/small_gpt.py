@@ -201,7 +201,7 @@ class GPT(nn.Module):
         vocabulary, d = check_sizes(vocabulary=vocabulary, d=d)
         (num_blocks,) = check_sizes(num_blocks=num_blocks)
         (context_length,) = check_sizes(context_length=context_length)
-        check_heads(d, num_heads)
+        d, num_heads = check_heads(d, num_heads)
         if positions not in _POSITIONS:
             raise expected("positions", f"one of {', '.join(_POSITIONS)}", positions)
         self.embedding, self.places = nn.Embedding(vocabulary, d), None
@@ -290,7 +290,10 @@ def _check_targets(targets: Tensor, logits: Tensor) -> Tensor:
 
 @torch.no_grad()
 def held_out_loss(model: nn.Module, ids: Int[Tensor, " all"], length: int) -> float:
-    """The loss of a whole text, read in pieces of `length`, each without a past."""
+    """The loss of a text, read in whole pieces of `length`, each without a past.
+
+    The last tokens, which fill no piece and are fewer than `length`, are left out.
+    """
     (length,) = check_sizes(length=length)
     _check_text(ids, length + 1)
     whole = (len(ids) - 1) // length * length
@@ -394,11 +397,13 @@ class Training:
     """A training run, which can be stopped after any step, saved, and resumed.
 
     `losses` has a number for each step; `looks` has step, held-out loss and CPU seconds
-    of training for each time that `look` was called.
+    of training for each time that `look` was called; `text_sum` is the text's SHA-256.
     """
 
     def __init__(self, text: str, recipe: Recipe) -> None:
         self.recipe, self.tokenizer = recipe, Characters(text)
+        content = text.encode("utf-8", "surrogatepass")
+        self.text_sum = hashlib.sha256(content).hexdigest()
         ids = torch.tensor(self.tokenizer.encode(text))
         self.ids, self.held_out = learnt_and_held_out(ids)
         with torch.random.fork_rng(devices=[]):
@@ -482,16 +487,21 @@ def state_of(training: Training) -> dict[str, Any]:
     """Everything that a training run needs to go on."""
     state = {name: getattr(training, name).state_dict() for name in _KEPT}
     counts = {"losses": training.losses, "looks": training.looks}
-    recipe = asdict(training.recipe)
-    return state | counts | {"seconds": training.seconds, "recipe": recipe}
+    facts = {"recipe": asdict(training.recipe), "text": training.text_sum}
+    return state | counts | {"seconds": training.seconds} | facts
 
 
 def put_back(training: Training, state: dict[str, Any]) -> None:
-    """Go on from this state; ValueError if it comes from another recipe or text."""
+    """Go on from this state; ValueError if it comes from another recipe or text.
+
+    A state that holds no sum of its text, as older ones, is judged by its shapes alone.
+    """
     recipe = state.get("recipe", {})
     for name, mine in asdict(training.recipe).items():
         if mine != recipe.get(name):
             raise expected(f"recipe.{name}", mine, recipe.get(name))
+    if state.get("text", training.text_sum) != training.text_sum:
+        raise expected("text", "the one that this state has learnt from", "another one")
     own = training.model.state_dict()
     shapes = {name: tuple(tensor.shape) for name, tensor in own.items()}
     check_tensors("a model of this text", shapes, state["model"])

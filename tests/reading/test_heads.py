@@ -395,3 +395,14 @@ def test_pairs_of_numpy_are_heads_too(small, as_importer):
         expected = small(IDS)
     with ablate(small, [tuple(np.array([1, 1]))]):
         assert torch.equal(small(IDS), expected)
+
+
+def test_scores_and_places_take_the_same_skips(small, as_importer):
+    """From the first query on, a query may look at the first token."""
+    scores = head_scores(small, IDS[0], skip=0)
+    torch.testing.assert_close(
+        scores.previous, head_scores(small, IDS[0], skip=2).previous
+    )
+    for skip in (-1, 0.5, True):
+        with pytest.raises(ValueError, match=said("skip", "at least 0", str(skip))):
+            head_scores(small, IDS[0], skip=skip)

@@ -2,6 +2,7 @@
 
 import sys
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -172,3 +173,29 @@ def test_without_transformers_it_says_what_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ModuleNotFoundError, match="pip install"):
         register_forms()
+
+
+def test_forms_are_entered_all_or_none(monkeypatch, as_importer):
+    """With tables of our own in the place of those of transformers."""
+
+    entered = {}
+
+    class Table:
+        def get(self, name):
+            return entered.get(name)
+
+        @classmethod
+        def register(cls, name, entry):
+            entered[name] = entry
+
+    tables = {"AttentionInterface": Table, "AttentionMaskInterface": Table}
+    made = SimpleNamespace(**tables)
+    monkeypatch.setitem(sys.modules, "transformers", made)
+    masking = SimpleNamespace(sdpa_mask=None)
+    monkeypatch.setitem(sys.modules, "transformers.masking_utils", masking)
+    for wrong in ({"refused": 7}, {"flash": attend}):
+        with pytest.raises(ValueError, match="form"):
+            register_forms(first=attend, **wrong)
+        assert entered == {}
+    assert register_forms(first=attend) == ("first",)
+    assert "first" in entered

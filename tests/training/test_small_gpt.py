@@ -40,9 +40,11 @@ from attention.training.small_gpt import (
     learnt_and_held_out,
     load_corpus,
     orthogonalised,
+    put_back,
     read_checkpoint,
     resume,
     save_checkpoint,
+    state_of,
     text_loss,
     train,
 )
@@ -325,7 +327,7 @@ def test_it_begins_by_knowing_nothing():
 # The loss and the learning rate
 
 
-def test_the_held_out_loss_is_a_mean_over_all_pieces():
+def test_the_held_out_loss_is_a_mean_over_all_whole_pieces():
     model, ids = tiny(), some_ids(7 * 41 + 5)
     pieces = [
         text_loss(model, ids[a : a + 7], ids[a + 1 : a + 8]) for a in range(0, 287, 7)
@@ -598,18 +600,42 @@ def test_a_state_of_another_recipe_is_refused(tmp_path):
         resume(other, tmp_path)
 
 
-def test_a_state_of_another_text_is_refused_and_changes_nothing(tmp_path):
-    longer = Training(TEXT + "∀∃", RECIPE)
-    longer.step()
-    longer.look()
-    keep(longer, tmp_path)
-    training = Training(TEXT, RECIPE)
+def another_text(tmp_path, text):
+    """A training, for which a checkpoint of another text is kept."""
+    other = Training(text, RECIPE)
+    other.step()
+    other.look()
+    keep(other, tmp_path)
+    return Training(TEXT, RECIPE)
+
+
+@pytest.mark.parametrize(
+    "text", [TEXT + "∀∃", TEXT.replace("pig", "gip"), TEXT + TEXT, TEXT[:-1] + "!"]
+)
+def test_a_state_of_another_text_is_refused_and_changes_nothing(text, tmp_path):
+    training = another_text(tmp_path, text)
     before = deepcopy(training.model.state_dict())
-    with pytest.raises(ValueError, match=said("embedding.weight", "text", "got")):
+    with pytest.raises(ValueError, match=said("text", "this state", "another")):
         resume(training, tmp_path)
     assert training.losses == []
     for name, tensor in training.model.state_dict().items():
         assert torch.equal(tensor, before[name])
+
+
+def test_a_state_without_the_sum_of_its_text_is_judged_by_its_shapes():
+    """As one that an earlier version has written."""
+    training = Training(TEXT, RECIPE)
+    training.step()
+    state, longer = state_of(training), Training(TEXT + "∀∃", RECIPE)
+    del state["text"]
+    with pytest.raises(ValueError, match=said("embedding.weight", "text", "got")):
+        put_back(longer, state)
+    put_back(fresh := Training(TEXT, RECIPE), state)
+    assert fresh.losses == training.losses
+
+
+def test_a_text_that_utf_8_cannot_hold_has_a_sum_too():
+    assert Training(TEXT + "\ud800", RECIPE).step() > 0
 
 
 def test_after_a_million_steps_the_newest_checkpoint_is_still_the_last(tmp_path):
@@ -674,6 +700,11 @@ def test_the_command_trains_goes_on_writes_and_refuses(command, tmp_path):
         a.split(",")[:3] == b.split(",")[:3] for a, b in zip(first, second, strict=True)
     )
     assert len(command(*steps, "--write", "human")[1]) > 300
+    other = tmp_path / "other"
+    other.write_text(TEXT.replace("pig", "gip"))
+    code, refused = command(*steps, "--write", "human", f"--text={other}")
+    assert code == 1
+    assert "text: expected the one learnt from, got another" in refused
     code, refused = command("--steps=10", "--look-every=4", "--warm-up=2")
     assert code == 1
     assert "recipe.steps: expected 10, got 9" in refused
