@@ -28,6 +28,7 @@ __all__ = [
     "as_given",
     "autocast_on",
     "broadcast_heads",
+    "check_above",
     "check_bias",
     "check_fit",
     "check_form",
@@ -375,6 +376,27 @@ def all_finite(*tensors: Tensor) -> bool:
 def surely(condition: Tensor) -> bool:
     """Whether this boolean is True; False where it cannot be seen."""
     return _at_once(condition) and bool(_number(condition))
+
+
+def check_above(
+    name: str, least: int, number: float | int | Tensor
+) -> float | int | Tensor:
+    """The number, as Python's; ValueError unless it is finite and above `least`.
+
+    A tensor may hold several, which are looked at where they are `readable`.
+    """
+    got = number
+    if not isinstance(number, Tensor):
+        fits = is_number(number) and number > least
+    elif number.is_complex() or readable(number):
+        got = number.tolist()
+        fits = not number.is_complex() and all_finite(number)
+        fits = fits and bool((number > least).all())
+    else:
+        fits = True
+    if not fits:
+        raise expected(name, f"a number above {least}", got)
+    return own_number(number)
 
 
 def has_numbers(tensor: Tensor) -> bool:
