@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields
 from inspect import signature
-from math import isfinite
+from math import inf, isfinite
 from numbers import Integral, Real
 
 import torch
@@ -189,14 +189,19 @@ def scale_queries(
     """Queries, and the number with which the scores are still to be scaled.
 
     None stands for 1/√head_dim. A tensor, which may be learned, is multiplied into the
-    queries. ValueError if it does not broadcast to them.
+    queries; of one number, only its sign, where it can be looked at (see `readable`).
+    ValueError if it does not broadcast to them.
     """
     if scale is None:
         return queries, queries.shape[-1] ** -0.5
     scale = check_scale(scale, queries)
     if not isinstance(scale, Tensor):
         return queries, scale
-    return (queries * scale.to(precise(queries))).to(queries.dtype), 1.0
+    scale, number = scale.to(precise(queries)), 1.0
+    if scale.numel() == 1 and readable(scale):
+        size = abs(scale.item())
+        number = size if 0 < size < inf else 1.0
+    return (queries * (scale / number)).to(queries.dtype), number
 
 
 def check_scale(scale: float | Tensor, queries: Tensor) -> float | Tensor:
