@@ -11,7 +11,7 @@ from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
 from attention.core.layer import positions_of
-from attention.tools.checks import check_sizes, is_number, own_number, readable
+from attention.tools.checks import check_above, check_sizes, readable
 from attention.tools.workbench import check_tensor, expected
 
 __all__ = ["LearnedPositions", "sinusoidal"]
@@ -33,9 +33,9 @@ def sinusoidal(
     length, d = check_sizes(length=length, d=d)
     if d % 2:
         raise expected("d", "an even number, a sine and a cosine for each pair", d)
-    if not (is_number(base) or isinstance(base, Tensor)) or not base > 0:
-        raise expected("base", "a number above 0", base)
-    base = own_number(base)
+    base = check_above("base", 0, base)
+    if isinstance(base, Tensor) and base.numel() != 1:
+        raise expected("base", "one number", base)
     device = torch.get_default_device() if device is None else device
     kind = {"dtype": torch.float64, "device": getattr(base, "device", "cpu")}
     speeds = base ** -(torch.arange(0, d, 2, **kind) / d)

@@ -27,6 +27,7 @@ from attention.tools.checks import (
     is_number,
     own_number,
     own_numbers,
+    surely,
 )
 from attention.tools.workbench import check_tensor, expected
 
@@ -72,6 +73,8 @@ def ntk_base(
     if not isinstance(factor, Tensor):
         check_factor(factor)
         factor = own_number(factor)
+    elif surely(~(factor >= 1).all()):
+        raise expected("factor", "a number of at least 1", factor.tolist())
     return base * factor ** (rotary_dim / (rotary_dim - 2))
 
 

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from attention.tools.checks import (
+    check_above,
     check_pair,
     check_positions,
     check_returned,
@@ -86,10 +87,7 @@ def check_rotary(
     (rotary_dim,) = check_sizes(rotary_dim=rotary_dim)
     if rotary_dim % 2:
         raise expected("rotary_dim", "an even number, since pairs turn", rotary_dim)
-    number = is_number(base) and base > 1
-    if not number and not isinstance(base, Tensor):
-        raise expected("base", "a number above 1", base)
-    return rotary_dim, own_number(base)
+    return rotary_dim, check_above("base", 1, base)
 
 
 def check_speeds(frequencies: Tensor, rotary_dim: int) -> Tensor:
@@ -114,6 +112,8 @@ def rotate(
     are. It computes in float32, or float64 for float64. Su et al. 2024, eq. 34.
     """
     check_turn(heads, angles)
+    if not (is_number(factor) or isinstance(factor, Tensor)):
+        raise expected("factor", "a number", factor)
     dtype, width = precise(heads), 2 * angles.shape[-1]
     cos, sin = ((factor * turn).to(dtype) for turn in (angles.cos(), angles.sin()))
     turning, rest = heads[..., :width], heads[..., width:]

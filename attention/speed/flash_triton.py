@@ -10,7 +10,7 @@ from __future__ import annotations  # Triton reads tl.constexpr as a word
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import NamedTuple
 
@@ -25,6 +25,8 @@ from attention.tools.checks import (
     check_fit,
     check_no_dropout,
     declare_operator,
+    is_size,
+    own_number,
     scale_queries,
     unified,
 )
@@ -406,8 +408,10 @@ def _check_support(queries, values, mask, dropout_p, tile):
     one, widths = f"one width among {_HEAD_DIMS}", (queries.shape[-1], values.shape[-1])
     fits = widths[0] == widths[1] and widths[0] in _HEAD_DIMS
     need("queries, keys and values", fits, one, f"{widths[0]} and {widths[1]}")
-    fits = tile is None or (len(tile) == 2 and set(tile) <= set(_BLOCKS))
-    need("tile", fits, f"(BLOCK_M, BLOCK_N), two of {_BLOCKS}", tile)
+    if tile is not None:
+        pair = isinstance(tile, Sequence) and len(tile) == 2
+        fits = pair and all(is_size(n) and n in _BLOCKS for n in tile)
+        need("tile", fits, f"(BLOCK_M, BLOCK_N), two of {_BLOCKS}", tile)
     kind, where = queries.device.type, "CUDA, or the CPU if TRITON_INTERPRET=1 is set"
     can = kind == "cuda" or (kind == "cpu" and _interpreted())
     need("device", can, where, queries.device)
@@ -456,6 +460,7 @@ def triton_attend(
     shape = check_fit(queries, keys, values, causal=causal)
     _import_triton()
     _check_support(queries, values, mask, dropout_p, tile)
+    tile = None if tile is None else tuple(map(own_number, tile))
     queries, scale = scale_queries(queries, scale)
     three = broadcast_heads(queries, keys, values, shape)
     context, lse = TwoPasses.run(_Kernels(scale, causal, window, tile), *three)

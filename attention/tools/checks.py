@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields
 from inspect import signature
-from math import isfinite
+from math import inf, isfinite
 from numbers import Integral, Real
 
 import torch
@@ -29,6 +29,7 @@ __all__ = [
     "as_given",
     "autocast_on",
     "broadcast_heads",
+    "check_above",
     "check_bias",
     "check_counts",
     "check_fit",
@@ -193,14 +194,19 @@ def scale_queries(
     """Queries, and the number with which the scores are still to be scaled.
 
     None stands for 1/√head_dim. A tensor, which may be learned, is multiplied into the
-    queries. ValueError if it does not broadcast to them.
+    queries; of one number, only its sign, where it can be looked at (see `readable`).
+    ValueError if it does not broadcast to them.
     """
     if scale is None:
         return queries, queries.shape[-1] ** -0.5
     scale = check_scale(scale, queries)
     if not isinstance(scale, Tensor):
         return queries, scale
-    return (queries * scale.to(precise(queries))).to(queries.dtype), 1.0
+    scale, number = scale.to(precise(queries)), 1.0
+    if scale.numel() == 1 and readable(scale):
+        size = abs(scale.item())
+        number = size if 0 < size < inf else 1.0
+    return (queries * (scale / number)).to(queries.dtype), number
 
 
 def check_scale(scale: float | Tensor, queries: Tensor) -> float | Tensor:
@@ -393,6 +399,27 @@ def all_finite(*tensors: Tensor) -> bool:
 def surely(condition: Tensor) -> bool:
     """Whether this boolean is True; False where it cannot be seen."""
     return _at_once(condition) and bool(_number(condition))
+
+
+def check_above(
+    name: str, least: int, number: float | int | Tensor
+) -> float | int | Tensor:
+    """The number, as Python's; ValueError unless it is finite and above `least`.
+
+    A tensor may hold several, which are looked at where they are `readable`.
+    """
+    got = number
+    if not isinstance(number, Tensor):
+        fits = is_number(number) and number > least
+    elif number.is_complex() or readable(number):
+        got = number.tolist()
+        fits = not number.is_complex() and all_finite(number)
+        fits = fits and bool((number > least).all())
+    else:
+        fits = True
+    if not fits:
+        raise expected(name, f"a number above {least}", got)
+    return own_number(number)
 
 
 def has_numbers(tensor: Tensor) -> bool:

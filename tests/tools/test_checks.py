@@ -111,8 +111,34 @@ def test_without_a_scale_it_is_one_over_the_root_of_the_width():
 def test_a_tensor_as_a_scale_is_multiplied_into_the_queries(shape):
     queries, scale = heads(3), torch.rand(shape)
     scaled, left = scale_queries(queries, scale)
-    assert left == 1.0
-    torch.testing.assert_close(scaled, queries * scale)
+    assert left == (scale.item() if scale.numel() == 1 else 1.0)
+    torch.testing.assert_close(left * scaled, queries * scale)
+
+
+@pytest.mark.parametrize("number", [0.3, -0.3, 0.0])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("form", [attend, flash_attend])
+def test_a_tensor_of_one_number_scales_16_bits_like_the_number(form, dtype, number):
+    three = [heads(3).to(dtype) for _ in range(3)]
+    must = form(*three, scale=number)
+    got = form(*three, scale=torch.tensor(number))
+    assert torch.equal(got, must)
+
+
+@pytest.mark.parametrize("number", [0.3, -0.3, 0.0])
+def test_a_learned_number_has_the_gradient_of_by_hand(number):
+    three, gradients = [heads(3) for _ in range(3)], []
+    for form in (attend, flash_attend, _by_hand):
+        scale = torch.tensor(number, requires_grad=True)
+        gradients += torch.autograd.grad(
+            form(*three, scale=scale).square().sum(), scale
+        )
+    torch.testing.assert_close(gradients[0], gradients[2])
+    torch.testing.assert_close(gradients[1], gradients[2])
+
+
+def _by_hand(queries, keys, values, **options):
+    return attention_weights(queries, keys, **options) @ values
 
 
 @pytest.mark.parametrize("shape", [(11,), (4, 1, 1), (3,), (7, 2, 3, 5, 1)])
