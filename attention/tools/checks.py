@@ -217,7 +217,7 @@ def check_scale(scale: float | Tensor, queries: Tensor) -> float | Tensor:
     if not isinstance(scale, Tensor):
         own = own_number(scale)
         too_large = isinstance(own, int) and not is_number(own)
-        if too_large or isinstance(own, bool) or not isinstance(own, int | float):
+        if too_large or isinstance(own, bool) or not isinstance(own, (int, float)):
             raise expected("scale", "a number, or a tensor", repr(scale))
         return float(own)
     fits = (scale.ndim == 0 or scale.shape[-1] == 1) and not scale.is_complex()
@@ -315,7 +315,7 @@ def is_size(number: object) -> bool:
 def is_number(thing: object) -> bool:
     """Whether it is a number that a float can hold; inf and nan are none."""
     own = own_number(thing)
-    return isinstance(own, int | float) and abs(own) <= sys.float_info.max
+    return isinstance(own, (int, float)) and abs(own) <= sys.float_info.max
 
 
 def check_heads(d_out: int, num_heads: int) -> list[int]:
@@ -499,7 +499,7 @@ def check_slots(masks: Sequence[Callable], **slots: Callable | None) -> None:
         if slot is not None and not callable(slot):
             raise expected(name, "a function, or another callable", slot)
     check_form(slots["attend"], *(["bias"] if slots["bias"] is not None else ()))
-    several = isinstance(masks, tuple | list | nn.ModuleList)
+    several = isinstance(masks, (tuple, list, nn.ModuleList))
     if not several or not all(map(callable, masks)):
         must = "a tuple of functions (query_positions, key_positions) -> booleans"
         raise expected("masks", must, masks)
@@ -542,7 +542,7 @@ def check_returned(**given: object) -> None:
 
 def check_pair(name: str, pair: Sequence[Tensor]) -> Sequence[Tensor]:
     """What a slot made of queries and keys; ValueError unless it is two tensors."""
-    several = isinstance(pair, tuple | list)
+    several = isinstance(pair, (tuple, list))
     if several and len(pair) == 2 and all(isinstance(each, Tensor) for each in pair):
         return pair
     kinds = ", ".join(type(each).__name__ for each in pair) if several else ""
