@@ -265,7 +265,8 @@ def window_and_sinks(size: int, sinks: int) -> Callable[[Tensor, Tensor], Tensor
     """A mask: the `size` keys that end at the query, and those at the first positions.
 
     A query sees its own key, the size - 1 before it, and the keys at positions below
-    `sinks` that are not later than it is.
+    `sinks` that are not later than it is. ValueError for a size below 1,
+    and for sinks below 0.
     """
     (size,) = check_sizes(size=size)
     (sinks,) = check_counts(sinks=sinks)

@@ -55,7 +55,8 @@ __all__ = [
 class RMSNorm(nn.Module):
     """Bring vectors to a mean square of 1, and multiply by trained weights.
 
-    It computes in float32, or float64 for float64. Zhang and Sennrich 2019.
+    It computes in float32, or float64 for float64. Zhang and Sennrich 2019. ValueError
+    for a width below 1, an eps below 0, and what is not floats of this width.
     """
 
     def __init__(self, width: int, *, eps: float = 1e-6) -> None:

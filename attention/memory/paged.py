@@ -81,14 +81,17 @@ def _check_within(name: str, numbers: Tensor, least: int, most: int) -> None:
 
 
 def blocks_for(length: int, block_size: int) -> int:
-    """How many blocks a text of this length fills, the last one perhaps in part."""
+    """How many blocks a text of this length fills, the last one perhaps in part.
+
+    ValueError for a length below 0, or a block below 1.
+    """
     (block_size,) = check_sizes(block_size=block_size)
     (length,) = check_counts(length=length)
     return -(-length // block_size)
 
 
 def wasted_slots(lengths: Sequence[int], block_size: int) -> int:
-    """Slots that are allocated to texts of these lengths, and hold no token."""
+    """Empty slots held by texts of these lengths; ValueError as in `blocks_for`."""
     (block_size,) = check_sizes(block_size=block_size)
     return sum(blocks_for(n, block_size) * block_size - index(n) for n in lengths)
 
@@ -395,13 +398,13 @@ def reuse_prefix(cache: PagedCache, tokens: Int[Tensor, "*batch length"]) -> int
     """How many of these tokens stand in known blocks; an empty cache begins with them.
 
     Positions count from 0; `extend` must be given the others, at least the last one.
+    ValueError for a cache that holds tokens or was freed, and for no whole numbers.
     """
     cache._check_held()
-    texts = _texts(tokens)
     if cache.length:
         raise expected("cache", "an empty one", f"{cache.length} tokens")
     pool, known, found = cache.pool, cache.pool.known, []
-    for text in texts:
+    for text in _texts(tokens):
         names = block_names(text[:-1], range(len(text)), pool.block_size)
         found.append([known[name] for name in takewhile(known.__contains__, names)])
     count = min((len(row) for row in found), default=0)
@@ -415,7 +418,10 @@ def reuse_prefix(cache: PagedCache, tokens: Int[Tensor, "*batch length"]) -> int
 
 
 def publish_prefix(cache: PagedCache, tokens: Int[Tensor, "*batch length"]) -> None:
-    """Let others reuse the full blocks; `tokens` are all that the cache holds."""
+    """Let others reuse the full blocks; `tokens` are all that the cache holds.
+
+    ValueError for a freed cache, and unless there is a whole number for each token.
+    """
     cache._check_held()
     texts = _texts(tokens)
     if (len(texts), tokens.shape[-1]) != (len(cache.rows), cache.length):
@@ -431,7 +437,10 @@ def publish_prefix(cache: PagedCache, tokens: Int[Tensor, "*batch length"]) -> N
 def stack_tables(
     caches: Sequence[PagedCache],
 ) -> tuple[Int[Tensor, "texts columns"], Int[Tensor, " texts"]]:
-    """Block tables of caches of one pool, and lengths; 0 where a row has ended."""
+    """Block tables of caches of one pool, and lengths; 0 where a row has ended.
+
+    ValueError for no cache, one that holds no token, and two pools.
+    """
     pools = {id(cache.pool) for cache in caches}
     if len(pools) != 1 or not all(cache.length for cache in caches):
         must = "caches of one pool, each with at least one token"
@@ -608,7 +617,7 @@ class Scheduler:
     writes one token. If blocks run out, the youngest text is put back: its blocks are
     freed, and later it is read again. Otherwise waiting texts are read, in order, while
     there is room. `log` notes for each step what was done with whom. Kwon et al. 2023,
-    section 4.5.
+    section 4.5. ValueError if `read` gives anything but a whole number.
     """
 
     def __init__(

@@ -35,6 +35,7 @@ def residual(
     """What is drawn from after a rejection: the target's surplus over the draft.
 
     Leviathan et al. 2023, section 2.3. Where there is no surplus, it is the target.
+    ValueError unless both are floats of one shape, on one device.
     """
     _check_alike(target, draft)
     surplus = (target - draft).clamp(min=0)
@@ -60,7 +61,8 @@ def acceptance_rate(
 def expected_tokens(rate: float, drafted: int) -> float:
     """Tokens of a round, on average, if each of `drafted` is accepted at this rate.
 
-    Leviathan et al. 2023, equation 1.
+    Leviathan et al. 2023, equation 1. ValueError for a rate that is no probability, and
+    a count below 0.
     """
     drafted = check_drafted(rate, drafted)
     return float(sum(rate**count for count in range(drafted + 1)))

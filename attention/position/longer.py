@@ -46,7 +46,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class LinearScaling:
-    """A scaling: positions are divided by `factor`. Chen et al. 2023b, eq. 4."""
+    """A scaling: positions / factor (ValueError below 1). Chen et al. 2023b, eq. 4."""
 
     factor: float | int
 
@@ -77,7 +77,10 @@ def ntk_base(
 
 @dataclass(frozen=True)
 class NTKScaling:
-    """A scaling: the base grows, so that only slow pairs are stretched. bloc97 2023."""
+    """A scaling: the base grows, so that only slow pairs are stretched. bloc97 2023.
+
+    ValueError for a factor below 1.
+    """
 
     factor: float | int
 
@@ -94,6 +97,7 @@ def yarn_factor(factor: float | int, mscale: float | int = 1.0) -> float:
     """By how much queries and keys are multiplied: 0.1 mscale ln(factor) + 1.
 
     The scores get its square. Peng et al. 2024, eq. 22; mscale is DeepSeek-V2's.
+    ValueError for a factor below 1, and an mscale that is no number.
     """
     check_factor(factor)
     if not is_number(mscale):
@@ -110,7 +114,8 @@ class YaRN:
     truncate=False (gpt-oss). `attention_factor` is `yarn_factor(factor)` if it is not
     given; with DeepSeek's mscale and mscale_all_dim, it is the ratio of both factors,
     and the layer multiplies its scale by yarn_factor(factor, mscale_all_dim) ** 2
-    itself. Peng et al. 2024, eq. 17 to 23; the ramp is that of their code.
+    itself. Peng et al. 2024, eq. 17 to 23; the ramp is that of their code. ValueError
+    unless factor >= 1, original_length >= 1, 0 < slow < fast and attention_factor > 0.
     """
 
     factor: float | int
@@ -174,8 +179,8 @@ def check_turns(few: str, low: float | int, many: str, high: float | int) -> Non
 class Llama3Scaling:
     """A scaling: like YaRN's ramp, in turns instead of pairs, without its factor.
 
-    A pair that turns at least `high` times in `original_length` stays, one that turns
-    at most `low` times is interpolated. Llama Team 2024, and the released code.
+    A pair of `high` or more turns in `original_length` stays, one of `low` or fewer is
+    interpolated. Llama Team 2024, and the released code. ValueError as in `YaRN`.
     """
 
     factor: float | int
@@ -203,6 +208,7 @@ class DynamicNTKScaling:
     The largest position of a row says how long its text is, and each row has a base of
     its own. Keys that were cached when the text was shorter are not turned again: hand
     in the whole text each time, or fix the factor with `NTKScaling`. emozilla 2023.
+    ValueError for a factor or an original_length below 1.
     """
 
     factor: float | int
@@ -250,7 +256,7 @@ class MultimodalRotary(nn.Module):
     `places` (tokens, axes) or (*batch, tokens, axes) holds the coordinates of the
     tokens at positions 0, 1, …; tokens after them are text. The first sections[0] pairs
     turn by the first coordinate, the next sections[1] by the second, and so on. Wang et
-    al. 2024 (Qwen2-VL: M-RoPE), section 2.1.
+    al. 2024 (Qwen2-VL: M-RoPE), section 2.1. ValueError for what does not fit.
     """
 
     def __init__(

@@ -112,6 +112,7 @@ def rotate(
     The first 2 * half numbers of each head turn, in pairs (i, i + half) or, if
     interleaved, (2i, 2i + 1), and are multiplied by `factor`; the rest stay as they
     are. It computes in float32, or float64 for float64. Su et al. 2024, eq. 34.
+    ValueError unless both are floats on one device, of shapes that fit.
     """
     check_turn(heads, angles)
     dtype, width = precise(heads), 2 * angles.shape[-1]
@@ -283,7 +284,8 @@ class QKNorm(nn.Module):
 
     Then each is multiplied by trained weights, head_dim for all queries' heads and as
     many for all keys'. Fills the slot `process_heads`; Henry et al. 2020 divide by the
-    length instead, Qwen3 and Gemma 3 do this.
+    length instead, Qwen3 and Gemma 3 do this. ValueError for a head_dim
+    below 1, an eps below 0, and heads or positions that do not fit.
     """
 
     def __init__(self, head_dim: int, *, eps: float = 1e-6) -> None:
@@ -309,7 +311,10 @@ class QKNorm(nn.Module):
 
 
 class ProcessHeads(nn.Module):
-    """Several steps in the slot `process_heads`, each given what the last one gave."""
+    """Several steps in the slot `process_heads`, each given what the last one gave.
+
+    ValueError for a step that cannot be called, or gives anything but two tensors.
+    """
 
     def __init__(self, *steps: Callable[..., tuple[Tensor, Tensor]]) -> None:
         super().__init__()

@@ -279,7 +279,7 @@ def _as_text(text: str | bytes) -> str:
 class SwiGLU(nn.Module):
     """A small network for each token, in which one half opens and closes the other.
 
-    Maps (..., d) to (..., d). Shazeer 2020, eq. 6.
+    Maps (..., d) to (..., d). Shazeer 2020, eq. 6. ValueError for a size below 1.
     """
 
     def __init__(self, d: int, d_hidden: int) -> None:
@@ -647,6 +647,7 @@ def chat_text(messages: Sequence[Mapping[str, str]], *, reply: bool = True) -> s
     """A conversation as the model has seen them, with the beginning of its reply.
 
     A message is {"role": "system", "user" or "assistant", "content": text}.
+    ValueError for other names, and for what is no string.
     """
     turns = (f"<|im_start|>{turn}<|im_end|>\n" for turn in _turns(messages))
     return "".join(turns) + ("<|im_start|>assistant\n" if reply else "")
@@ -658,7 +659,10 @@ def chat_ids(
     *,
     reply: bool = True,
 ) -> list[int]:
-    """The same as tokens; what the messages say is never taken for a special one."""
+    """The same as tokens; what the messages say is never taken for a special one.
+
+    ValueError as in `chat_text`, and for a tokenizer that lacks the two marks.
+    """
     marks = ("<|im_start|>", "<|im_end|>")
     if not tokenizer.ids.keys() >= {*marks}:
         must = "one that knows <|im_start|> and <|im_end|>"
@@ -685,7 +689,10 @@ def _turns(messages: Sequence[Mapping[str, str]]) -> list[str]:
 
 
 def with_bar(stream: Iterable, total: int, *, width: int = 40) -> Iterator:
-    """The same items, while a bar of at most `width` signs grows as they come."""
+    """The same items, while a bar of at most `width` signs grows as they come.
+
+    ValueError, before the first of them, if a number is below 1.
+    """
     check_sizes(total=total, width=width)
     drawn = 0
     for count, item in enumerate(stream, start=1):

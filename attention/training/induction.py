@@ -85,7 +85,10 @@ def repeated_tokens(
     *,
     generator: torch.Generator | None = None,
 ) -> Int[Tensor, "rows length"]:
-    """Texts of `period` random tokens, no two alike, said twice; drawn on the CPU."""
+    """Texts of `period` random tokens, no two alike, said twice; drawn on the CPU.
+
+    ValueError for a number below 1, or a period longer than the vocabulary.
+    """
     check_sizes(rows=rows, period=period, vocabulary=vocabulary)
     if period > vocabulary:
         must = f"at most {vocabulary=}, since no token occurs twice in a period"

@@ -77,7 +77,8 @@ _CORPUS = "book/_data/devils_dictionary.txt"
 def load_corpus(path: str | Path | None = None) -> str:
     """*The Devil's Dictionary* as one text, or the text in the file at `path`.
 
-    The dictionary lies in a clone of this book, not in what pip installs.
+    The dictionary lies in a clone of this book, not in what pip installs: there it is a
+    FileNotFoundError.
     """
     if path is None:
         path = Path(find_spec("attention").origin).parents[1] / _CORPUS
@@ -116,7 +117,10 @@ class Characters:
 
 
 def learnt_and_held_out(ids: Int[Tensor, " all"]) -> tuple[Tensor, Tensor]:
-    """The first nine tenths, to learn from, and the last tenth, which is held out."""
+    """The first nine tenths, to learn from, and the last tenth, which is held out.
+
+    ValueError unless this is one text, of whole numbers.
+    """
     _check_text(ids)
     cut = 9 * len(ids) // 10
     return ids[:cut], ids[cut:]
@@ -296,7 +300,10 @@ def _check_targets(targets: Tensor, logits: Tensor) -> Tensor:
 
 @torch.no_grad()
 def held_out_loss(model: nn.Module, ids: Int[Tensor, " all"], length: int) -> float:
-    """The loss of a whole text, read in pieces of `length`, each without a past."""
+    """The loss of a whole text, read in pieces of `length`, each without a past.
+
+    ValueError for a length below 1, and unless the text is longer, of whole numbers.
+    """
     (length,) = check_sizes(length=length)
     _check_text(ids, length + 1)
     whole = (len(ids) - 1) // length * length
@@ -330,7 +337,8 @@ def orthogonalised(
 class Muon(torch.optim.Optimizer):
     """Moves each matrix by its mean gradient, orthogonalised: in all directions alike.
 
-    For matrices inside a network alone. Jordan et al. 2024.
+    For matrices inside a network alone. Jordan et al. 2024. ValueError for a tensor of
+    another number of axes than two.
     """
 
     def __init__(self, matrices: Sequence[Tensor], weight_decay: float = 0.1) -> None:
