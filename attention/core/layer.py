@@ -14,7 +14,7 @@ from typing import Protocol, runtime_checkable
 
 import torch
 from einops import rearrange
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Integer
 from torch import Tensor, nn
 
 from attention.core.causal import ignore_saved_mask
@@ -54,8 +54,8 @@ __all__ = [
 
 
 def causal(
-    query_positions: Int[Tensor, "*queries_batch num_queries"],
-    key_positions: Int[Tensor, "*keys_batch num_keys"],
+    query_positions: Integer[Tensor, "*queries_batch num_queries"],
+    key_positions: Integer[Tensor, "*keys_batch num_keys"],
 ) -> Bool[Tensor, "*batch num_queries num_keys"]:
     """True where a key is not later than the query. ValueError for a misfit."""
     check_places(query_positions, key_positions)
@@ -330,7 +330,7 @@ class Attention(nn.Module):
         x: Float[Tensor, "*batch length d_in"],
         mask: Bool[Tensor, "..."] | None = None,
         *,
-        positions: Int[Tensor, "..."] | None = None,
+        positions: Integer[Tensor, "..."] | None = None,
         cache: Cache | None = None,
     ) -> Float[Tensor, "*batch length d_out"]:
         """Context vectors; `mask` (True where a query may see) hides further keys.
@@ -350,7 +350,7 @@ class Attention(nn.Module):
         x: Float[Tensor, "*batch length d_in"],
         mask: Bool[Tensor, "..."] | None = None,
         *,
-        positions: Int[Tensor, "..."] | None = None,
+        positions: Integer[Tensor, "..."] | None = None,
         cache: Cache | None = None,
     ) -> Float[Tensor, "*batch num_heads length num_keys"]:
         """The weights that `forward` uses for the same input, by head, before dropout.

@@ -11,7 +11,7 @@ from copy import copy
 from functools import partial
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Integer
 from torch import Tensor
 
 from attention.core.layer import causal, window
@@ -77,7 +77,7 @@ class RollingCache:
         self,
         keys: Float[Tensor, "*batch num_kv_heads new key_dim"],
         values: Float[Tensor, "*batch num_kv_heads new value_dim"],
-        positions: Int[Tensor, "*rows new"],
+        positions: Integer[Tensor, "*rows new"],
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Keys, values and positions of all that these tokens see, and their own."""
         like = self._memory[:2] if self.length else None

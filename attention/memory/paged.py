@@ -20,7 +20,7 @@ from operator import index
 
 import torch
 from einops import rearrange
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Integer
 from torch import Tensor
 
 from attention.core.layer import Cache
@@ -57,8 +57,8 @@ __all__ = [
 
 
 def slots_of(
-    table: Int[Tensor, "*batch columns"],
-    places: Int[Tensor, " length"],
+    table: Integer[Tensor, "*batch columns"],
+    places: Integer[Tensor, " length"],
     block_size: int,
 ) -> Int[Tensor, "*batch length"]:
     """Where in memory the tokens at these places of a text lie.
@@ -68,6 +68,7 @@ def slots_of(
     for a place that the table does not cover.
     """
     (block_size,) = check_sizes(block_size=block_size)
+    table, places = table.long(), places.long()  # slots are many: few bits would wrap
     end = table.shape[-1] * block_size
     if places.numel() and readable(places):
         _check_within("places", places, 0, end - 1)
@@ -268,7 +269,7 @@ class PagedCache:
         self,
         keys: Float[Tensor, "*batch num_kv_heads new key_dim"],
         values: Float[Tensor, "*batch num_kv_heads new value_dim"],
-        positions: Int[Tensor, "*rows new"],
+        positions: Integer[Tensor, "*rows new"],
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Keys, values and positions of all tokens so far, these included."""
         self.append(keys, values, positions)
@@ -394,7 +395,7 @@ def _texts(tokens: Tensor) -> list[list[int]]:
     return tokens.reshape(prod(batch), length).tolist()
 
 
-def reuse_prefix(cache: PagedCache, tokens: Int[Tensor, "*batch length"]) -> int:
+def reuse_prefix(cache: PagedCache, tokens: Integer[Tensor, "*batch length"]) -> int:
     """How many of these tokens stand in known blocks; an empty cache begins with them.
 
     Positions count from 0; `extend` must be given the others, at least the last one.
@@ -417,7 +418,7 @@ def reuse_prefix(cache: PagedCache, tokens: Int[Tensor, "*batch length"]) -> int
     return cache.length
 
 
-def publish_prefix(cache: PagedCache, tokens: Int[Tensor, "*batch length"]) -> None:
+def publish_prefix(cache: PagedCache, tokens: Integer[Tensor, "*batch length"]) -> None:
     """Let others reuse the full blocks; `tokens` are all that the cache holds.
 
     ValueError for a freed cache, and unless there is a whole number for each token.

@@ -9,7 +9,7 @@ Written by `book/memory/speculative.ipynb`: read and change it there.
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Integer
 from torch import Tensor
 
 from attention.memory.bounded import check_counts
@@ -71,7 +71,7 @@ def expected_tokens(rate: float, drafted: int) -> float:
 def accept(
     target: Float[Tensor, "*batch places vocabulary"],
     draft: Float[Tensor, "*batch drafted vocabulary"],
-    tokens: Int[Tensor, "*batch drafted"],
+    tokens: Integer[Tensor, "*batch drafted"],
     *,
     generator: torch.Generator | None = None,
 ) -> tuple[Int[Tensor, "*batch"], Int[Tensor, "*batch"]]:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Integer
 from torch import Tensor, nn
 
 from attention.position.rotary import (
@@ -262,7 +262,7 @@ class MultimodalRotary(nn.Module):
     def __init__(
         self,
         head_dim: int,
-        places: Int[Tensor, "*batch tokens axes"],
+        places: Integer[Tensor, "*batch tokens axes"],
         *,
         sections: Sequence[int],
         base: float | int = 10_000.0,
@@ -284,7 +284,7 @@ class MultimodalRotary(nn.Module):
         self.sections = tuple(sections)
         self.register_buffer("places", places.long(), persistent=False)
 
-    def coordinates(self, positions: Int[Tensor, "*rows length"]) -> Tensor:
+    def coordinates(self, positions: Integer[Tensor, "*rows length"]) -> Tensor:
         """Coordinates (..., length, axes) of the tokens at `positions`."""
         positions, count = positions.long(), self.places.shape[-2]
         known = positions.clamp(max=count - 1).unsqueeze(-1)
@@ -300,7 +300,7 @@ class MultimodalRotary(nn.Module):
         self,
         queries: Float[Tensor, "*batch length head_dim"],
         keys: Float[Tensor, "*groups length head_dim"],
-        positions: Int[Tensor, "*rows length"],
+        positions: Integer[Tensor, "*rows length"],
     ) -> tuple[Tensor, Tensor]:
         """Both, turned by the coordinates of the tokens at `positions`."""
         check_placed(queries, keys, positions, self.head_dim)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
 from attention.tools.checks import (
@@ -63,7 +63,7 @@ def rotary_frequencies(
     *,
     base: float | int | Tensor = 10_000.0,
     scaling: Scaling | None = None,
-    positions: Int[Tensor, "..."] | None = None,
+    positions: Integer[Tensor, "..."] | None = None,
 ) -> Float[Tensor, "... half"]:
     """Radians that each pair of numbers turns at a step: base^(-2i / rotary_dim).
 
@@ -179,7 +179,7 @@ class Rotary(nn.Module):
         self,
         queries: Float[Tensor, "*batch length head_dim"],
         keys: Float[Tensor, "*groups length head_dim"],
-        positions: Int[Tensor, "*rows length"],
+        positions: Integer[Tensor, "*rows length"],
     ) -> tuple[Tensor, Tensor]:
         """Both, turned; positions are (length,), or (*batch, length) for all heads."""
         check_placed(queries, keys, positions, self.head_dim)
@@ -188,7 +188,9 @@ class Rotary(nn.Module):
         options["factor"] = getattr(self.scaling, "attention_factor", 1.0)
         return rotate(queries, angles, **options), rotate(keys, angles, **options)
 
-    def angles(self, positions: Int[Tensor, "*rows length"]) -> Float[Tensor, "..."]:
+    def angles(
+        self, positions: Integer[Tensor, "*rows length"]
+    ) -> Float[Tensor, "..."]:
         """By how much each pair turns: (length, half), or (*rows, 1, length, half)."""
         options = {"base": self.base, "scaling": self.scaling, "positions": positions}
         frequencies = rotary_frequencies(self.rotary_dim, **options)
@@ -302,7 +304,7 @@ class QKNorm(nn.Module):
         self,
         queries: Float[Tensor, "*batch length head_dim"],
         keys: Float[Tensor, "*groups length head_dim"],
-        positions: Int[Tensor, "*rows length"],
+        positions: Integer[Tensor, "*rows length"],
     ) -> tuple[Tensor, Tensor]:
         """Both, normalised; positions do not matter. It computes in float32."""
         check_placed(queries, keys, positions, len(self.query_weight))

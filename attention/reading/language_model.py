@@ -22,7 +22,7 @@ from pathlib import Path
 from zipfile import BadZipFile, ZipFile
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Integer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -312,7 +312,7 @@ class Block(nn.Module):
         x: Float[Tensor, "*batch length d"],
         mask: Bool[Tensor, "..."] | None = None,
         *,
-        positions: Int[Tensor, "..."] | None = None,
+        positions: Integer[Tensor, "..."] | None = None,
         cache: Cache | None = None,
     ) -> Float[Tensor, "*batch length d"]:
         """What came in, and what both parts add; arguments are those of `Attention`."""
@@ -376,7 +376,7 @@ class LanguageModel(nn.Module):
         ids: Int[Tensor, "*batch length"],
         mask: Bool[Tensor, "..."] | None = None,
         *,
-        positions: Int[Tensor, "..."] | None = None,
+        positions: Integer[Tensor, "..."] | None = None,
         caches: Sequence[Cache] | None = None,
     ) -> Float[Tensor, "*batch length vocabulary"]:
         """Logits of the token after each; caches are one for each block."""
@@ -390,7 +390,7 @@ class LanguageModel(nn.Module):
         ids: Int[Tensor, "*batch length"],
         mask: Bool[Tensor, "..."] | None = None,
         *,
-        positions: Int[Tensor, "..."] | None = None,
+        positions: Integer[Tensor, "..."] | None = None,
         caches: Sequence[Cache] | None = None,
     ) -> tuple[Float[Tensor, "*batch heads length num_keys"], ...]:
         """The weights that `forward` uses, a tensor for each block; caches stay."""
@@ -414,7 +414,7 @@ def through(
     blocks: Iterable[Block],
     x: Float[Tensor, "*batch length d"],
     mask: Bool[Tensor, "..."] | None,
-    positions: Int[Tensor, "..."] | None,
+    positions: Integer[Tensor, "..."] | None,
     caches: Sequence[Cache | None],
 ) -> Float[Tensor, "*batch length d"]:
     """`x` after all blocks, with the cache of each; who calls it sets caches back."""
@@ -427,7 +427,7 @@ def weights_through(
     blocks: Iterable[Block],
     x: Float[Tensor, "*batch length d"],
     mask: Bool[Tensor, "..."] | None,
-    positions: Int[Tensor, "..."] | None,
+    positions: Integer[Tensor, "..."] | None,
     caches: Sequence[Cache | None],
 ) -> tuple[Float[Tensor, "*batch heads length num_keys"], ...]:
     """The weights of each block on the way of `through`; caches stay as they are."""

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Integer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -116,7 +116,7 @@ class Characters:
         return "".join(self.characters[number] for number in ids)
 
 
-def learnt_and_held_out(ids: Int[Tensor, " all"]) -> tuple[Tensor, Tensor]:
+def learnt_and_held_out(ids: Integer[Tensor, " all"]) -> tuple[Tensor, Tensor]:
     """The first nine tenths, to learn from, and the last tenth, which is held out.
 
     ValueError unless this is one text, of whole numbers.
@@ -136,8 +136,8 @@ def _check_text(ids: Tensor, least: int = 0) -> None:
 
 
 def batch_at(
-    step: int, ids: Int[Tensor, " all"], count: int, length: int, *, seed: int = 0
-) -> tuple[Int[Tensor, "{count} {length}"], Int[Tensor, "{count} {length}"]]:
+    step: int, ids: Integer[Tensor, " all"], count: int, length: int, *, seed: int = 0
+) -> tuple[Integer[Tensor, "{count} {length}"], Integer[Tensor, "{count} {length}"]]:
     """Pieces of the text for this step, and their targets: the same, one token on.
 
     In each round through the text, pieces begin elsewhere, come in a random order, and
@@ -229,7 +229,7 @@ class GPT(nn.Module):
         ids: Int[Tensor, "*batch length"],
         mask: Bool[Tensor, "..."] | None = None,
         *,
-        positions: Int[Tensor, "..."] | None = None,
+        positions: Integer[Tensor, "..."] | None = None,
         caches: Sequence[Cache] | None = None,
     ) -> Float[Tensor, "*batch length vocabulary"]:
         """Logits of the next token at each place; extends `caches`, one for a block."""
@@ -244,7 +244,7 @@ class GPT(nn.Module):
         ids: Int[Tensor, "*batch length"],
         mask: Bool[Tensor, "..."] | None = None,
         *,
-        positions: Int[Tensor, "..."] | None = None,
+        positions: Integer[Tensor, "..."] | None = None,
         caches: Sequence[Cache] | None = None,
     ) -> tuple[Float[Tensor, "*batch heads length num_keys"], ...]:
         """The weights that `forward` uses, a tensor for each block; caches stay."""
