@@ -4,6 +4,9 @@ Words are the same everywhere: `queries`, `keys`, `values`; `scores` before soft
 `weights` after it; `mask` is boolean and True where a query may see a key; `bias` is
 added to scores; `context` is what comes out.
 
+What does not fit is refused before it is computed, by a ValueError, "name: expected …,
+got …"; what is not a tensor where one must be, such as a list, by a TypeError.
+
 Letters stand for axes in einops strings and formulas:
 
     b  batch        h  heads           g  key/value heads

@@ -35,6 +35,7 @@ def future_leak(
     none is what it was. Returns the largest change of an output up to that position.
     `forward` must be deterministic: call `eval()` on a module with dropout first. It
     gets copies, so `x` stays as it is, and the detector itself draws no random number.
+    ValueError unless `x` is floats of length 2 or more, with outputs at its places.
     """
     check_tensor(x=x)
     if x.ndim < 2 or not x.is_floating_point() or x.shape[-2] < 2:
@@ -80,7 +81,8 @@ def causal_mask(
 
     Lower-right: with `num_keys` greater than `length`, the queries are the last of the
     keys. (PyTorch's `is_causal=True` and JAX take them for the first: that mask is
-    torch.ones(length, num_keys, dtype=torch.bool).tril().)
+    torch.ones(length, num_keys, dtype=torch.bool).tril().) ValueError unless both
+    are whole numbers, with 0 <= length <= num_keys.
     """
     num_keys = length if num_keys is None else num_keys
     if not is_size(num_keys):
@@ -105,7 +107,8 @@ class CausalAttention(nn.Module):
 
     Maps (..., length, d_in) to (..., length, d_out), with length at most
     context_length. `attend` is a form of attention (`Attend`). Loads checkpoints of the
-    companion's class (section 3.5.3).
+    companion's class (section 3.5.3). ValueError for a size, a form, an input or a mask
+    that does not fit.
     """
 
     def __init__(

@@ -49,6 +49,7 @@ class CrossAttention(nn.Module):
     Maps x (..., length, d_in) and context_input (..., context, d_context) to
     (..., length, d_out). A mask broadcasts to (..., num_heads, length, context).
     `attend` is a form of attention (`Attend`). Vaswani et al. 2017, section 3.2.3.
+    ValueError for a size, a form, an input or a mask that does not fit.
     """
 
     def __init__(

@@ -14,7 +14,7 @@ from typing import Protocol, runtime_checkable
 
 import torch
 from einops import rearrange
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Integer
 from torch import Tensor, nn
 
 from attention.core.causal import ignore_saved_mask
@@ -54,8 +54,8 @@ __all__ = [
 
 
 def causal(
-    query_positions: Int[Tensor, "*queries_batch num_queries"],
-    key_positions: Int[Tensor, "*keys_batch num_keys"],
+    query_positions: Integer[Tensor, "*queries_batch num_queries"],
+    key_positions: Integer[Tensor, "*keys_batch num_keys"],
 ) -> Bool[Tensor, "*batch num_queries num_keys"]:
     """True where a key is not later than the query. ValueError for a misfit."""
     check_places(query_positions, key_positions)
@@ -63,7 +63,7 @@ def causal(
 
 
 def window(size: int) -> Callable[[Tensor, Tensor], Tensor]:
-    """A mask: the `size` keys that end at the query, its own included."""
+    """A mask: the `size` keys up to the query's own; ValueError for a size below 1."""
     (size,) = check_sizes(size=size)
     return partial(_within, size=size)
 
@@ -79,7 +79,8 @@ def prefix(length: int) -> Callable[[Tensor, Tensor], Tensor]:
     """A mask: the keys at the first `length` positions, and those not later.
 
     With a cache, all of the prefix must come in the first piece: its tokens see keys
-    that are later than they are. Raffel et al. 2020, section 3.2.1.
+    that are later than they are. Raffel et al. 2020, section 3.2.1. ValueError
+    for a length below 1.
     """
     (length,) = check_sizes(length=length)
     return partial(_opened, length=length)
@@ -116,7 +117,10 @@ def positions_of(
     positions: Tensor | None = None,
     cache: Cache | None = None,
 ) -> Int[Tensor, "*rows length"]:
-    """Positions of the tokens of `x`: given, from 0, or on from what `cache` holds."""
+    """Positions of the tokens of `x`: given, from 0, or on from what `cache` holds.
+
+    ValueError for those given, unless they are whole numbers from 0, of a shape like x.
+    """
     if positions is not None:
         return check_positions(positions, x)
     count = torch.arange(x.shape[-2], device=x.device)
@@ -189,7 +193,7 @@ def in_order(query_positions: Tensor, key_positions: Tensor) -> bool:
 def extended(
     cache: Cache, keys: Tensor, values: Tensor, positions: Tensor, mask: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Keys, values and positions of all that `cache` holds with the new ones."""
+    """Keys, values and positions of `cache` with the new; ValueError for a misfit."""
     if mask is not None:
         check_tensor(mask=mask)
         if hasattr(cache, "seen"):
@@ -326,7 +330,7 @@ class Attention(nn.Module):
         x: Float[Tensor, "*batch length d_in"],
         mask: Bool[Tensor, "..."] | None = None,
         *,
-        positions: Int[Tensor, "..."] | None = None,
+        positions: Integer[Tensor, "..."] | None = None,
         cache: Cache | None = None,
     ) -> Float[Tensor, "*batch length d_out"]:
         """Context vectors; `mask` (True where a query may see) hides further keys.
@@ -346,7 +350,7 @@ class Attention(nn.Module):
         x: Float[Tensor, "*batch length d_in"],
         mask: Bool[Tensor, "..."] | None = None,
         *,
-        positions: Int[Tensor, "..."] | None = None,
+        positions: Integer[Tensor, "..."] | None = None,
         cache: Cache | None = None,
     ) -> Float[Tensor, "*batch num_heads length num_keys"]:
         """The weights that `forward` uses for the same input, by head, before dropout.

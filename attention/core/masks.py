@@ -7,7 +7,7 @@ Written by `book/core/masks.ipynb`: read and change it there.
 """
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Integer
 from torch import Tensor
 
 from attention.tools.checks import are_whole, is_size, readable
@@ -17,7 +17,7 @@ __all__ = ["and_masks", "document_mask", "padding_mask"]
 
 
 def padding_mask(
-    lengths: Int[Tensor, " batch"], max_length: int, *, left: bool = False
+    lengths: Integer[Tensor, " batch"], max_length: int, *, left: bool = False
 ) -> Bool[Tensor, "batch 1 1 max_length"]:
     """True at the real tokens of each sentence, for sentences x heads x queries x keys.
 
@@ -38,7 +38,7 @@ def padding_mask(
 
 
 def document_mask(
-    documents: Int[Tensor, "batch length"],
+    documents: Integer[Tensor, "batch length"],
 ) -> Bool[Tensor, "batch 1 length length"]:
     """True where query and key belong to the same document. ValueError for a misfit."""
     check_tensor(documents=documents)

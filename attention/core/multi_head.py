@@ -30,7 +30,8 @@ class StackedHeads(nn.Module):
     """Heads of causal attention, one after the other, their outputs side by side.
 
     Maps (..., length, d_in) to (..., length, num_heads * d_out): here d_out is the
-    width of one head. The companion's wrapper, section 3.6.1.
+    width of one head. The companion's wrapper, section 3.6.1. ValueError for a
+    size, a form, an input or a mask that does not fit.
     """
 
     def __init__(
@@ -75,7 +76,8 @@ class MultiHeadAttention(nn.Module):
     context_length and d_out shared among the heads. A mask broadcasts to (...,
     num_heads, length, length). `attend` is a form of attention (`Attend`). Vaswani et
     al. 2017, section 3.2.2. A drop-in for the companion's class (section 3.6.2),
-    checkpoints included.
+    checkpoints included. ValueError for a size, a form, an input or a mask that
+    does not fit.
     """
 
     def __init__(

@@ -68,7 +68,7 @@ def visible(
     """Where a query may see a key, for scores of `shape`; None if everywhere.
 
     Causal is lower-right: the queries are the last of the keys. A window counts the
-    query itself.
+    query itself. ValueError for a mask or a window that does not fit.
     """
     if mask is not None:
         check_tensor(mask=mask)
@@ -437,7 +437,8 @@ class SelfAttention(nn.Module):
     """Self-attention with trainable queries, keys and values: all tokens see all.
 
     Maps (..., length, d_in) to (..., length, d_out). `attend` is a form of attention
-    (`Attend`). Companion, section 3.4.2.
+    (`Attend`). Companion, section 3.4.2. ValueError for a size, a form, an input
+    or a mask that does not fit.
     """
 
     def __init__(

@@ -98,6 +98,7 @@ class AdditiveAttention(nn.Module):
 
     Maps queries (..., i, d_query), keys (..., j, d_key) and values (..., j, e) to
     (..., i, e). Bahdanau et al. 2015, section 3.1. Memory grows with i · j · d_hidden.
+    ValueError for a size, an input or a mask that does not fit.
     """
 
     def __init__(self, d_query: int, d_key: int, d_hidden: int) -> None:

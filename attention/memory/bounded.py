@@ -11,7 +11,7 @@ from copy import copy
 from functools import partial
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Integer
 from torch import Tensor
 
 from attention.core.layer import causal, window
@@ -78,7 +78,7 @@ class RollingCache:
         self,
         keys: Float[Tensor, "*batch num_kv_heads new key_dim"],
         values: Float[Tensor, "*batch num_kv_heads new value_dim"],
-        positions: Int[Tensor, "*rows new"],
+        positions: Integer[Tensor, "*rows new"],
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Keys, values and positions of all that these tokens see, and their own."""
         like = self._memory[:2] if self.length else None
@@ -256,7 +256,8 @@ def window_and_sinks(size: int, sinks: int) -> Callable[[Tensor, Tensor], Tensor
     """A mask: the `size` keys that end at the query, and those at the first positions.
 
     A query sees its own key, the size - 1 before it, and the keys at positions below
-    `sinks` that are not later than it is.
+    `sinks` that are not later than it is. ValueError for a size below 1,
+    and for sinks below 0.
     """
     (size,) = check_sizes(size=size)
     (sinks,) = check_counts(sinks=sinks)

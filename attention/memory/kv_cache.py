@@ -8,7 +8,7 @@ Written by `book/memory/kv_cache.ipynb`: read and change it there.
 """
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Integer
 from torch import Tensor
 
 from attention.tools.checks import (
@@ -140,7 +140,7 @@ class KVCache:
         self,
         keys: Float[Tensor, "*batch num_kv_heads new key_dim"],
         values: Float[Tensor, "*batch num_kv_heads new value_dim"],
-        positions: Int[Tensor, "*rows new"],
+        positions: Integer[Tensor, "*rows new"],
     ) -> tuple[
         Float[Tensor, "*batch num_kv_heads held key_dim"],
         Float[Tensor, "*batch num_kv_heads held value_dim"],

@@ -12,7 +12,7 @@ from functools import partial
 
 import torch
 from einops import rearrange
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Integer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -55,7 +55,8 @@ __all__ = [
 class RMSNorm(nn.Module):
     """Bring vectors to a mean square of 1, and multiply by trained weights.
 
-    It computes in float32, or float64 for float64. Zhang and Sennrich 2019.
+    It computes in float32, or float64 for float64. Zhang and Sennrich 2019. ValueError
+    for a width below 1, an eps below 0, and what is not floats of this width.
     """
 
     def __init__(self, width: int, *, eps: float = 1e-6) -> None:
@@ -213,7 +214,7 @@ class LatentAttention(nn.Module):
         x: Float[Tensor, "*batch length d_in"],
         mask: Bool[Tensor, "..."] | None = None,
         *,
-        positions: Int[Tensor, "..."] | None = None,
+        positions: Integer[Tensor, "..."] | None = None,
         cache: Cache | None = None,
     ) -> Float[Tensor, "*batch length d_out"]:
         """Context vectors; arguments are those of `Attention.forward`."""
@@ -233,7 +234,7 @@ class LatentAttention(nn.Module):
         x: Float[Tensor, "*batch length d_in"],
         mask: Bool[Tensor, "..."] | None = None,
         *,
-        positions: Int[Tensor, "..."] | None = None,
+        positions: Integer[Tensor, "..."] | None = None,
         cache: Cache | None = None,
     ) -> Float[Tensor, "*batch num_heads length num_keys"]:
         """The weights that `forward` uses for the same input, by head, before dropout.

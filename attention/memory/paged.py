@@ -20,7 +20,7 @@ from operator import index
 
 import torch
 from einops import rearrange
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Integer
 from torch import Tensor
 
 from attention.core.layer import Cache
@@ -57,8 +57,8 @@ __all__ = [
 
 
 def slots_of(
-    table: Int[Tensor, "*batch columns"],
-    places: Int[Tensor, " length"],
+    table: Integer[Tensor, "*batch columns"],
+    places: Integer[Tensor, " length"],
     block_size: int,
 ) -> Int[Tensor, "*batch length"]:
     """Where in memory the tokens at these places of a text lie.
@@ -68,6 +68,7 @@ def slots_of(
     for a place that the table does not cover.
     """
     (block_size,) = check_sizes(block_size=block_size)
+    table, places = table.long(), places.long()  # slots are many: few bits would wrap
     end = table.shape[-1] * block_size
     if places.numel() and readable(places):
         _check_within("places", places, 0, end - 1)
@@ -81,14 +82,17 @@ def _check_within(name: str, numbers: Tensor, least: int, most: int) -> None:
 
 
 def blocks_for(length: int, block_size: int) -> int:
-    """How many blocks a text of this length fills, the last one perhaps in part."""
+    """How many blocks a text of this length fills, the last one perhaps in part.
+
+    ValueError for a length below 0, or a block below 1.
+    """
     (block_size,) = check_sizes(block_size=block_size)
     (length,) = check_counts(length=length)
     return -(-length // block_size)
 
 
 def wasted_slots(lengths: Sequence[int], block_size: int) -> int:
-    """Slots that are allocated to texts of these lengths, and hold no token."""
+    """Empty slots held by texts of these lengths; ValueError as in `blocks_for`."""
     (block_size,) = check_sizes(block_size=block_size)
     return sum(blocks_for(n, block_size) * block_size - index(n) for n in lengths)
 
@@ -265,7 +269,7 @@ class PagedCache:
         self,
         keys: Float[Tensor, "*batch num_kv_heads new key_dim"],
         values: Float[Tensor, "*batch num_kv_heads new value_dim"],
-        positions: Int[Tensor, "*rows new"],
+        positions: Integer[Tensor, "*rows new"],
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Keys, values and positions of all tokens so far, these included."""
         self.append(keys, values, positions)
@@ -372,6 +376,7 @@ def block_names(
     """A name for each full block of a text, by what it and all before it say.
 
     It is a digest of the block's tokens, of their positions and of the name before.
+    ValueError for a block_size below 1.
     """
     (block_size,) = check_sizes(block_size=block_size)
     names, before = [], b""
@@ -392,17 +397,17 @@ def _texts(tokens: Tensor) -> list[list[int]]:
     return tokens.reshape(prod(batch), length).tolist()
 
 
-def reuse_prefix(cache: PagedCache, tokens: Int[Tensor, "*batch length"]) -> int:
+def reuse_prefix(cache: PagedCache, tokens: Integer[Tensor, "*batch length"]) -> int:
     """How many of these tokens stand in known blocks; an empty cache begins with them.
 
     Positions count from 0; `extend` must be given the others, at least the last one.
+    ValueError for a cache that holds tokens or was freed, and for no whole numbers.
     """
     cache._check_held()
-    texts = _texts(tokens)
     if cache.length:
         raise expected("cache", "an empty one", f"{cache.length} tokens")
     pool, known, found = cache.pool, cache.pool.known, []
-    for text in texts:
+    for text in _texts(tokens):
         names = block_names(text[:-1], range(len(text)), pool.block_size)
         found.append([known[name] for name in takewhile(known.__contains__, names)])
     count = min((len(row) for row in found), default=0)
@@ -415,8 +420,11 @@ def reuse_prefix(cache: PagedCache, tokens: Int[Tensor, "*batch length"]) -> int
     return cache.length
 
 
-def publish_prefix(cache: PagedCache, tokens: Int[Tensor, "*batch length"]) -> None:
-    """Let others reuse the full blocks; `tokens` are all that the cache holds."""
+def publish_prefix(cache: PagedCache, tokens: Integer[Tensor, "*batch length"]) -> None:
+    """Let others reuse the full blocks; `tokens` are all that the cache holds.
+
+    ValueError for a freed cache, and unless there is a whole number for each token.
+    """
     cache._check_held()
     texts = _texts(tokens)
     if (len(texts), tokens.shape[-1]) != (len(cache.rows), cache.length):
@@ -432,7 +440,10 @@ def publish_prefix(cache: PagedCache, tokens: Int[Tensor, "*batch length"]) -> N
 def stack_tables(
     caches: Sequence[PagedCache],
 ) -> tuple[Int[Tensor, "texts columns"], Int[Tensor, " texts"]]:
-    """Block tables of caches of one pool, and lengths; 0 where a row has ended."""
+    """Block tables of caches of one pool, and lengths; 0 where a row has ended.
+
+    ValueError for no cache, one that holds no token, and two pools.
+    """
     pools = {id(cache.pool) for cache in caches}
     if len(pools) != 1 or not all(cache.length for cache in caches):
         must = "caches of one pool, each with at least one token"
@@ -609,7 +620,7 @@ class Scheduler:
     writes one token. If blocks run out, the youngest text is put back: its blocks are
     freed, and later it is read again. Otherwise waiting texts are read, in order, while
     there is room. `log` notes for each step what was done with whom. Kwon et al. 2023,
-    section 4.5.
+    section 4.5. ValueError if `read` gives anything but a whole number.
     """
 
     def __init__(

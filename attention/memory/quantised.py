@@ -10,7 +10,7 @@ from copy import copy
 from itertools import accumulate
 
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int, Integer, UInt8
 from torch import Tensor
 
 from attention.memory.kv_cache import check_piece, check_rollback, joined_positions
@@ -194,7 +194,7 @@ class QuantizedCache:
         self,
         keys: Float[Tensor, "*batch num_kv_heads new key_dim"],
         values: Float[Tensor, "*batch num_kv_heads new value_dim"],
-        positions: Int[Tensor, "*rows new"],
+        positions: Integer[Tensor, "*rows new"],
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Keys, values and positions of all tokens so far, these included."""
         like, last = None, None

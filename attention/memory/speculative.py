@@ -9,7 +9,7 @@ Written by `book/memory/speculative.ipynb`: read and change it there.
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Integer
 from torch import Tensor
 
 from attention.tools.checks import (
@@ -40,6 +40,7 @@ def residual(
     """What is drawn from after a rejection: the target's surplus over the draft.
 
     Leviathan et al. 2023, section 2.3. Where there is no surplus, it is the target.
+    ValueError unless both are floats of one shape, on one device.
     """
     _check_alike(target, draft)
     surplus = (target - draft).clamp(min=0)
@@ -65,7 +66,8 @@ def acceptance_rate(
 def expected_tokens(rate: float, drafted: int) -> float:
     """Tokens of a round, on average, if each of `drafted` is accepted at this rate.
 
-    Leviathan et al. 2023, equation 1.
+    Leviathan et al. 2023, equation 1. ValueError for a rate that is no probability, and
+    a count below 0.
     """
     drafted = check_drafted(rate, drafted)
     return float(sum(rate**count for count in range(drafted + 1)))
@@ -74,7 +76,7 @@ def expected_tokens(rate: float, drafted: int) -> float:
 def accept(
     target: Float[Tensor, "*batch places vocabulary"],
     draft: Float[Tensor, "*batch drafted vocabulary"],
-    tokens: Int[Tensor, "*batch drafted"],
+    tokens: Integer[Tensor, "*batch drafted"],
     *,
     generator: torch.Generator | None = None,
 ) -> tuple[Int[Tensor, "*batch"], Int[Tensor, "*batch"]]:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Integer
 from torch import Tensor, nn
 
 from attention.position.rotary import (
@@ -47,7 +47,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class LinearScaling:
-    """A scaling: positions are divided by `factor`. Chen et al. 2023b, eq. 4."""
+    """A scaling: positions / factor (ValueError below 1). Chen et al. 2023b, eq. 4."""
 
     factor: float | int
 
@@ -80,7 +80,10 @@ def ntk_base(
 
 @dataclass(frozen=True)
 class NTKScaling:
-    """A scaling: the base grows, so that only slow pairs are stretched. bloc97 2023."""
+    """A scaling: the base grows, so that only slow pairs are stretched. bloc97 2023.
+
+    ValueError for a factor below 1.
+    """
 
     factor: float | int
 
@@ -97,6 +100,7 @@ def yarn_factor(factor: float | int, mscale: float | int = 1.0) -> float:
     """By how much queries and keys are multiplied: 0.1 mscale ln(factor) + 1.
 
     The scores get its square. Peng et al. 2024, section 3.4; mscale is DeepSeek-V2's.
+    ValueError for a factor below 1, and an mscale that is no number.
     """
     check_factor(factor)
     if not is_number(mscale):
@@ -114,6 +118,8 @@ class YaRN:
     given; with DeepSeek's mscale and mscale_all_dim, it is the ratio of both factors,
     and the layer multiplies its scale by yarn_factor(factor, mscale_all_dim) ** 2
     itself. Peng et al. 2024, sections 3.2 and 3.4; the ramp is that of their code.
+    ValueError unless factor >= 1, original_length >= 1, 0 < slow < fast and
+    attention_factor > 0.
     """
 
     factor: float | int
@@ -177,8 +183,8 @@ def check_turns(few: str, low: float | int, many: str, high: float | int) -> Non
 class Llama3Scaling:
     """A scaling: like YaRN's ramp, in turns instead of pairs, without its factor.
 
-    A pair that turns at least `high` times in `original_length` stays, one that turns
-    at most `low` times is interpolated. Llama Team 2024, and the released code.
+    A pair of `high` or more turns in `original_length` stays, one of `low` or fewer is
+    interpolated. Llama Team 2024, and the released code. ValueError as in `YaRN`.
     """
 
     factor: float | int
@@ -206,6 +212,7 @@ class DynamicNTKScaling:
     The largest position of a row says how long its text is, and each row has a base of
     its own. Keys that were cached when the text was shorter are not turned again: hand
     in the whole text each time, or fix the factor with `NTKScaling`. emozilla 2023.
+    ValueError for a factor or an original_length below 1.
     """
 
     factor: float | int
@@ -253,13 +260,13 @@ class MultimodalRotary(nn.Module):
     `places` (tokens, axes) or (*batch, tokens, axes) holds the coordinates of the
     tokens at positions 0, 1, …; tokens after them are text. The first sections[0] pairs
     turn by the first coordinate, the next sections[1] by the second, and so on. Wang et
-    al. 2024 (Qwen2-VL: M-RoPE), section 2.1.
+    al. 2024 (Qwen2-VL: M-RoPE), section 2.1. ValueError for what does not fit.
     """
 
     def __init__(
         self,
         head_dim: int,
-        places: Int[Tensor, "*batch tokens axes"],
+        places: Integer[Tensor, "*batch tokens axes"],
         *,
         sections: Sequence[int],
         base: float | int = 10_000.0,
@@ -281,7 +288,7 @@ class MultimodalRotary(nn.Module):
         self.sections = tuple(sections)
         self.register_buffer("places", places.long(), persistent=False)
 
-    def coordinates(self, positions: Int[Tensor, "*rows length"]) -> Tensor:
+    def coordinates(self, positions: Integer[Tensor, "*rows length"]) -> Tensor:
         """Coordinates (..., length, axes) of the tokens at `positions`."""
         positions, count = positions.long(), self.places.shape[-2]
         known = positions.clamp(max=count - 1).unsqueeze(-1)
@@ -297,7 +304,7 @@ class MultimodalRotary(nn.Module):
         self,
         queries: Float[Tensor, "*batch length head_dim"],
         keys: Float[Tensor, "*groups length head_dim"],
-        positions: Int[Tensor, "*rows length"],
+        positions: Integer[Tensor, "*rows length"],
     ) -> tuple[Tensor, Tensor]:
         """Both, turned by the coordinates of the tokens at `positions`."""
         check_placed(queries, keys, positions, self.head_dim)

@@ -116,7 +116,8 @@ class RelativeBias(nn.Module):
     queries, keys). T5 adds it to scores that are not scaled: there the slot `attend` is
     partial(attend, scale=1.0). In T5's checkpoints `table.weight` is called
     relative_attention_bias.weight, and all layers share that of the first. Options are
-    those of `relative_bucket`. Raffel et al. 2020, section 2.1.
+    those of `relative_bucket`. Raffel et al. 2020, section 2.1. ValueError for sizes
+    and positions that do not fit.
     """
 
     def __init__(
@@ -157,6 +158,7 @@ def alibi_slopes(
 
     This is for n heads, a power of two. Otherwise n is the next smaller one, and every
     other slope of 2n heads follows, from the steepest. Press et al. 2022, their code.
+    ValueError for a number of heads below 1.
     """
     (num_heads,) = check_sizes(num_heads=num_heads)
     n = 2 ** (num_heads.bit_length() - 1)
@@ -172,6 +174,7 @@ def alibi(num_heads: int) -> Callable[[Tensor, Tensor], Tensor]:
 
     It gives (*batch, heads, queries, keys), in float32, to be added after the scale.
     Keys after the query cost as much as those before. Press et al. 2022, section 3.
+    ValueError for a number of heads below 1.
     """
     (num_heads,) = check_sizes(num_heads=num_heads)
     return partial(_cost, num_heads=num_heads)

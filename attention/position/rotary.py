@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
 from attention.tools.checks import (
@@ -64,7 +64,7 @@ def rotary_frequencies(
     *,
     base: float | int | Tensor = 10_000.0,
     scaling: Scaling | None = None,
-    positions: Int[Tensor, "..."] | None = None,
+    positions: Integer[Tensor, "..."] | None = None,
 ) -> Float[Tensor, "... half"]:
     """Radians that each pair of numbers turns at a step: base^(-2i / rotary_dim).
 
@@ -110,6 +110,7 @@ def rotate(
     The first 2 * half numbers of each head turn, in pairs (i, i + half) or, if
     interleaved, (2i, 2i + 1), and are multiplied by `factor`; the rest stay as they
     are. It computes in float32, or float64 for float64. Su et al. 2024, eq. 34.
+    ValueError unless both are floats on one device, of shapes that fit.
     """
     check_turn(heads, angles)
     if not (is_number(factor) or isinstance(factor, Tensor)):
@@ -178,7 +179,7 @@ class Rotary(nn.Module):
         self,
         queries: Float[Tensor, "*batch length head_dim"],
         keys: Float[Tensor, "*groups length head_dim"],
-        positions: Int[Tensor, "*rows length"],
+        positions: Integer[Tensor, "*rows length"],
     ) -> tuple[Tensor, Tensor]:
         """Both, turned; positions are (length,), or (*batch, length) for all heads."""
         check_placed(queries, keys, positions, self.head_dim)
@@ -187,7 +188,9 @@ class Rotary(nn.Module):
         options["factor"] = getattr(self.scaling, "attention_factor", 1.0)
         return rotate(queries, angles, **options), rotate(keys, angles, **options)
 
-    def angles(self, positions: Int[Tensor, "*rows length"]) -> Float[Tensor, "..."]:
+    def angles(
+        self, positions: Integer[Tensor, "*rows length"]
+    ) -> Float[Tensor, "..."]:
         """By how much each pair turns: (length, half), or (*rows, 1, length, half)."""
         options = {"base": self.base, "scaling": self.scaling, "positions": positions}
         frequencies = rotary_frequencies(self.rotary_dim, **options)
@@ -283,7 +286,8 @@ class QKNorm(nn.Module):
 
     Then each is multiplied by trained weights, head_dim for all queries' heads and as
     many for all keys'. Fills the slot `process_heads`; Henry et al. 2020 divide by the
-    length instead, Qwen3 and Gemma 3 do this.
+    length instead, Qwen3 and Gemma 3 do this. ValueError for a head_dim
+    below 1, an eps below 0, and heads or positions that do not fit.
     """
 
     def __init__(self, head_dim: int, *, eps: float = 1e-6) -> None:
@@ -300,7 +304,7 @@ class QKNorm(nn.Module):
         self,
         queries: Float[Tensor, "*batch length head_dim"],
         keys: Float[Tensor, "*groups length head_dim"],
-        positions: Int[Tensor, "*rows length"],
+        positions: Integer[Tensor, "*rows length"],
     ) -> tuple[Tensor, Tensor]:
         """Both, normalised; positions do not matter. It computes in float32."""
         check_placed(queries, keys, positions, len(self.query_weight))
@@ -309,7 +313,10 @@ class QKNorm(nn.Module):
 
 
 class ProcessHeads(nn.Module):
-    """Several steps in the slot `process_heads`, each given what the last one gave."""
+    """Several steps in the slot `process_heads`, each given what the last one gave.
+
+    ValueError for a step that cannot be called, or gives anything but two tensors.
+    """
 
     def __init__(self, *steps: Callable[..., tuple[Tensor, Tensor]]) -> None:
         super().__init__()

@@ -12,7 +12,7 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Int, Integer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -39,7 +39,7 @@ class HeadScores(NamedTuple):
     induction: Tensor
 
 
-def where_heads_look(ids: Int[Tensor, " length"], *, skip: int = 4) -> HeadScores:
+def where_heads_look(ids: Integer[Tensor, " length"], *, skip: int = 4) -> HeadScores:
     """For each kind of head, True at the keys where it looks, (length, length).
 
     Previous: the token before. Sink: the first token, for queries from `skip` on.

@@ -133,7 +133,8 @@ def register_forms(show: bool = False, **forms: Attend) -> tuple[str, ...]:
 
     register_forms(mine=form) enters that one; without arguments these are `attend`,
     `flash_attend` as "tiled_attend", and `triton_attend`. `show` is that of
-    `as_interface`. ValueError for a name that is theirs, or holds "flash".
+    `as_interface`. ValueError for a name that is theirs, or holds "flash";
+    ModuleNotFoundError without transformers.
     """
     try:
         from transformers import AttentionInterface, AttentionMaskInterface

@@ -22,7 +22,7 @@ from pathlib import Path
 from zipfile import BadZipFile, ZipFile
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Integer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -285,7 +285,7 @@ def _as_text(text: str | bytes) -> str:
 class SwiGLU(nn.Module):
     """A small network for each token, in which one half opens and closes the other.
 
-    Maps (..., d) to (..., d). Shazeer 2020, eq. 6.
+    Maps (..., d) to (..., d). Shazeer 2020, eq. 6. ValueError for a size below 1.
     """
 
     def __init__(self, d: int, d_hidden: int) -> None:
@@ -318,7 +318,7 @@ class Block(nn.Module):
         x: Float[Tensor, "*batch length d"],
         mask: Bool[Tensor, "..."] | None = None,
         *,
-        positions: Int[Tensor, "..."] | None = None,
+        positions: Integer[Tensor, "..."] | None = None,
         cache: Cache | None = None,
     ) -> Float[Tensor, "*batch length d"]:
         """What came in, and what both parts add; arguments are those of `Attention`."""
@@ -382,7 +382,7 @@ class LanguageModel(nn.Module):
         ids: Int[Tensor, "*batch length"],
         mask: Bool[Tensor, "..."] | None = None,
         *,
-        positions: Int[Tensor, "..."] | None = None,
+        positions: Integer[Tensor, "..."] | None = None,
         caches: Sequence[Cache] | None = None,
     ) -> Float[Tensor, "*batch length vocabulary"]:
         """Logits of the token after each; caches are one for each block."""
@@ -396,7 +396,7 @@ class LanguageModel(nn.Module):
         ids: Int[Tensor, "*batch length"],
         mask: Bool[Tensor, "..."] | None = None,
         *,
-        positions: Int[Tensor, "..."] | None = None,
+        positions: Integer[Tensor, "..."] | None = None,
         caches: Sequence[Cache] | None = None,
     ) -> tuple[Float[Tensor, "*batch heads length num_keys"], ...]:
         """The weights that `forward` uses, a tensor for each block; caches stay."""
@@ -420,7 +420,7 @@ def through(
     blocks: Iterable[Block],
     x: Float[Tensor, "*batch length d"],
     mask: Bool[Tensor, "..."] | None,
-    positions: Int[Tensor, "..."] | None,
+    positions: Integer[Tensor, "..."] | None,
     caches: Sequence[Cache | None],
 ) -> Float[Tensor, "*batch length d"]:
     """`x` after all blocks, with the cache of each; who calls it sets caches back."""
@@ -433,7 +433,7 @@ def weights_through(
     blocks: Iterable[Block],
     x: Float[Tensor, "*batch length d"],
     mask: Bool[Tensor, "..."] | None,
-    positions: Int[Tensor, "..."] | None,
+    positions: Integer[Tensor, "..."] | None,
     caches: Sequence[Cache | None],
 ) -> tuple[Float[Tensor, "*batch heads length num_keys"], ...]:
     """The weights of each block on the way of `through`; caches stay as they are."""
@@ -637,6 +637,7 @@ def chat_text(messages: Sequence[Mapping[str, str]], *, reply: bool = True) -> s
     """A conversation as the model has seen them, with the beginning of its reply.
 
     A message is {"role": "system", "user" or "assistant", "content": text}.
+    ValueError for other names, and for what is no string.
     """
     turns = (f"<|im_start|>{turn}<|im_end|>\n" for turn in _turns(messages))
     return "".join(turns) + ("<|im_start|>assistant\n" if reply else "")
@@ -648,7 +649,10 @@ def chat_ids(
     *,
     reply: bool = True,
 ) -> list[int]:
-    """The same as tokens; what the messages say is never taken for a special one."""
+    """The same as tokens; what the messages say is never taken for a special one.
+
+    ValueError as in `chat_text`, and for a tokenizer that lacks the two marks.
+    """
     marks = ("<|im_start|>", "<|im_end|>")
     if not tokenizer.ids.keys() >= {*marks}:
         must = "one that knows <|im_start|> and <|im_end|>"
@@ -675,7 +679,10 @@ def _turns(messages: Sequence[Mapping[str, str]]) -> list[str]:
 
 
 def with_bar(stream: Iterable, total: int, *, width: int = 40) -> Iterator:
-    """The same items, while a bar of at most `width` signs grows as they come."""
+    """The same items, while a bar of at most `width` signs grows as they come.
+
+    ValueError, before the first of them, if a number is below 1.
+    """
     check_sizes(total=total, width=width)
     drawn = 0
     for count, item in enumerate(stream, start=1):

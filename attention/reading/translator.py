@@ -67,6 +67,7 @@ class SimplerSimpleRecurrentUnit(nn.Module):
     """A memory of all steps so far: each keeps a part of the state and adds its own.
 
     Maps (..., length, d) to (..., length, d). Kim et al. 2019, section 3.1.
+    ValueError for a d below 1, and unless x is floats of that width, one step or more.
     """
 
     def __init__(self, d: int) -> None:
@@ -125,7 +126,7 @@ class EncoderLayer(_Layer):
     """Self-attention, then a small network for each token, as Vaswani et al. 2017.
 
     Maps (..., length, d) to (..., length, d). A mask is as in `CrossAttention`, and so
-    is `attend`, the form of attention.
+    is `attend`, the form of attention. ValueError for what does not fit.
     """
 
     def forward(self, x: _Read, mask: _Mask = None) -> _Read:
@@ -143,6 +144,7 @@ class DecoderLayer(_Layer):
     """A memory of what was written, cross-attention to what was read, a network.
 
     Maps x (..., target_length, d) and encoded (..., length, d) to the shape of x.
+    ValueError for what does not fit.
     """
 
     def __init__(
@@ -211,8 +213,9 @@ class Translator(nn.Module):
 
     `vocabulary` turns text into pieces and back: a SentencePieceProcessor, or anything
     with its methods. Both sides share it, and `embedding` also gives the logits.
-    `attend` is the form of attention of all layers. Pieces that the vocabulary lacks
-    are refused; in a compiled model and on a GPU by PyTorch's embedding.
+    `attend` is the form of attention of all layers. ValueError for a size, a
+    text, pieces or vectors that do not fit; for pieces that the vocabulary lacks, in a
+    compiled model and on a GPU, the error of PyTorch's embedding.
     """
 
     def __init__(

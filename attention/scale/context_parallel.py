@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Integer
 from torch import Tensor
 
 from attention.core.masks import and_masks
@@ -527,7 +527,7 @@ def ring_attend(
     scale: float | Tensor | None = None,
     bias: Float[Tensor, "..."] | None = None,
     window: int | None = None,
-    documents: Int[Tensor, "..."] | None = None,
+    documents: Integer[Tensor, "..."] | None = None,
     group: dist.ProcessGroup | None = None,
     order: str = "zigzag",
 ) -> Float[Tensor, "*batch num_queries value_dim"]:
@@ -729,7 +729,7 @@ def ulysses_attend(
     scale: float | Tensor | None = None,
     bias: Float[Tensor, "..."] | None = None,
     window: int | None = None,
-    documents: Int[Tensor, "..."] | None = None,
+    documents: Integer[Tensor, "..."] | None = None,
     group: dist.ProcessGroup | None = None,
     order: str = "zigzag",
 ) -> Float[Tensor, "*batch num_queries value_dim"]:

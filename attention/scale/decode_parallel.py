@@ -11,7 +11,7 @@ from copy import copy
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Integer
 from torch import Tensor
 
 from attention.core.scaled_dot_product import attention_weights
@@ -166,7 +166,7 @@ class ShardedCache:
         self,
         keys: Float[Tensor, "*batch num_kv_heads new key_dim"],
         values: Float[Tensor, "*batch num_kv_heads new value_dim"],
-        positions: Int[Tensor, "*rows new"],
+        positions: Integer[Tensor, "*rows new"],
     ) -> tuple[
         Float[Tensor, "*batch num_kv_heads held key_dim"],
         Float[Tensor, "*batch num_kv_heads held value_dim"],

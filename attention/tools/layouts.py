@@ -301,7 +301,8 @@ def load_safetensors(path: Path | str, prefix: str = "") -> dict[str, Tensor]:
 
     A dot follows the prefix "h.0.attn", so that h.0.attn_norm is left out. Only these
     tensors are read, to the CPU. No pickle is ever opened. ValueError if there are
-    none, or for another format. Needs safetensors, the extra `checkpoints`.
+    none, or for another format; ImportError without safetensors, the extra
+    `checkpoints`.
     """
     try:
         from safetensors import SafetensorError, safe_open

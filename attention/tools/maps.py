@@ -136,7 +136,8 @@ def describe_weights(
     Takes what `show_weights` takes, and needs no matplotlib. With `brief` it names only
     the strongest pair of each map, as it does by itself when there are more than 16
     queries or maps. Tokens are shown by `visible_token`, and isolated from each other
-    (U+2068, U+2069) where one of them is written from right to left.
+    (U+2068, U+2069) where one of them is written from right to left. ValueError and
+    TypeError as in `as_maps`.
     """
     maps, allowed = as_maps(weights, queries, keys, mask, signed, axes)
     titles, names = _titles(weights.shape[:-2], axes), _named(queries, keys)
@@ -310,8 +311,8 @@ def show_weights(
     before the queries, `axes` says what they are: ("layer", "head"), or ("sentence",
     "head"); titles count both from 1. `mask` is True where a query may see a key;
     forbidden cells are hatched. `signed=True` draws scores, in two inks on a scale
-    centred on zero. Tokens are shown by `visible_token`. Needs matplotlib, the extra
-    `maps`. Errors: see `as_maps`.
+    centred on zero. Tokens are shown by `visible_token`. ValueError and TypeError
+    as in `as_maps`; ModuleNotFoundError without matplotlib, the extra `maps`.
     """
     options = {"mask": mask, "signed": signed, "axes": axes}
     maps, allowed = as_maps(weights, queries, keys, **options)

@@ -64,7 +64,8 @@ def run_ranks(
     `torch.distributed.get_rank()` tells them apart. Results come back pickled, by rank.
     RuntimeError, in one sentence, if a rank fails or is not ready in time; none is left
     running. Processes are forked where that is safe, and then `function` may be one of
-    a notebook; otherwise it must be importable.
+    a notebook; otherwise it must be importable. ValueError for what cannot be called,
+    fewer ranks than 1, and seconds that are not above 0, or above a million.
     """
     check_sizes(ranks=ranks)
     if not callable(function):

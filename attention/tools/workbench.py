@@ -54,7 +54,7 @@ GREY = "#8a8f98"  # what helps, or is left out
 def described(
     figure: "matplotlib.figure.Figure", description: str
 ) -> "matplotlib.figure.Figure":
-    """Give `figure` a description; a notebook shows it as SVG together with it."""
+    """Give `figure` a description, shown with it, as SVG; ValueError without a word."""
     if not description.strip():
         raise expected("description", "what the figure shows, in words", "no word")
     figure._repr_mimebundle_ = partial(_as_svg, figure, well_formed(description))

@@ -87,7 +87,10 @@ def repeated_tokens(
     *,
     generator: torch.Generator | None = None,
 ) -> Int[Tensor, "rows length"]:
-    """Texts of `period` random tokens, no two alike, said twice; drawn on the CPU."""
+    """Texts of `period` random tokens, no two alike, said twice; drawn on the CPU.
+
+    ValueError for a number below 1, or a period longer than the vocabulary.
+    """
     sizes = check_sizes(rows=rows, period=period, vocabulary=vocabulary)
     rows, period, vocabulary = sizes
     if period > vocabulary:

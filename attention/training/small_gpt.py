@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Integer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -78,7 +78,8 @@ _CORPUS = "book/_data/devils_dictionary.txt"
 def load_corpus(path: str | Path | None = None) -> str:
     """*The Devil's Dictionary* as one text, or the text in the file at `path`.
 
-    The dictionary lies in a clone of this book, not in what pip installs.
+    The dictionary lies in a clone of this book, not in what pip installs: there it is a
+    FileNotFoundError.
     """
     if path is None:
         path = Path(find_spec("attention").origin).parents[1] / _CORPUS
@@ -109,8 +110,11 @@ class Characters:
         return "".join(self.characters[number] for number in id_list(ids, len(self)))
 
 
-def learnt_and_held_out(ids: Int[Tensor, " all"]) -> tuple[Tensor, Tensor]:
-    """The first nine tenths, to learn from, and the last tenth, which is held out."""
+def learnt_and_held_out(ids: Integer[Tensor, " all"]) -> tuple[Tensor, Tensor]:
+    """The first nine tenths, to learn from, and the last tenth, which is held out.
+
+    ValueError unless this is one text, of whole numbers.
+    """
     _check_text(ids)
     cut = 9 * len(ids) // 10
     return ids[:cut], ids[cut:]
@@ -126,8 +130,8 @@ def _check_text(ids: Tensor, least: int = 0) -> None:
 
 
 def batch_at(
-    step: int, ids: Int[Tensor, " all"], count: int, length: int, *, seed: int = 0
-) -> tuple[Int[Tensor, "{count} {length}"], Int[Tensor, "{count} {length}"]]:
+    step: int, ids: Integer[Tensor, " all"], count: int, length: int, *, seed: int = 0
+) -> tuple[Integer[Tensor, "{count} {length}"], Integer[Tensor, "{count} {length}"]]:
     """Pieces of the text for this step, and their targets: the same, one token on.
 
     In each round through the text, pieces begin elsewhere, come in a random order, and
@@ -219,7 +223,7 @@ class GPT(nn.Module):
         ids: Int[Tensor, "*batch length"],
         mask: Bool[Tensor, "..."] | None = None,
         *,
-        positions: Int[Tensor, "..."] | None = None,
+        positions: Integer[Tensor, "..."] | None = None,
         caches: Sequence[Cache] | None = None,
     ) -> Float[Tensor, "*batch length vocabulary"]:
         """Logits of the next token at each place; extends `caches`, one for a block."""
@@ -234,7 +238,7 @@ class GPT(nn.Module):
         ids: Int[Tensor, "*batch length"],
         mask: Bool[Tensor, "..."] | None = None,
         *,
-        positions: Int[Tensor, "..."] | None = None,
+        positions: Integer[Tensor, "..."] | None = None,
         caches: Sequence[Cache] | None = None,
     ) -> tuple[Float[Tensor, "*batch heads length num_keys"], ...]:
         """The weights that `forward` uses, a tensor for each block; caches stay."""
@@ -293,6 +297,8 @@ def held_out_loss(model: nn.Module, ids: Int[Tensor, " all"], length: int) -> fl
     """The loss of a text, read in whole pieces of `length`, each without a past.
 
     The last tokens, which fill no piece and are fewer than `length`, are left out.
+
+    ValueError for a length below 1, and unless the text is longer, of whole numbers.
     """
     (length,) = check_sizes(length=length)
     _check_text(ids, length + 1)
@@ -327,7 +333,8 @@ def orthogonalised(
 class Muon(torch.optim.Optimizer):
     """Moves each matrix by its mean gradient, orthogonalised: in all directions alike.
 
-    For matrices inside a network alone. Jordan et al. 2024.
+    For matrices inside a network alone. Jordan et al. 2024. ValueError for a tensor of
+    another number of axes than two.
     """
 
     def __init__(self, matrices: Sequence[Tensor], weight_decay: float = 0.1) -> None:

@@ -749,7 +749,7 @@ def test_a_window_of_positions_in_few_bits_is_the_same(dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int32])
-def test_a_prefix_of_positions_in_few_bits_is_the_same(dtype, as_importer):
+def test_a_prefix_of_positions_in_few_bits_is_the_same(dtype):
     places = torch.arange(50, 57)
     narrow = places.to(dtype)
     assert torch.equal(prefix(300)(narrow, narrow), prefix(300)(places, places))
@@ -757,7 +757,7 @@ def test_a_prefix_of_positions_in_few_bits_is_the_same(dtype, as_importer):
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int32])
 @pytest.mark.parametrize("masks", [(causal,), (lambda i, j: distance(i, j) >= 0,)])
-def test_positions_in_few_bits_hide_the_same_keys(masks, dtype, as_importer):
+def test_positions_in_few_bits_hide_the_same_keys(masks, dtype):
     layer, x = Attention(6, 6, 2, masks=masks), torch.randn(4, 6)
     positions = torch.tensor([5, 3, 7, 4])
     torch.testing.assert_close(

@@ -327,7 +327,7 @@ def test_what_was_written_in_inference_mode_can_be_undone_outside():
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int32])
-def test_sinks_at_positions_in_few_bits_are_the_same(dtype, as_importer):
+def test_sinks_at_positions_in_few_bits_are_the_same(dtype):
     places, mask = torch.arange(50, 57), window_and_sinks(2, 300)
     narrow = places.to(dtype)
     assert torch.equal(mask(narrow, narrow), mask(places, places))

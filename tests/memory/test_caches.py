@@ -81,6 +81,19 @@ def test_it_keeps_the_promise_of_caches(name):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.uint16])
+@cached
+def test_positions_may_be_whole_numbers_of_any_kind(name, dtype):
+    kept = CACHES[name]
+    *tensors, positions = some_piece(5)
+    narrow, wide = kept.make(), kept.make()
+    got = narrow.extend(*tensors, positions.to(dtype))
+    for ours, must in zip(got, wide.extend(*tensors, positions), strict=True):
+        assert ours.dtype == must.dtype
+        assert torch.equal(ours, must)
+
+
+@torch.no_grad()
 @kinds()
 def test_any_split_gives_what_the_whole_gives(name, dtype, slots):
     kept = CACHES[name]

@@ -103,7 +103,7 @@ def test_a_size_that_counts_no_tokens_is_refused(name, wrong, as_importer):
         KVCache(**{name: wrong})
 
 
-def test_positions_in_few_bits_do_not_wrap(as_importer):
+def test_positions_in_few_bits_do_not_wrap():
     keys, values, _ = some_piece(2)
     with pytest.raises(ValueError, match=said("positions", "less", "got", "[4, 3]")):
         check_piece(keys, values, torch.tensor([4, 3], dtype=torch.uint8))

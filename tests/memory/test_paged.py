@@ -95,6 +95,14 @@ def test_each_text_has_a_table_of_its_own():
     ]
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.uint16])
+def test_places_and_tables_may_be_whole_numbers_of_any_kind(dtype):
+    table, places = torch.tensor([[100, 0], [1, 2]]), torch.tensor([0, 4, 2])
+    must = slots_of(table, places, 300)
+    assert torch.equal(slots_of(table, places.to(dtype), 300), must)
+    assert torch.equal(slots_of(table.to(dtype), places, 300), must)
+
+
 @pytest.mark.parametrize("places", [[-1], [0, 6], [7, 0]])
 def test_a_place_that_no_block_covers_is_refused(places, as_importer):
     with pytest.raises(ValueError, match=said("places", "from 0 to 5", "got")):
@@ -577,6 +585,14 @@ def test_tokens_are_whole_numbers(use, tokens, fields, as_importer):
         use(PagedCache(4), tokens)
     with pytest.raises(TypeError, match=said("tokens", "Tensor", "list")):
         use(PagedCache(4), [1, 2])
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.uint16])
+def test_tokens_of_few_bits_name_the_same_blocks(dtype):
+    cache, _ = grown(pool := BlockPool(4), 9)
+    publish_prefix(cache, torch.arange(9).to(dtype))
+    for kind in (dtype, torch.int64):
+        assert reuse_prefix(PagedCache(4, pool=pool), torch.arange(9).to(kind)) == 8
 
 
 def test_a_text_is_published_with_all_its_tokens(as_importer):

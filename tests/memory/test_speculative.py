@@ -249,7 +249,6 @@ def test_probabilities_may_be_of_any_floats(of_p, of_q):
 @pytest.mark.parametrize(
     "dtype", [torch.uint8, torch.int8, torch.int16, torch.uint16, torch.uint32]
 )
-@pytest.mark.usefixtures("as_importer")
 def test_tokens_may_be_of_any_whole_numbers(dtype):
     p, tokens = torch.full((4, 50257), 1 / 50257), torch.tensor([5, 100, 7])
     must = accept(p, p[:3], tokens, generator=seeded())
@@ -288,7 +287,6 @@ def refused(match, target, draft, tokens):
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.uint16])
-@pytest.mark.usefixtures("as_importer")
 def test_tokens_of_few_bits_are_the_same_tokens(dtype):
     draft, tokens = torch.rand(3, 300).softmax(-1), torch.tensor([100, 44, 127])
     target = torch.rand(4, 300).softmax(-1)

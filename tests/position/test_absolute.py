@@ -97,7 +97,7 @@ def test_padding_on_the_left_moves_no_sentence():
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32])
-def test_whole_numbers_of_every_kind_are_positions(as_importer, dtype):
+def test_whole_numbers_of_every_kind_are_positions(dtype):
     places, x = LearnedPositions(11, 6), torch.randn(3, 6)
     positions = torch.tensor([1, 10, 0])
     assert torch.equal(places(x, positions.to(dtype)), places(x, positions))

@@ -267,7 +267,6 @@ def test_dynamic_leaves_the_trained_length_alone_whatever_the_factor(factor):
 
 
 @pytest.mark.parametrize("dtype", NARROW)
-@pytest.mark.usefixtures("as_importer")
 def test_dynamic_takes_positions_of_few_bits(dtype):
     queries, rotary = torch.randn(2, 90, 8), Rotary(8, scaling=DynamicNTKScaling(2, 64))
     must = rotary(queries, queries, torch.arange(90))
@@ -286,7 +285,6 @@ def test_dynamic_reads_no_number_on_the_way():
 
 
 @pytest.mark.parametrize("dtype", NARROW)
-@pytest.mark.usefixtures("as_importer")
 def test_text_after_a_picture_goes_on_whatever_bits_its_places_have(dtype):
     places = torch.tensor([[0] * 3, [torch.iinfo(dtype).max] * 3])
     must = MultimodalRotary(8, places, sections=(1, 1, 2))
@@ -372,7 +370,7 @@ def test_a_scaled_turn_follows_a_norm():
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16])
-def test_places_are_found_for_positions_in_few_bits(dtype, as_importer):
+def test_places_are_found_for_positions_in_few_bits(dtype):
     rotary = MultimodalRotary(6, picture_places(300), sections=(1, 1, 1))
     positions = torch.tensor([3, 50, 100])
     heads = torch.randn(2, 3, 6), torch.randn(1, 3, 6)

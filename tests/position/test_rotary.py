@@ -9,7 +9,9 @@ import torch
 from examples import TRACERS, in_pieces, said
 
 from attention import (
+    GPT,
     Attention,
+    LatentAttention,
     LearnedPositions,
     alibi,
     causal,
@@ -427,6 +429,9 @@ PLACED = {  # each calls something with the positions 0, 3 and 100 of three toke
     "norm": lambda at: QKNorm(6)(HEADS, HEADS, at),
     "learned": lambda at: PLACES(HEADS, at),
     "a layer": lambda at: LAYER(HEADS, positions=at),
+    "its weights": lambda at: LAYER.attention_weights(HEADS, positions=at),
+    "a latent layer": lambda at: LATENT(HEADS, positions=at),
+    "a model": lambda at: MODEL(THREE, positions=at),
     "ALiBi": lambda at: alibi(2)(at, at),
     "window": lambda at: window(3)(at, at),
     "causal": lambda at: causal(at, THREE),
@@ -438,11 +443,13 @@ PLACED = {  # each calls something with the positions 0, 3 and 100 of three toke
 THREE = torch.tensor([0, 3, 100])
 HEADS, LAYER = torch.randn(2, 3, 6), Attention(6, 6, 1, process_heads=Rotary(6))
 PLACES = LearnedPositions(101, 6)
+LATENT = LatentAttention(6, 6, 1, latent_dim=4, rotary_dim=2, head_dim=4)
+MODEL = GPT(101, d=8, num_heads=2, num_blocks=1)
 
 
 @pytest.mark.parametrize("name", PLACED)
 @pytest.mark.parametrize("dtype", WHOLE, ids=str)
-def test_positions_may_be_whole_numbers_of_any_kind(name, dtype, as_importer):
+def test_positions_may_be_whole_numbers_of_any_kind(name, dtype):
     positions = torch.tensor([0, 3, 100])
     got = PLACED[name](positions.to(dtype))
     torch.testing.assert_close(got, PLACED[name](positions))

@@ -71,7 +71,7 @@ def test_what_is_not_one_text_is_refused(ids, as_importer):
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int64])
-def test_any_whole_number_may_stand_for_a_token(dtype, as_importer):
+def test_any_whole_number_may_stand_for_a_token(dtype):
     ids = torch.tensor([0, 1, 0, 1, 2, 0])
     must = where_heads_look(ids).induction
     for other in (ids, ids + 100, 2 - ids if dtype is torch.uint8 else -1 - ids):

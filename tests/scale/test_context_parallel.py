@@ -366,6 +366,14 @@ def test_documents_see_their_own_tokens_alone(form, batch):
     torch.testing.assert_close(ours, attend(*text, same, causal=True))
 
 
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.uint16])
+def test_numbers_of_documents_may_be_of_any_kind(form, dtype):
+    text, numbers = torch.randn(3, 7, 5), torch.tensor([0, 0, 1, 1, 1, 4, 0])
+    must = form(*text, causal=True, documents=numbers)
+    assert torch.equal(form(*text, causal=True, documents=numbers.to(dtype)), must)
+
+
 @pytest.mark.parametrize(("arguments", "message"), MISFITS.values(), ids=MISFITS.keys())
 @pytest.mark.parametrize("form", FORMS)
 def test_a_misfit_is_refused_in_words(form, arguments, message, as_importer):

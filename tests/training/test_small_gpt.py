@@ -130,11 +130,15 @@ def test_a_context_is_a_whole_number(positions, context_length, as_importer):
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.uint16])
 @pytest.mark.parametrize("vocabulary", [100, 300])  # 300 would be 44 in eight bits
-@pytest.mark.usefixtures("as_importer")
 def test_targets_of_few_bits_have_the_same_loss(dtype, vocabulary):
     model, ids = GPT(vocabulary, d=8, num_heads=2), torch.arange(60, 66)[None]
     must = text_loss(model, ids, ids)
     assert_close(text_loss(model, ids, ids.to(dtype)), must, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.uint16])
+def test_inputs_of_few_bits_are_refused_by_name(dtype, as_importer):
+    model, ids = GPT(100, d=8, num_heads=2), torch.arange(60, 66)[None]
     with pytest.raises(ValueError, match=said("ids", "int32", "int64", "got", dtype)):
         text_loss(model, ids.to(dtype), ids)
 
