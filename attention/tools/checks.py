@@ -258,6 +258,9 @@ def unified(*tensors: Tensor) -> tuple[Tensor, ...]:
     )
 
 
+_LARGEST = sys.float_info.max
+
+
 def own_number(thing: object) -> object:
     """NumPy's numbers, and other real ones, as Python's; all else as it is."""
     if type(thing) in (int, float, bool):
@@ -315,7 +318,7 @@ def is_size(number: object) -> bool:
 def is_number(thing: object) -> bool:
     """Whether it is a number that a float can hold; inf and nan are none."""
     own = own_number(thing)
-    return isinstance(own, (int, float)) and abs(own) <= sys.float_info.max
+    return isinstance(own, (int, float)) and abs(own) <= _LARGEST
 
 
 def check_heads(d_out: int, num_heads: int) -> list[int]:
