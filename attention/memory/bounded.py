@@ -82,7 +82,7 @@ class RollingCache:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Keys, values and positions of all that these tokens see, and their own."""
         like = self._memory[:2] if self.length else None
-        last = self.positions[..., -1:] if self.length else None
+        last = self._last_position() if self.length else None
         positions = check_piece(keys, values, positions, like=like, last=last)
         self._check_sinks(positions)
         new = (keys, values, positions)
@@ -129,6 +129,10 @@ class RollingCache:
             runs.append((start, slot, min(room, end - start)))
             start += runs[-1][2]
         return runs
+
+    def _last_position(self) -> Tensor:
+        ((_, slot, several),) = self._runs(self.length - 1, self.length)
+        return self._memory[2].narrow(-1, slot, several)
 
     def _read(self, count: int, new: tuple[Tensor, ...] = ()) -> tuple[Tensor, ...]:
         """The sinks, the last `count` of the other tokens, and the new ones."""
