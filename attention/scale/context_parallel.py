@@ -63,7 +63,7 @@ def order_ranges(length: int, ranks: int, order: str = "zigzag") -> list[list[ra
     Shares differ by a token or two if the length does not divide evenly. ValueError for
     another order, or fewer tokens than pieces. Brandon et al. 2023; Zhu 2024.
     """
-    length, pieces = _check_order(length, ranks, order)
+    length, ranks, pieces = _check_order(length, ranks, order)
     if order == "striped":
         return [[range(rank, length, ranks)] for rank in range(ranks)]
     edges = [length * cut // pieces for cut in range(pieces + 1)]
@@ -76,9 +76,9 @@ def order_ranges(length: int, ranks: int, order: str = "zigzag") -> list[list[ra
 _ORDERS = ("contiguous", "striped", "zigzag")
 
 
-def _check_order(length: int, ranks: int, order: str) -> tuple[int, int]:
-    """The length, and how many pieces there are; ValueError if one would be empty."""
-    check_sizes(ranks=ranks)
+def _check_order(length: int, ranks: int, order: str) -> tuple[int, int, int]:
+    """Both, as Python's, and the number of pieces; ValueError if one would be empty."""
+    (ranks,) = check_sizes(ranks=ranks)
     _known(order)
     pieces = 2 * ranks if order == "zigzag" and ranks > 1 else ranks
     try:
@@ -88,7 +88,7 @@ def _check_order(length: int, ranks: int, order: str) -> tuple[int, int]:
     if whole < pieces:
         must = f"a whole number of at least {pieces} tokens, for {order} order on"
         raise expected("length", f"{must} {ranks} ranks", length)
-    return whole, pieces
+    return whole, ranks, pieces
 
 
 def _known(order: str) -> None:

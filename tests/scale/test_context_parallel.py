@@ -627,6 +627,12 @@ def test_a_length_is_any_whole_number(whole, order):
 
 
 @pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.usefixtures("as_importer")
+def test_ranks_are_any_whole_number(order):
+    assert order_ranges(900, numpy.uint8(200), order) == order_ranges(900, 200, order)
+
+
+@pytest.mark.parametrize("order", ORDERS)
 def test_a_rank_alone_has_one_range_of_any_length(order):
     assert order_ranges(1, 1, order) == [[range(1)]]
     assert order_ranges(7, 1, order) == [[range(7)]]
