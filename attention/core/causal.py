@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from attention.core.scaled_dot_product import Attend, attend, weights_of
 from attention.tools.checks import (
+    check_dropout,
     check_form,
     check_input,
     check_sizes,
     dropout_now,
     is_size,
-    own_number,
 )
 from attention.tools.workbench import check_tensor, expected
 
@@ -129,7 +129,7 @@ class CausalAttention(nn.Module):
         self.W_query = nn.Linear(d_in, d_out, bias=qkv_bias)
         self.W_key = nn.Linear(d_in, d_out, bias=qkv_bias)
         self.W_value = nn.Linear(d_in, d_out, bias=qkv_bias)
-        self.dropout = nn.Dropout(own_number(dropout))
+        self.dropout = nn.Dropout(check_dropout(dropout))
         ignore_saved_mask(self)
 
     def forward(

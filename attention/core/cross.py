@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from attention.core.scaled_dot_product import Attend, attend, weights_of
 from attention.tools.checks import (
     autocast_on,
+    check_dropout,
     check_form,
     check_heads,
     check_input,
     check_returned,
     check_sizes,
     dropout_now,
-    own_number,
 )
 from attention.tools.workbench import check_tensor, expected
 
@@ -74,7 +74,7 @@ class CrossAttention(nn.Module):
         self.W_key = nn.Linear(d_context, d_out, bias=qkv_bias)
         self.W_value = nn.Linear(d_context, d_out, bias=qkv_bias)
         self.out_proj = nn.Linear(d_out, d_out)
-        self.dropout = nn.Dropout(own_number(dropout))
+        self.dropout = nn.Dropout(check_dropout(dropout))
         self.attend = attend
 
     def forward(

@@ -21,6 +21,7 @@ from attention.core.causal import ignore_saved_mask
 from attention.core.masks import and_masks
 from attention.core.scaled_dot_product import Attend, attend, visible, weights_of
 from attention.tools.checks import (
+    check_dropout,
     check_heads,
     check_input,
     check_pair,
@@ -30,7 +31,6 @@ from attention.tools.checks import (
     check_sizes,
     check_slots,
     dropout_now,
-    own_number,
     precise,
     readable,
 )
@@ -318,7 +318,7 @@ class Attention(nn.Module):
         self.W_key = nn.Linear(d_in, width, bias=qkv_bias)
         self.W_value = nn.Linear(d_in, width, bias=qkv_bias)
         self.out_proj = nn.Linear(num_heads * head_dim, d_out, bias=out_bias)
-        self.dropout = nn.Dropout(own_number(dropout))
+        self.dropout = nn.Dropout(check_dropout(dropout))
         self.process_heads, self.bias, self.attend = process_heads, bias, attend
         self.masks = tuple(masks)
         trained = [mask for mask in masks if isinstance(mask, nn.Module)]

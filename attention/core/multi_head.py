@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from attention.core.causal import CausalAttention, ignore_saved_mask
 from attention.core.scaled_dot_product import Attend, attend, weights_of
 from attention.tools.checks import (
+    check_dropout,
     check_form,
     check_heads,
     check_input,
     check_returned,
     check_sizes,
     dropout_now,
-    own_number,
 )
 
 __all__ = ["MultiHeadAttention", "StackedHeads"]
@@ -101,7 +101,7 @@ class MultiHeadAttention(nn.Module):
         self.W_key = nn.Linear(d_in, d_out, bias=qkv_bias)
         self.W_value = nn.Linear(d_in, d_out, bias=qkv_bias)
         self.out_proj = nn.Linear(d_out, d_out)
-        self.dropout = nn.Dropout(own_number(dropout))
+        self.dropout = nn.Dropout(check_dropout(dropout))
         self.attend = attend
         ignore_saved_mask(self)
 

@@ -29,6 +29,7 @@ from attention.core.layer import (
 from attention.core.scaled_dot_product import Attend, attend, weights_of
 from attention.position.rotary import Rotary, check_rotary, normalised
 from attention.tools.checks import (
+    check_dropout,
     check_heads,
     check_input,
     check_pair,
@@ -203,7 +204,7 @@ class LatentAttention(nn.Module):
         self.W_key = nn.Linear(latent_dim, num_heads * head_dim, bias=False)
         self.W_value = nn.Linear(latent_dim, num_heads * value_dim, bias=False)
         self.out_proj = nn.Linear(num_heads * value_dim, d_out, bias=out_bias)
-        self.dropout = nn.Dropout(own_number(dropout))
+        self.dropout = nn.Dropout(check_dropout(dropout))
         self.process_heads, self.bias, self.attend = process_heads, bias, attend
         self.masks = tuple(masks)
         trained = [mask for mask in masks if isinstance(mask, nn.Module)]

@@ -32,6 +32,7 @@ __all__ = [
     "check_above",
     "check_bias",
     "check_counts",
+    "check_dropout",
     "check_fit",
     "check_form",
     "check_heads",
@@ -319,6 +320,13 @@ def is_number(thing: object) -> bool:
     """Whether it is a number that a float can hold; inf and nan are none."""
     own = own_number(thing)
     return isinstance(own, (int, float)) and abs(own) <= _LARGEST
+
+
+def check_dropout(dropout: float) -> float:
+    """The same, as Python's; ValueError unless it is a probability."""
+    if not is_number(dropout) or dropout is True or not 0 <= dropout <= 1:
+        raise expected("dropout", "a probability from 0 to 1", repr(dropout))
+    return own_number(dropout)
 
 
 def check_heads(d_out: int, num_heads: int) -> list[int]:

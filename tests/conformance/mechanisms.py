@@ -53,7 +53,7 @@ def fused(sizes, dropout=0.0, **options):
 
 
 def in_tiles(sizes, dropout=0.0, **options):
-    options = options | {"tile": (2, 3)}  # several, though the examples are short
+    options = {**options, "tile": (2, 3)}  # several, though the examples are short
 
     def f(queries, keys, values, mask=None):
         return flash_attend(queries, keys, values, mask, dropout_p=dropout, **options)

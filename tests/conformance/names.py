@@ -151,6 +151,7 @@ OTHERS = {
     "are_groups": CHECK,
     "as_given": CHECK,
     "autocast_on": CHECK,
+    "check_dropout": CHECK,
     "check_heads": CHECK,
     "check_window": CHECK,
     "dropout_now": CHECK,

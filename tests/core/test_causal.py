@@ -195,9 +195,7 @@ def test_the_context_length_is_whole_and_positive(as_importer, context_length):
 
 
 def test_dropout_is_a_probability(as_importer):
-    with pytest.raises(
-        ValueError, match="dropout probability has to be between 0 and 1"
-    ):
+    with pytest.raises(ValueError, match="dropout: expected a probability from 0 to 1"):
         CausalAttention(3, 5, 11, dropout=1.5)
 
 

@@ -305,7 +305,7 @@ def test_gpt2_small_has_the_published_number_of_parameters():
         ((0, 10, 11, 0.0, 5), said("d_in", "a whole number", "got 0")),
         ((3, 0, 11, 0.0, 5), said("d_out", "a whole number", "got 0")),
         ((3, 10, 0, 0.0, 5), said("context_length", "a whole number", "got 0")),
-        ((3, 10, 11, 1.5, 5), "dropout probability has to be between 0 and 1"),
+        ((3, 10, 11, 1.5, 5), "dropout: expected a probability from 0 to 1"),
     ],
 )
 def test_impossible_sizes_are_refused(as_importer, arguments, message):
