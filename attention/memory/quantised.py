@@ -36,7 +36,9 @@ def quantize(
     bits = check_bits(bits)
     check_numbers(dim, numbers=numbers)
     exact, levels = numbers.to(precise(numbers)), 2**bits - 1
-    lowest, highest = exact.aminmax(dim=dim, keepdim=True)
+    lowest, highest = (
+        find(exact, dim, keepdim=True) for find in (torch.amin, torch.amax)
+    )
     if symmetric:
         highest = torch.maximum(-lowest, highest)
         lowest, levels = -highest, levels - 1

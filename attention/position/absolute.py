@@ -36,7 +36,7 @@ def sinusoidal(
     base = check_above("base", 0, base)
     if isinstance(base, Tensor) and base.numel() != 1:
         raise expected("base", "one number", base)
-    device = torch.get_default_device() if device is None else device
+    device = torch.empty(0).device if device is None else device
     kind = {"dtype": torch.float64, "device": getattr(base, "device", "cpu")}
     speeds = base ** -(torch.arange(0, d, 2, **kind) / d)
     angles = torch.arange(length, **kind).unsqueeze(1) * speeds

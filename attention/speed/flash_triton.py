@@ -412,9 +412,13 @@ def _check_support(queries, values, mask, dropout_p, tile):
         pair = isinstance(tile, Sequence) and len(tile) == 2
         fits = pair and all(is_size(n) and n in _BLOCKS for n in tile)
         need("tile", fits, f"(BLOCK_M, BLOCK_N), two of {_BLOCKS}", tile)
-    kind, where = queries.device.type, "CUDA, or the CPU if TRITON_INTERPRET=1 is set"
-    can = kind == "cuda" or (kind == "cpu" and _interpreted())
-    need("device", can, where, queries.device)
+
+
+def _check_device(queries):
+    kind = queries.device.type
+    if not (kind == "cuda" or (kind == "cpu" and _interpreted())):
+        must = "CUDA, or the CPU if TRITON_INTERPRET=1 is set"
+        raise expected("device", must, queries.device)
 
 
 def triton_attend(
@@ -458,8 +462,9 @@ def triton_attend(
     window = check_window(window, causal)
     queries, keys, values = unified(queries, keys, values)
     shape = check_fit(queries, keys, values, causal=causal)
-    _import_triton()
     _check_support(queries, values, mask, dropout_p, tile)
+    _import_triton()
+    _check_device(queries)
     tile = None if tile is None else tuple(map(own_number, tile))
     queries, scale = scale_queries(queries, scale)
     three = broadcast_heads(queries, keys, values, shape)

@@ -310,7 +310,7 @@ def _at_least(least: int, numbers: dict[str, int]) -> list[int]:
 def is_size(number: object) -> bool:
     """Whether an axis may have this size: a whole number of at least 0."""
     try:  # while a graph is made, a size may be another thing than an int
-        whole = not isinstance(own_number(number), float | bool)
+        whole = not isinstance(own_number(number), (float, bool))
         return whole and bool(number >= 0 and number % 1 == 0)
     except (TypeError, RuntimeError):
         return False
