@@ -28,6 +28,7 @@ from attention.tools.checks import (
     is_size,
     own_number,
     scale_queries,
+    traced,
     unified,
 )
 from attention.tools.workbench import expected
@@ -371,6 +372,7 @@ class _Kernels(NamedTuple):
         return queries.new_empty(queries.shape), lse
 
     def forward(self, queries, keys, values, *_):
+        _import_triton()  # a graph may be the first to ask
         three = [_readable(t.flatten(0, -4)) for t in (queries, keys, values)]
         context = three[0].new_empty(three[0].shape)
         lse = context.new_empty(context.shape[:-1], dtype=torch.float32)
@@ -463,8 +465,9 @@ def triton_attend(
     queries, keys, values = unified(queries, keys, values)
     shape = check_fit(queries, keys, values, causal=causal)
     _check_support(queries, values, mask, dropout_p, tile)
-    _import_triton()
-    _check_device(queries)
+    if not traced():  # tracers cannot look into Triton
+        _import_triton()
+        _check_device(queries)
     tile = None if tile is None else tuple(map(own_number, tile))
     queries, scale = scale_queries(queries, scale)
     three = broadcast_heads(queries, keys, values, shape)

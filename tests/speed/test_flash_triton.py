@@ -7,7 +7,8 @@ from functools import partial
 
 import pytest
 import torch
-from examples import assert_twins, said
+from examples import TRACERS, assert_twins, said
+from torch.library import opcheck
 
 from attention import (
     MultiHeadAttention,
@@ -640,3 +641,22 @@ def test_the_interpreter_is_chosen_once(monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "1" if DEVICE == "cuda" else "0")
     with pytest.raises(RuntimeError, match="must not change after Triton is imported"):
         triton_attend(*some_tensors((1, 1, 1, 2, 2)))
+
+
+# In graphs.
+
+
+class Tiled(torch.nn.Module):
+    def forward(self, queries, keys, values):
+        return triton_attend(queries, keys, values, causal=True, tile=(16, 16))
+
+
+@pytest.mark.parametrize("traced", TRACERS.values(), ids=TRACERS)
+def test_a_graph_of_it_gives_other_tensors_their_own_contexts(as_importer, traced):
+    graph, others = traced(Tiled(), *some_tensors()), some_tensors()
+    torch.testing.assert_close(graph(*others), Tiled()(*others))
+
+
+def test_its_operator_keeps_what_pytorch_asks_of_one():
+    form = flash_triton._Kernels(0.5, True, None, (16, 16))
+    opcheck(torch.ops.attention.triton_attend, (*some_tensors(), None, None, *form))
