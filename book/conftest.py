@@ -204,10 +204,13 @@ def same(ref: re.Match, new: re.Match, kind: str = "text/plain") -> bool:
     a, b = (token[0].replace("−", "-") for token in (ref, new))
     if re.fullmatch(r"[-+]?\d+\.?", a) and re.fullmatch(r"[-+]?\d+\.?", b):
         return Decimal(a) == Decimal(b)
+    size, unit = abs(float(a)), 1.01 * max(last_place(a), last_place(b))
     apart = ATOL
-    if max(abs(float(a)), abs(float(b))) < SMALL or "e" in f"{a}{b}".lower():
-        apart = min(ATOL, 1.01 * max(last_place(a), last_place(b)))
-    apart += RTOL * abs(float(a))
+    if max(size, abs(float(b))) < SMALL or "e" in f"{a}{b}".lower():
+        apart = min(ATOL, unit)
+    if unit < 1.01e-3 * size:  # 11.115 and a bit less: rounding decides the last digit
+        apart = max(apart, unit)
+    apart += RTOL * size
     return math.isclose(float(a), float(b), rel_tol=0, abs_tol=apart)
 
 

@@ -36,6 +36,7 @@ def differ(stored: str, given: str, kind: str = "text/plain") -> bool:
 
 CLOSE = {
     "the last digit of a float": ("0.1234", "0.1235"),
+    "the last of four digits": ("11.12 1.115e+01", "11.11 1.116e+01"),
     "a float of any size, by 1 in 10,000": ("in all 12345.6 ms", "in all 12346.5 ms"),
     "many digits of a float, by 2 in 10,000": ("0.123400", "0.123590"),
     "how a float is written": ("1e-05 and 0.5000", "0.00001 and .5"),
@@ -70,6 +71,8 @@ def test_outputs_may_differ_in(stored, given):
 
 APART = {
     "a digit that rounding cannot change": ("0.1234", "0.1244"),
+    "the last of three digits": ("1.25", "1.24"),
+    "the last of four digits by two": ("11.12", "11.10"),
     "the sign of a float": ("0.1234", "-0.1234"),
     "an integer": ("2 heads, 0.5", "3 heads, 0.5"),
     "a large integer by one": ("2360064 of 0.5", "2360065 of 0.5"),
