@@ -298,7 +298,7 @@ def attend(
     keys of 16 bits. RuntimeError for a second derivative, or one in forward mode, of a
     fused kernel; ValueError for a misfit.
     """
-    if not 0 <= dropout_p <= 1:
+    if not 0 <= dropout_p <= 1 or dropout_p is True:
         raise expected("dropout_p", "a probability from 0 to 1", dropout_p)
     check_tensor(queries=queries, keys=keys, values=values)
     plain = mask is bias is window is scale is None and dropout_p == 0

@@ -29,6 +29,7 @@ from attention.core.layer import (
 from attention.core.scaled_dot_product import Attend, attend, weights_of
 from attention.position.rotary import Rotary, check_rotary, normalised
 from attention.tools.checks import (
+    check_counts,
     check_dropout,
     check_heads,
     check_input,
@@ -90,7 +91,12 @@ def latent_operations(
     """Operations of both ways, for `new` queries and `held` keys (theirs included).
 
     What both have in common is not counted: projections of the input and back, softmax.
+    ValueError for what is no count, or no size.
     """
+    new, held = check_counts(new=new, held=held)
+    num_heads, latent_dim = check_sizes(num_heads=num_heads, latent_dim=latent_dim)
+    head_dim, value_dim = check_sizes(head_dim=head_dim, value_dim=value_dim)
+    (rotary_dim,) = check_sizes(rotary_dim=rotary_dim)
     own = 2 * num_heads * latent_dim * (head_dim + value_dim)
     pairs = 2 * num_heads * new * held
     return {

@@ -11,7 +11,7 @@ from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
 from attention.core.layer import positions_of
-from attention.tools.checks import check_above, check_sizes, readable
+from attention.tools.checks import autocast_on, check_above, check_sizes, readable
 from attention.tools.workbench import check_tensor, expected
 
 __all__ = ["LearnedPositions", "sinusoidal"]
@@ -76,6 +76,8 @@ def _check_tokens(x: Tensor, table: nn.Embedding, positions: Tensor | None) -> N
         raise expected("x", f"floats (..., length, {d=})", x)
     if x.device != table.weight.device:
         raise expected("x", f"floats on {table.weight.device}, like the table", x)
+    if x.dtype != table.weight.dtype and not autocast_on(x):
+        raise expected("x", f"{table.weight.dtype}, like the table", x)
     if positions is None and x.shape[-2] > rows:
         must = f"a length of at most context_length={rows}"
         raise expected("x", must, f"length {x.shape[-2]}")

@@ -73,7 +73,7 @@ def ntk_base(
     if not isinstance(factor, Tensor):
         check_factor(factor)
         factor = own_number(factor)
-    elif surely(~(factor >= 1).all()):
+    elif factor.is_complex() or surely(~(factor >= 1).all()):
         raise expected("factor", "a number of at least 1", factor.tolist())
     return base * factor ** (rotary_dim / (rotary_dim - 2))
 

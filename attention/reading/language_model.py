@@ -285,7 +285,8 @@ def _as_text(text: str | bytes) -> str:
 class SwiGLU(nn.Module):
     """A small network for each token, in which one half opens and closes the other.
 
-    Maps (..., d) to (..., d). Shazeer 2020, eq. 6. ValueError for a size below 1.
+    Maps (..., d) to (..., d). Shazeer 2020, eq. 6. ValueError for a size below 1,
+    and for another width.
     """
 
     def __init__(self, d: int, d_hidden: int) -> None:
@@ -297,6 +298,9 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
         """Vectors of the same size."""
+        check_tensor(x=x)
+        if x.shape[-1:] != (self.gate.in_features,) or not x.is_floating_point():
+            raise expected("x", f"floats (..., {self.gate.in_features})", x)
         return self.down(F.silu(self.gate(x)) * self.up(x))
 
 

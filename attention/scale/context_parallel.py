@@ -100,12 +100,16 @@ def _size(ranges: list[range]) -> int:
     return sum(map(len, ranges))
 
 
-def _positions(ranges: list[range], device: torch.device | None = None) -> Tensor:
+def _positions(ranges: list[range], device: torch.device | str | None = None) -> Tensor:
     return torch.cat([torch.arange(r.start, r.stop, r.step) for r in ranges]).to(device)
 
 
 def order_positions(
-    length: int, *, group: dist.ProcessGroup | None = None, order: str = "zigzag"
+    length: int,
+    *,
+    group: dist.ProcessGroup | None = None,
+    order: str = "zigzag",
+    device: torch.device | str | None = None,
 ) -> Int[Tensor, " part"]:
     """Where this rank's tokens stand in a text of this length, as `shard` cuts it.
 
@@ -113,7 +117,7 @@ def order_positions(
     whole text. ValueError for a misfit.
     """
     rank, ranks = place_in(group)
-    return _positions(order_ranges(length, ranks, order)[rank])
+    return _positions(order_ranges(length, ranks, order)[rank], device)
 
 
 def shard(
@@ -128,8 +132,8 @@ def shard(
     Nothing is sent. ValueError for a misfit.
     """
     _check_dim(tensor, dim)
-    positions = order_positions(tensor.shape[dim], group=group, order=order)
-    return tensor.index_select(dim, positions.to(tensor.device))
+    where = {"group": group, "order": order, "device": tensor.device}
+    return tensor.index_select(dim, order_positions(tensor.shape[dim], **where))
 
 
 def unshard(

@@ -12,7 +12,7 @@ import io
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from importlib.util import find_spec
@@ -39,6 +39,7 @@ from attention.reading.language_model import (
 from attention.reading.translator import check_ids
 from attention.tools.checks import (
     are_whole,
+    check_counts,
     check_heads,
     check_sizes,
     own_number,
@@ -105,7 +106,7 @@ class Characters:
             raise expected("text", f"only {self.characters!r}", repr(unknown[0]))
         return [self._numbers[letter] for letter in text]
 
-    def decode(self, ids: Sequence[int]) -> str:
+    def decode(self, ids: Iterable[int] | Tensor) -> str:
         """The characters of these numbers; ValueError for one that has none."""
         return "".join(self.characters[number] for number in id_list(ids, len(self)))
 
@@ -136,8 +137,9 @@ def batch_at(
 
     In each round through the text, pieces begin elsewhere, come in a random order, and
     each is read once. Everything follows from `seed` and `step`. ValueError for a text
-    too short for one batch.
+    too short for one batch, and for what is no step.
     """
+    (step,) = check_counts(step=step)
     count, length = check_sizes(count=count, length=length)
     _check_text(ids, (count + 1) * length)
     in_a_round = (len(ids) - length) // length // count
