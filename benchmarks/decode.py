@@ -329,7 +329,7 @@ def report(rows: list[Row], machines: dict[str, str], rounds: int) -> str:
             f"Milliseconds for the next token, the median of {rounds} rounds; in "
             "brackets the share of the limit's speed, the median of the rounds' "
             f"ratios. Spread is the interquartile range of {OURS}. Batch 1, "
-            f"{layers_in_words(times)}; heads of width 64; length counts the new token. "
+            f"{sizes_of(times)}; heads of width 64; length counts the new token. "
             "The limit is a sum over as many bytes as weights and cache have.",
             verdict(times),
             picture("decode", device, OURS),
@@ -344,7 +344,7 @@ def met_or_missed(row: Row | None, goal: float) -> str:
     return f"{met} it, {row['share']:.2f}"
 
 
-def layers_in_words(rows: list[Row]) -> str:
+def sizes_of(rows: list[Row]) -> str:
     timed = {row["direction"] for row in rows}
     sizes = [size for size in SIZES if f"step, {size}" in timed]
     return ", ".join(f"{size.layers} layers of {size}" for size in sizes)
