@@ -188,7 +188,7 @@ def test_short_calls_are_measured_behind_one_that_is_not_counted(repeats, calls)
 # A step with a cache
 
 
-@pytest.mark.parametrize("label", ["", "amd"])
+@pytest.mark.parametrize("label", ["", "amd", "avx2"])
 def test_the_report_of_a_step_is_what_its_numbers_say(label):
     name = "-".join(filter(None, ["decode", label]))
     text = (BENCHMARKS / f"{name}.md").read_text(encoding="utf-8")

@@ -581,7 +581,7 @@ def heads_of(rank: int, ranks: int, num_heads: int, heads: int) -> slice:
 
 
 def _by_heads(tensors, sides, few, heads: int, group) -> Callable[[], list[Tensor]]:
-    """Post a few heads of this rank's tokens; the result waits for its own, of all."""
+    """Post other ranks' heads; what is returned waits for our heads, of all tokens."""
     rank, ranks = place_in(group)
     shares = [
         [few(t[..., heads_of(peer, ranks, heads, t.shape[-3]), :, :]) for t in tensors]
@@ -604,7 +604,7 @@ def _by_heads(tensors, sides, few, heads: int, group) -> Callable[[], list[Tenso
 
 
 def _by_tokens(tensors, totals, sides, few, heads: int, group) -> Callable[[], None]:
-    """Post the way back; the result waits, and adds what comes to the totals."""
+    """Post the way back; what is returned waits for ours, and adds it to totals."""
     rank, ranks = place_in(group)
     shares = [
         [
