@@ -90,19 +90,14 @@ def latent_operations(
 ) -> dict[str, int]:
     """Operations of both ways, for `new` queries and `held` keys (theirs included).
 
-    What both have in common is not counted: projections of the input and back, softmax.
-    ValueError for what is no count, or no size.
+    What both have in common, like the softmax, is not counted. ValueError for no count.
     """
     new, held = check_counts(new=new, held=held)
-    num_heads, latent_dim = check_sizes(num_heads=num_heads, latent_dim=latent_dim)
-    head_dim, value_dim = check_sizes(head_dim=head_dim, value_dim=value_dim)
-    (rotary_dim,) = check_sizes(rotary_dim=rotary_dim)
     own = 2 * num_heads * latent_dim * (head_dim + value_dim)
     pairs = 2 * num_heads * new * held
-    return {
-        "expanded": held * own + pairs * (head_dim + rotary_dim + value_dim),
-        "absorbed": new * own + pairs * (latent_dim + rotary_dim + latent_dim),
-    }
+    expanded = held * own + pairs * (head_dim + rotary_dim + value_dim)
+    absorbed = new * own + pairs * (latent_dim + rotary_dim + latent_dim)
+    return {"expanded": expanded, "absorbed": absorbed}
 
 
 def takes_scale(form: Attend) -> bool:
