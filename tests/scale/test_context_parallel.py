@@ -685,6 +685,11 @@ def test_alone_nothing_is_cut():
     assert order_positions(5).tolist() == [0, 1, 2, 3, 4]
 
 
+def test_positions_lie_where_they_are_asked_for():
+    assert order_positions(5, device="meta").device.type == "meta"
+    assert shard(torch.empty(5, 2, device="meta")).device.type == "meta"
+
+
 @pytest.mark.parametrize("call", [shard, unshard])
 @pytest.mark.parametrize("dim", [2, -3, 0.5, True])
 def test_an_axis_that_is_not_there_is_refused(call, dim, as_importer):
